@@ -1,0 +1,46 @@
+# make install: everything into .venv      make demo: the main job on phantoms      make test: lint, types, tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch first and alone: any other request would pull gigabytes of CUDA packages; never torchvision or torchaudio
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# On Linux CPUs the C allocator gives every big tensor back to the system; this keeps them (docs/benchmarks.md)
+export MALLOC_MMAP_MAX_ := 0
+export MALLOC_TRIM_THRESHOLD_ := 100000000000
+
+.PHONY: install install-test demo test lint types tests clean
+
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable ".[shell,metrics,export,curves]"
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) --editable ".[shell,metrics,export,curves,test]"
+	touch $@
+
+install: $(VENV)/.installed
+
+install-test: $(VENV)/.installed-test
+
+demo: install
+	$(BIN)/semisamo1 demo demo-output
+
+test: lint types tests
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install-test
+	$(BIN)/mypy
+
+tests: install-test
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) demo-output build *.egg-info

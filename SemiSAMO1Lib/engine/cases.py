@@ -1,0 +1,91 @@
+"""What goes into the engine and what comes out: cases, labels, propagations, results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..volume import Geometry, Volume
+
+
+@dataclass(frozen=True)
+class EngineCase:
+    """A scan to be segmented; its voxels are read when they are needed.
+
+    Attributes:
+        id: its name in files and events.
+        geometry: its own grid, on which predictions are given back.
+        load: reads the scan.
+    """
+
+    id: str
+    geometry: Geometry
+    load: Callable[[], Volume]
+
+
+@dataclass(frozen=True)
+class LabelledCase:
+    """A scan with a person's label.
+
+    Attributes:
+        id: its name.
+        image: the scan, (z, y, x).
+        label: class indices 0 (background) to C - 1 on the image's grid, uint8 or uint16.
+        weight: how much its label counts beside others, > 0.
+        origin: template, imported, accepted or corrected.
+        unknown: classes that this label says nothing about; where it shows background, they may be.
+    """
+
+    id: str
+    image: Volume
+    label: Volume
+    weight: float = 1.0
+    origin: str = "template"
+    unknown: tuple[int, ...] = ()
+
+    def known_voxels(self) -> NDArray[np.bool_]:
+        """(z, y, x): True where the label can be trusted as it is."""
+        return (self.label.array > 0) if self.unknown else np.ones(self.label.array.shape, bool)
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """A template's label carried to a case.
+
+    Attributes:
+        geometry: the working grid.
+        probabilities: (C, z, y, x) float32, sum 1.
+        confidence: (z, y, x) float32 in [0, 1]; 0 = unknown, outside what the template shows.
+        transforms: the transforms behind it, best first; empty without registration.
+        facts: scores of the starts and the like, JSON-able.
+    """
+
+    geometry: Geometry
+    probabilities: Tensor
+    confidence: Tensor
+    transforms: Sequence[Any] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What a round says about a case, on the case's own grid.
+
+    Attributes:
+        round: 0 for propagation alone, then 1, 2, ...
+        case_id: the case.
+        prediction: class indices, uint8 or uint16.
+        uncertainty: uint8, 0-100 % of the maximal entropy.
+        scores: JSON-able figures for the case and for each class.
+    """
+
+    round: int
+    case_id: str
+    prediction: Volume
+    uncertainty: Volume
+    scores: dict[str, Any]

@@ -1,0 +1,140 @@
+"""The cases of a run and what is known of each, on disk: only one case at a time is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..volume import Geometry, Volume
+from .cases import EngineCase, LabelledCase, Propagation
+from .data.grids import canonical, resample_image, resample_labels, with_spacing
+from .data.patches import TrainingCase, find_centres
+from .data.store import Store
+from .planning import Plan, scale_intensities
+from .propagation.deformable import Deformation
+
+
+class Cohort:
+    """Unlabelled cases, labelled cases, the plan, and the store that holds what the stages leave behind."""
+
+    def __init__(self, cases: Sequence[EngineCase], labelled: Sequence[LabelledCase], plan: Plan, store: Store) -> None:
+        self.cases = list(cases)
+        self.labelled = list(labelled)
+        self.plan = plan
+        self.store = store
+
+    @property
+    def ids(self) -> list[str]:
+        return [case.id for case in self.cases]
+
+    def case(self, case_id: str) -> EngineCase:
+        return next(case for case in self.cases if case.id == case_id)
+
+    def grid(self, geometry: Geometry) -> Geometry:
+        """The training grid of a scan: its own axes, nearest to the patient's, at the plan's spacing."""
+        return with_spacing(canonical(geometry), self.plan.spacing)
+
+    # ------------------------------------------------------------------ images
+
+    def image(self, case_id: str) -> NDArray[Any]:
+        """Scaled intensities on the training grid, float16, mapped from disk; made on first use."""
+        names = ("images", f"{case_id}.npy")
+        if not self.store.has(*names):
+            case = self.case(case_id)
+            self.store.save_array(self.scaled(case.load(), self.grid(case.geometry)), *names)
+        return self.store.array(*names)
+
+    def scaled(self, volume: Volume, grid: Geometry) -> NDArray[np.float16]:
+        """A scan as the network sees it, on a training grid."""
+        scaled = Volume(scale_intensities(volume, self.plan.intensity), volume.geometry)
+        return resample_image(scaled, grid).astype(np.float16)
+
+    # ------------------------------------------------------------------ propagation
+
+    def save_propagation(self, case_id: str, found: Propagation, signature: NDArray[Any] | None) -> None:
+        """Keep a propagation: probabilities and confidence as float16, the transforms, the signature."""
+        best = found.transforms[0] if found.transforms else None
+        if best is not None:
+            self.store.save_tensors(_deformation_to_file(best), "transforms", f"{case_id}.pt")
+        if signature is not None:
+            self.store.save_array(signature, "signatures", f"{case_id}.npy")
+        self.store.save_array(found.confidence.cpu().numpy().astype(np.float16), "confidence", f"{case_id}.npy")
+        probabilities = found.probabilities.cpu().numpy().astype(np.float16)
+        self.store.save_array(probabilities, "probabilities", "0", f"{case_id}.npy")
+        self.store.save_json(found.facts, "propagation", f"{case_id}.json")  # last: its presence means finished
+
+    def deformation(self, case_id: str) -> Deformation:
+        """The best transform between a case and the template."""
+        return _deformation_from_file(self.store.tensors("transforms", f"{case_id}.pt"))
+
+    def confidence(self, case_id: str) -> NDArray[Any]:
+        return self.store.array("confidence", f"{case_id}.npy")
+
+    def signature(self, case_id: str) -> NDArray[Any]:
+        """Descriptors of a case in the template's space."""
+        return self.store.array("signatures", f"{case_id}.npy")
+
+    def probabilities(self, number: int, case_id: str) -> NDArray[Any]:
+        """Class probabilities (C, z, y, x) float16 of a round; round 0 is the propagation."""
+        return self.store.array("probabilities", str(number), f"{case_id}.npy")
+
+    # ------------------------------------------------------------------ training data
+
+    def pseudo_label(self, number: int, case_id: str) -> NDArray[Any]:
+        """The pseudo-label that round `number` trains on: class indices, or probabilities (soft)."""
+        return self.store.array("pseudo", str(number), f"{case_id}.npy")
+
+    def pseudo_cases(self, number: int, seed: int) -> list[TrainingCase]:
+        """Training data of the unlabelled cases for a round."""
+        found = []
+        for position, case_id in enumerate(self.ids):
+            target = self.pseudo_label(number, case_id)
+            weight = self.store.array("weights-of-voxels", str(number), f"{case_id}.npy")
+            label = target.argmax(0) if target.ndim == 4 else target
+            generator = np.random.default_rng([seed, number, position])
+            centres = find_centres(np.where(np.asarray(weight) > 0, label, 0), self.plan.classes, generator)
+            found.append(TrainingCase(self.image(case_id), target, weight, centres))
+        return found
+
+    def labelled_cases(self, seed: int) -> list[TrainingCase]:
+        """Training data of the labelled cases; unknown voxels have weight 0."""
+        found = []
+        for position, case in enumerate(self.labelled):
+            grid = self.grid(case.image.geometry)
+            label = resample_labels(case.label, grid)
+            known = Volume(case.known_voxels().astype(np.uint8), case.label.geometry)
+            weight = resample_labels(known, grid).astype(np.float32)
+            generator = np.random.default_rng([seed, 0, position])
+            centres = find_centres(label, self.plan.classes, generator)
+            image = self.scaled(case.image, grid)
+            found.append(TrainingCase(image, label, weight, centres, case.weight))
+        return found
+
+
+def _deformation_to_file(deformation: Deformation) -> dict[str, Any]:
+    geometry = deformation.geometry.to_json()
+    return {
+        "geometry": geometry,
+        "start": deformation.start.tolist(),
+        "forward": deformation.forward.cpu(),
+        "backward": deformation.backward.cpu(),
+        "round_trip": deformation.round_trip.cpu(),
+        "residual": deformation.residual,
+        "folded": deformation.folded,
+        "overlap": deformation.overlap,
+        "name": deformation.name,
+    }
+
+
+def _deformation_from_file(value: dict[str, Any]) -> Deformation:
+    fields = {key: one for key, one in value.items() if key not in ("geometry", "start")}
+    return Deformation(geometry=Geometry.from_json(value["geometry"]), start=np.array(value["start"]), **fields)
+
+
+def as_tensor(array: NDArray[Any]) -> torch.Tensor:
+    """An array (possibly mapped from disk) as a float32 tensor of its own."""
+    return torch.from_numpy(np.array(array, dtype=np.float32))

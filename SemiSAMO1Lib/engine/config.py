@@ -1,0 +1,99 @@
+"""Every parameter of a training, with its meaning and its limits (pydantic)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Preset = Literal["quick", "standard", "thorough"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RegistrationConfig(_Strict):
+    """Propagation by registration."""
+
+    largest_grid: int = Field(2_000_000, ge=1_000, le=2_000_000, description="voxels of the working grid at most")
+    use_affine: bool = Field(True, description="try every start with an affine step too")
+    affine_margin: float = Field(0.02, ge=0, le=1, description="share by which an affine start must be better")
+    tie: float = Field(0.03, ge=0, le=1, description="starts within this share of the best are fused")
+
+
+class AugmentationConfig(_Strict):
+    """Random changes of training patches."""
+
+    rotation_degrees: float = Field(15, ge=0, le=180)
+    scale: float = Field(0.15, ge=0, lt=1, description="scales are drawn from 1 - scale to 1 + scale")
+    elastic_mm: float = Field(3.0, ge=0, description="largest displacement of the elastic part at its nodes")
+    mirror: bool = Field(False, description="flip axes at random; left and right change places")
+    quarter_turns: bool = Field(False, description="turns by 90° in the axial plane at random (published setting)")
+    intensity: bool = Field(True, description="noise, blur, brightness, contrast, gamma, bias field")
+
+
+class TrainingConfig(_Strict):
+    """A whole training: one press of Train."""
+
+    preset: Preset = "standard"
+    rounds: int = Field(3, ge=0, le=20, description="training rounds; 0 = registration alone")
+    iterations: int = Field(250, ge=1, description="optimizer steps per round")
+    batch: int | None = Field(None, ge=1, description="pseudo-labelled patches a step; None: from the plan")
+    learner: str = "mean_teacher"
+    specialist: str = "dynunet"
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd is the published one, for long runs")
+    learning_rate: float = Field(0.005, gt=0, description="0.005 suits adamw, 0.01 sgd")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    warm_start: bool = Field(False, description="begin a round with the weights of the round before")
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    consistency: float = Field(0.1, ge=0)
+    pseudo_ramp: float = Field(0.3, gt=0, le=1, description="share of a round in which w(t) reaches 1")
+    soft_pseudo_labels: bool = Field(False, description="train on probabilities weighted by confidence, not on argmax")
+    training_voxels: int = Field(1_000_000, ge=10_000, description="voxels of the median case on the training grid")
+    patch_voxels: int = Field(160_000, ge=4_096, description="voxels of a patch at most")
+    filters: int = Field(16, ge=4, le=64, description="channels of the finest level")
+    test_time_passes: int = Field(2, ge=1, le=16)
+    neighbours: int = Field(5, ge=1, description="K of the vote")
+    uncertain_quantile: float = Field(0.9, gt=0, le=1)
+    refinement: Literal["region", "volume", "none"] = "region"
+    seed: int = Field(0, ge=0, lt=2**31)
+    device: str = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; None: all that may be used")
+    checkpoint_seconds: float = Field(20.0, ge=0)
+    registration: RegistrationConfig = RegistrationConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "rounds": 2,
+        "iterations": 100,
+        "training_voxels": 300_000,
+        "patch_voxels": 90_000,
+        "test_time_passes": 1,
+        "registration": {"largest_grid": 300_000},
+    },
+    "standard": {},
+    "thorough": {
+        "iterations": 1_000,
+        "training_voxels": 3_000_000,
+        "patch_voxels": 500_000,
+        "filters": 32,
+        "test_time_passes": 4,
+    },
+}
+
+
+def make_config(preset: str = "standard", **changes: Any) -> TrainingConfig:
+    """The configuration of a preset with changes on top; None means "as the preset has it".
+
+    Raises:
+        pydantic.ValidationError: an unknown parameter or a value out of its range, named.
+        KeyError: an unknown preset.
+    """
+    values: dict[str, Any] = {"preset": preset, **PRESETS[preset]}
+    values.update({key: value for key, value in changes.items() if value is not None})
+    return TrainingConfig.model_validate(values)

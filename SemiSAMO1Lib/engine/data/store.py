@@ -1,0 +1,61 @@
+"""The files between the stages of a run. A stage leaves whole files behind; a resumed run finds and skips them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ... import files
+
+
+class Store:
+    """Named arrays, tensors and JSON below one folder; every file is written atomically."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, *names: str) -> Path:
+        return self.folder.joinpath(*names)
+
+    def has(self, *names: str) -> bool:
+        return self.path(*names).exists()
+
+    def save_array(self, array: NDArray[Any], *names: str) -> None:
+        """Save one array as .npy, to be read whole or in parts."""
+        with files.atomic_path(self.path(*names)) as temporary, open(temporary, "wb") as stream:
+            np.save(stream, np.ascontiguousarray(array))
+
+    def array(self, *names: str) -> NDArray[Any]:
+        """A saved array, mapped from disk: only the parts that are used are read."""
+        array: NDArray[Any] = np.load(self.path(*names), mmap_mode="r")
+        return array
+
+    def save_tensors(self, tensors: Mapping[str, Any], *names: str) -> None:
+        """Save tensors and plain values; they are loaded again without running any code."""
+        with files.atomic_path(self.path(*names)) as temporary:
+            torch.save(dict(tensors), temporary)
+
+    def tensors(self, *names: str) -> dict[str, Any]:
+        loaded: dict[str, Any] = torch.load(self.path(*names), map_location="cpu", weights_only=True)
+        return loaded
+
+    def save_json(self, value: Any, *names: str) -> None:
+        files.write_json(self.path(*names), value)
+
+    def json(self, *names: str) -> Any:
+        return json.loads(self.path(*names).read_text(encoding="utf-8"))
+
+    def once(self, make: Callable[[], Any], *names: str) -> Any:
+        """The JSON value of a stage: computed and saved the first time, read afterwards."""
+        if not self.has(*names):
+            self.save_json(make(), *names)
+        return self.json(*names)
+
+    def remove(self, *names: str) -> None:
+        self.path(*names).unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""What every learner is: the training loop knows no learner by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from ..config import TrainingConfig
+from ..data.patches import Patches
+from ..planning import Plan
+
+
+@dataclass
+class Batch:
+    """What one step sees: patches with a person's label, and patches with a pseudo-label."""
+
+    labelled: Patches
+    pseudo: Patches
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.labelled.to(device), self.pseudo.to(device))
+
+
+class Learner(ABC):
+    """One way of learning from few labels and many pseudo-labels."""
+
+    def __init__(self, plan: Plan, config: TrainingConfig) -> None:
+        self.plan = plan
+        self.config = config
+
+    @abstractmethod
+    def setup(self, fabric: Fabric) -> None:
+        """Build networks and optimizers on the fabric's device."""
+
+    @abstractmethod
+    def step(self, batch: Batch, progress: float, generator: torch.Generator) -> dict[str, float]:
+        """One update. `progress` is t / t_max in [0, 1); the generator is for noise. Returns the losses by name."""
+
+    @abstractmethod
+    def inference_model(self) -> nn.Module:
+        """The network to predict with: (B, 1, z, y, x) -> (B, C, z, y, x) logits."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Networks and optimizers, as tensors and plain values."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+
+
+def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The configured optimizer; SGD with the published momentum and decay, or AdamW, which short rounds need."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+    return torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)

@@ -1,0 +1,25 @@
+"""Schedules as functions of progress t / t_max, so that short and long runs go through the same phases."""
+
+from __future__ import annotations
+
+import math
+
+
+def poly(progress: float, power: float = 0.9) -> float:
+    """Factor of the learning rate: (1 - t / t_max)^power."""
+    return max(0.0, 1 - progress) ** power
+
+
+def consistency_ramp(progress: float) -> float:
+    """exp(-5 (1 - ½ t / t_max)²): the published sigmoid ramp, which ends half-way up (method, section 1.3)."""
+    return math.exp(-5 * (1 - 0.5 * progress) ** 2)
+
+
+def pseudo_ramp(progress: float, share: float) -> float:
+    """w(t) = min(1, t / (share · t_max))."""
+    return min(1.0, progress / share)
+
+
+def ema_decay(step: int, largest: float) -> float:
+    """min(1 - 1 / (t + 1), largest) for the t-th update, t from 0."""
+    return min(1 - 1 / (step + 1), largest)

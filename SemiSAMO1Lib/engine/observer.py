@@ -1,0 +1,35 @@
+"""The only way in which the engine talks outwards."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class Observer(Protocol):
+    """Who watches a run: a background job, a shell, a test."""
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Something happened: 'progress', 'note', 'losses', 'round'... with JSON-able fields."""
+
+    def should_stop(self) -> bool:
+        """True once somebody asked the run to stop; it stops at the next safe point."""
+
+
+class Stopped(Exception):
+    """Raised at a safe point after `should_stop` said so; everything finished until then is on disk."""
+
+
+class Silent:
+    """An observer that listens to nothing and never stops a run."""
+
+    def event(self, kind: str, **fields: Any) -> None:
+        del kind, fields
+
+    def should_stop(self) -> bool:
+        return False
+
+
+def stop_if_asked(observer: Observer) -> None:
+    """Raise Stopped when the observer asks for it."""
+    if observer.should_stop():
+        raise Stopped("stopped as asked; finished work is kept and the run can be resumed")

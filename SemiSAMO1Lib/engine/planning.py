@@ -1,0 +1,214 @@
+"""A plan is computed from the data, written down, then obeyed: grid, patch, network, batch, intensities.
+
+The reasoning follows nnU-Net: target spacing is the pool's median, the patch is as large as the budget allows in the
+shape of the median case, and axes are pooled as long as they are long enough and not coarser than the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from ..volume import Geometry, Volume
+from .config import TrainingConfig
+from .data.grids import canonical
+from .data.intensities import data_mask
+
+#: A feature map is not pooled below this many voxels along an axis.
+SMALLEST_FEATURE_MAP = 4
+
+#: CPU and GPU memory that one patch voxel of a 16-filter network needs in a training step, bytes (measured).
+BYTES_PER_VOXEL = 1_500
+
+
+class IntensityPlan(BaseModel):
+    """How grey values are scaled: clip to [low, high], subtract mean, divide by deviation.
+
+    'per_case': percentiles, mean and deviation of each scan's own data (MR and others).
+    'fixed': values of the template's foreground, the same for all scans (CT).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    scheme: Literal["per_case", "fixed"]
+    low: float
+    high: float
+    mean: float = 0.0
+    deviation: float = 1.0
+
+
+class Plan(BaseModel):
+    """What a training does to its data; (z, y, x) throughout, axes nearest to superior, posterior, left."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    classes: int
+    spacing: tuple[float, float, float]
+    registration_spacing: float
+    patch: tuple[int, int, int]
+    strides: tuple[tuple[int, int, int], ...]
+    kernels: tuple[tuple[int, int, int], ...]
+    filters: tuple[int, ...]
+    batch: int
+    intensity: IntensityPlan
+    precision: str
+    reasons: tuple[str, ...]
+
+
+def make_plan(
+    geometries: Sequence[Geometry],
+    template: Volume,
+    label: NDArray[np.generic],
+    classes: int,
+    config: TrainingConfig,
+    registration_spacing: float,
+    device_type: str,
+    memory_bytes: int,
+) -> Plan:
+    """Compute the plan from the pool's grids and the template's label; no other label is looked at.
+
+    Args:
+        geometries: grids of all scans of the pool.
+        template: the template's scan.
+        label: its class indices on the same grid.
+        classes: number of classes, background included.
+        config: the training's configuration.
+        registration_spacing: see `working_spacing`.
+        device_type: 'cpu' or 'cuda'.
+        memory_bytes: memory that training may use.
+    """
+    grids = [canonical(geometry) for geometry in geometries]
+    spacing, shape = target_spacing(grids, config.training_voxels)
+    budget = min(config.patch_voxels, max(4_096, int(memory_bytes * 0.5 / (BYTES_PER_VOXEL * config.filters / 16) / 4)))
+    patch, strides, kernels = network_shape(shape, spacing, budget)
+    filters = tuple(min(config.filters * 2**level, 320) for level in range(len(strides)))
+    batch = config.batch or max(1, min(4, round(0.6 * config.patch_voxels / math.prod(patch))))
+    intensity = intensity_plan(template, label)
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if device_type == "cuda" or cpu_has_bf16() else "32-true"
+    reasons = (
+        f"target spacing {spacing} mm: median of {len(grids)} scans, at most {config.training_voxels} voxels a case",
+        f"median shape on that grid {shape}; patch {patch} within {budget} voxels",
+        f"{len(strides)} levels: an axis is pooled down to {SMALLEST_FEATURE_MAP} voxels, thick slices later",
+        f"intensities {intensity.scheme}: "
+        + ("template has values below -200, taken as CT" if intensity.scheme == "fixed" else "not CT"),
+    )
+    return Plan(
+        classes=classes,
+        spacing=spacing,
+        registration_spacing=registration_spacing,
+        patch=patch,
+        strides=strides,
+        kernels=kernels,
+        filters=filters,
+        batch=batch,
+        intensity=intensity,
+        precision=precision,
+        reasons=reasons,
+    )
+
+
+def cpu_has_bf16() -> bool:
+    """True where the CPU multiplies bfloat16 in hardware: a training step is then about twice as fast (measured)."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def target_spacing(grids: Sequence[Geometry], voxels: int) -> tuple[tuple[float, float, float], tuple[int, int, int]]:
+    """Median spacing, coarsened until the median case has at most `voxels` voxels, and the median shape on it.
+
+    The finer axes are coarsened first: a scan with thick slices keeps its slices.
+    """
+    spacing = np.median([grid.spacing for grid in grids], axis=0)
+    extent = np.median([grid.extent for grid in grids], axis=0)
+    while np.prod(extent / spacing) > voxels:
+        fine = spacing <= spacing.min() * 1.001
+        grown = spacing.copy()
+        coarser = spacing[~fine].min(initial=np.inf)
+        needed = (np.prod(extent / spacing) / voxels) ** (1 / fine.sum())
+        grown[fine] = min(spacing.min() * needed * 1.0001, coarser if coarser > spacing.min() * 1.001 else np.inf)
+        spacing = grown
+    shape = tuple(max(1, round(n)) for n in extent / spacing)
+    return _floats(spacing), (shape[0], shape[1], shape[2])
+
+
+def network_shape(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], budget: int
+) -> tuple[tuple[int, int, int], tuple[tuple[int, int, int], ...], tuple[tuple[int, int, int], ...]]:
+    """Patch, strides and kernels (first level first) for a median shape, as nnU-Net reasons.
+
+    The patch keeps the proportions of the median case where it has to be smaller.
+    """
+    size = np.array(shape, float)
+    while np.prod(size) > budget:
+        size[int(np.argmax(size / np.array(shape)))] *= 0.97
+    current, mm = size.copy(), np.array(spacing)
+    strides = [(1, 1, 1)]
+    kernels = [tuple(3 if s <= 2 * min(mm) else 1 for s in mm)]
+    while len(strides) < 6:
+        pool = (current / 2 >= SMALLEST_FEATURE_MAP) & (
+            mm < 2 * mm[current / 2 >= SMALLEST_FEATURE_MAP].min(initial=np.inf)
+        )
+        if not pool.any():
+            break
+        stride = np.where(pool, 2, 1)
+        current, mm = current / stride, mm * stride
+        strides.append(_ints(stride))
+        kernels.append(tuple(3 if s <= 2 * min(mm) else 1 for s in mm))
+    total = np.prod(strides, axis=0)
+    patch = np.maximum(1, np.floor(size / total + 0.5)) * total
+    while np.prod(patch) > 1.3 * budget and (patch > total).any():
+        axis = int(np.argmax(np.where(patch > total, patch / np.array(shape), 0)))
+        patch[axis] -= total[axis]
+    return _ints(patch), tuple(strides), tuple(_ints(k) for k in kernels)
+
+
+def intensity_plan(template: Volume, label: NDArray[np.generic]) -> IntensityPlan:
+    """CT is known by values far below 0 (air): its window comes from the template's foreground, as in nnU-Net."""
+    array = template.array.astype(np.float32)
+    if array.min() < -200 and array.max() > 100:
+        inside = array[label > 0]
+        low, high = np.percentile(inside, (0.5, 99.5))
+        clipped = inside.clip(low, high)
+        return IntensityPlan(
+            scheme="fixed",
+            low=float(low),
+            high=float(max(high, low + 1)),
+            mean=float(clipped.mean()),
+            deviation=float(max(clipped.std(), 1e-3)),
+        )
+    return IntensityPlan(scheme="per_case", low=0.5, high=99.5)
+
+
+def scale_intensities(volume: Volume, plan: IntensityPlan) -> NDArray[np.float32]:
+    """A scan's grey values as the network sees them; padding without data becomes the lowest value that data has."""
+    array = volume.array.astype(np.float32)
+    if plan.scheme == "fixed":
+        return (array.clip(plan.low, plan.high) - plan.mean) / plan.deviation
+    mask = data_mask(volume.array)
+    data = array[mask]
+    low, high = np.percentile(data, (plan.low, plan.high))
+    data = data.clip(low, high)
+    mean, deviation = float(data.mean()), float(max(data.std(), 1e-6))
+    scaled = (array.clip(low, high) - mean) / deviation
+    scaled[~mask] = (low - mean) / deviation
+    return scaled.astype(np.float32)
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    return plan.model_dump(mode="json")
+
+
+def _floats(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    a, b, c = (round(float(v), 6) for v in values)
+    return a, b, c
+
+
+def _ints(values: Sequence[float] | NDArray[np.generic]) -> tuple[int, int, int]:
+    a, b, c = (int(v) for v in values)
+    return a, b, c

@@ -1,0 +1,195 @@
+"""Carry a template's label to a case by registration: several starts, judged, the best kept or fused.
+
+This is the propagator that needs no checkpoint and no download.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...volume import Geometry, Volume
+from ..cases import LabelledCase, Propagation
+from ..data.grids import inside, sample, space_points
+from .deformable import Deformation, Settings, register
+from .descriptors import Described, describe
+from .starts import SMALLEST_OVERLAP, affine, translations
+
+#: Scans with fewer voxels than this on the working grid are refined on every voxel.
+FINEST_BELOW = 200_000
+
+
+@dataclass(frozen=True)
+class RegistrationSettings:
+    """How a case is registered.
+
+    Attributes:
+        deformable: the deformable step.
+        use_affine: try every start with an affine step as well.
+        affine_margin: an affine start replaces the best translation only if its score is lower by this share.
+        tie: starts whose score is within this share of the best are fused.
+        round_trip_mm: round-trip error at which the confidence has fallen to 0.61 (exp(-1/2)); None: 3 voxels of
+            the working grid.
+        seed: of the affine step's voxel sample.
+    """
+
+    deformable: Settings = field(default_factory=Settings)
+    use_affine: bool = True
+    affine_margin: float = 0.02
+    tie: float = 0.03
+    round_trip_mm: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A labelled case ready to be carried to many others; its descriptors are computed once."""
+
+    labelled: LabelledCase
+    described: Described
+    one_hot: Tensor
+    known: Tensor
+
+
+class RegistrationPropagator:
+    """The propagator of this module; see `Propagator` in DESIGN section 4."""
+
+    def __init__(
+        self,
+        spacing: float,
+        classes: int,
+        device: torch.device,
+        settings: RegistrationSettings | None = None,
+    ) -> None:
+        """
+        Args:
+            spacing: isotropic spacing of the registration, mm (see `working_spacing`).
+            classes: number of classes, background included.
+            device: where descriptors and fields live.
+            settings: how to register.
+        """
+        self.spacing = spacing
+        self.classes = classes
+        self.device = device
+        self.settings = settings or RegistrationSettings()
+
+    def prepare(self, labelled: Sequence[LabelledCase]) -> list[Prepared]:
+        """Describe the labelled cases once."""
+        prepared = []
+        for case in labelled:
+            classes = torch.arange(self.classes).reshape(-1, 1, 1, 1)
+            one_hot = (torch.from_numpy(case.label.array.astype(np.int64))[None] == classes).float()
+            known = torch.from_numpy(case.known_voxels()).float()[None]
+            prepared.append(Prepared(case, self.describe(case.image), one_hot.to(self.device), known.to(self.device)))
+        return prepared
+
+    @torch.no_grad()
+    def propagate(self, prepared: Sequence[Prepared], volume: Volume, grid: Geometry) -> Propagation:
+        """Carry all labels to a scan and fuse them on `grid`, each voxel by the confidences.
+
+        Args:
+            prepared: labelled cases, from `prepare`.
+            volume: the scan.
+            grid: the working grid of the result.
+        """
+        case = self.describe(volume)
+        found: list[tuple[Prepared, Deformation, float]] = []
+        tried: list[dict[str, Any]] = []
+        for one in prepared:
+            kept, all_of_it = self._best(case, one)
+            found += [(one, deformation, share * one.labelled.weight) for deformation, share in kept]
+            tried += all_of_it
+        return self._fuse(found, grid, {"starts": tried})
+
+    def describe(self, volume: Volume) -> Described:
+        grown = [n * s / self.spacing for n, s in zip(volume.geometry.shape, volume.geometry.spacing, strict=True)]
+        return describe(volume, self.spacing, self.device, finest=math.prod(grown) < FINEST_BELOW)
+
+    def _best(self, case: Described, one: Prepared) -> tuple[list[tuple[Deformation, float]], list[dict[str, Any]]]:
+        """The transforms to use with their shares, and the facts of every start that was tried."""
+        template = one.described
+        starts = translations(case, template)
+        if self.settings.use_affine:
+            seed = self.settings.seed
+            starts += [a for s in list(starts) if (a := affine(case, template, s, seed)) is not None]
+        results = []
+        for start in starts:
+            deformation = register(case, template, start.matrix, self.settings.deformable)
+            results.append(replace(deformation, name=start.name))
+        scores = [score(deformation) for deformation in results]
+        facts = [_facts(one.labelled.id, d, s) for d, s in zip(results, scores, strict=True)]
+        chosen = choose(results, scores, self.settings)
+        for number, _ in chosen:
+            facts[number]["used"] = True
+        return [(results[number], share) for number, share in chosen], facts
+
+    def _fuse(
+        self, found: list[tuple[Prepared, Deformation, float]], grid: Geometry, facts: dict[str, Any]
+    ) -> Propagation:
+        points = space_points(grid, self.device)
+        total = torch.zeros(self.classes, *grid.shape, device=self.device)
+        weight = torch.zeros(grid.shape, device=self.device)
+        confidence = torch.zeros(grid.shape, device=self.device)
+        scale = self.settings.round_trip_mm or 3 * self.spacing
+        for one, deformation, share in found:
+            there = deformation.to_template(points)
+            geometry = one.labelled.label.geometry
+            seen = inside(geometry, there).float() * sample(one.known, geometry, there)[0]
+            trip = sample(deformation.round_trip[None], deformation.geometry, points)[0]
+            trust = torch.exp(-0.5 * (trip / scale).square()) * seen
+            warped = sample(one.one_hot, geometry, there)
+            # outside its field a template votes next to nothing, but a place nobody saw still has a nearest guess
+            total += warped * (share * (trust + 1e-6))
+            weight += share * (trust + 1e-6)
+            confidence = torch.maximum(confidence, trust)
+        probabilities = total / weight.clamp(min=1e-12)
+        probabilities[0] += 1 - probabilities.sum(0)
+        return Propagation(grid, probabilities, confidence, [d for _, d, _ in found], facts)
+
+
+def score(deformation: Deformation) -> float:
+    """How bad a registration is: its residual, raised by round-trip error (mm) and folding; inf if disqualified."""
+    if deformation.overlap < SMALLEST_OVERLAP or not math.isfinite(deformation.residual):
+        return math.inf
+    extent = float(np.prod(deformation.geometry.extent)) ** (1 / 3)
+    trip = float(deformation.round_trip.mean()) / extent
+    return deformation.residual * (1 + trip + 2 * deformation.folded)
+
+
+def choose(
+    results: Sequence[Deformation], scores: Sequence[float], settings: RegistrationSettings
+) -> list[tuple[int, float]]:
+    """Which starts to use, with their shares: the best, and what comes close to it.
+
+    An affine start replaces the best translation only when it wins by the margin. If every start is disqualified, the
+    one with the largest overlap is used alone: its confidence says how little it is worth.
+    """
+    if not any(map(math.isfinite, scores)):
+        largest = max(range(len(results)), key=lambda i: results[i].overlap)
+        return [(largest, 1.0)]
+    handicap = [
+        s * (1 + settings.affine_margin) if "affine" in r.name else s for r, s in zip(results, scores, strict=True)
+    ]
+    best = min(handicap)
+    order = sorted(range(len(results)), key=lambda i: handicap[i])
+    near = [i for i in order if handicap[i] <= best * (1 + settings.tie)]
+    return [(i, 1.0) for i in near]
+
+
+def _facts(template: str, deformation: Deformation, value: float) -> dict[str, Any]:
+    return {
+        "template": template,
+        "start": deformation.name,
+        "score": value if math.isfinite(value) else None,
+        "residual": deformation.residual if math.isfinite(deformation.residual) else None,
+        "round_trip_mm": float(deformation.round_trip.mean()),
+        "folded": deformation.folded,
+        "overlap": deformation.overlap,
+        "used": False,
+    }

@@ -1,0 +1,84 @@
+"""Which cases are alike, and what they say about each other's uncertain places.
+
+Cases are compared after registration: their descriptors, carried to the template, lie voxel on voxel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...volume import Geometry
+from ..data.grids import sample, space_points
+from ..propagation.deformable import Deformation
+
+
+def nearest(
+    case_id: str, certain: Sequence[str], signatures: Mapping[str, NDArray[Any]], count: int
+) -> list[tuple[str, float]]:
+    """The `count` most similar certain cases and their similarities in [0, 1], most similar first.
+
+    The similarity of two cases is the cosine of their descriptors in the template's space, means removed, clipped at 0
+    (method, section 1.4, with aligned descriptors in place of the encoder's global feature).
+    """
+    own = _centred(signatures[case_id])
+    scored = [(other, max(0.0, float(own @ _centred(signatures[other])))) for other in certain if other != case_id]
+    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:count]
+
+
+def aligned_vote(
+    points: Tensor,
+    own: Deformation,
+    neighbours: Sequence[tuple[float, Deformation, NDArray[Any], Geometry]],
+) -> Tensor:
+    """Class probabilities at points of a case, voted by neighbours through the template.
+
+    Args:
+        points: (3, Z, Y, X) places in the case, mm.
+        own: the case's transform to the template.
+        neighbours: similarity, transform of the neighbour, its class probabilities (C, z, y, x) and their grid.
+
+    Returns:
+        (C, Z, Y, X), sum 1; weights are the similarities.
+    """
+    in_template = own.to_template(points)
+    votes, total = None, 0.0
+    for similarity, deformation, probabilities, grid in neighbours:
+        there = deformation.to_case(in_template)
+        channels = torch.from_numpy(np.asarray(probabilities, np.float32))
+        vote = sample(channels, grid, there) * similarity
+        votes = vote if votes is None else votes + vote
+        total += similarity
+    assert votes is not None and total > 0, "at least one neighbour with a similarity above 0"
+    return votes / total
+
+
+def whole_volume_vote(
+    shape: tuple[int, int, int], neighbours: Sequence[tuple[float, NDArray[Any]]], classes: int
+) -> NDArray[np.intp]:
+    """The published volume vote: neighbours' label maps resized (nearest) to `shape`, weighted by similarity."""
+    votes = np.zeros((classes, *shape), np.float32)
+    for similarity, label in neighbours:
+        index = [
+            np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(int) for n, m in zip(shape, label.shape, strict=True)
+        ]
+        resized = np.asarray(label)[np.ix_(*index)]
+        for value in range(classes):
+            votes[value] += similarity * (resized == value)
+    return votes.argmax(0)
+
+
+def in_template_space(channels: Tensor, grid: Geometry, deformation: Deformation, template: Geometry) -> Tensor:
+    """Descriptors of a case, (c, z, y, x) on `grid`, carried to the template's grid."""
+    return sample(channels, grid, deformation.to_case(space_points(template)))
+
+
+def _centred(signature: NDArray[Any]) -> NDArray[np.float64]:
+    vector = np.asarray(signature, np.float64).ravel()
+    vector = vector - vector.mean()
+    return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12))

@@ -1,0 +1,242 @@
+"""The whole method, top to bottom: one labelled volume in, a segmented cohort out (method, section 1).
+
+    plan         spacing, patch, network: computed from the pool's images and the template's label
+    propagate    carry the template's label to every case                                        -> round 0
+    for each round r = 1..R:
+        train    a specialist from scratch on the template and the current pseudo-labels
+        predict  every case, with uncertainty                                                    -> round r
+        refine   new pseudo-labels from registration, prediction and neighbours
+
+Every stage leaves whole files in the store; a run that is started again on the same store skips what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+
+from ..volume import Volume
+from .cases import CaseResult, EngineCase, LabelledCase
+from .cohort import Cohort
+from .config import TrainingConfig
+from .data.store import Store
+from .inference.sliding import predict_probabilities
+from .inference.uncertainty import case_scores, to_case_grid
+from .learners import Learner, learner_named
+from .memory import usable_memory
+from .observer import Observer, stop_if_asked
+from .planning import Plan, make_plan, plan_to_json
+from .progress import Progress
+from .propagation.descriptors import working_spacing
+from .propagation.registration import RegistrationPropagator, RegistrationSettings
+from .refinement import refine_cohort
+from .refinement.neighbours import in_template_space
+from .refinement.refine import voxel_weights
+from .sampling import PatchSource
+from .training import make_fabric, train_round
+
+
+def run(
+    cases: Sequence[EngineCase],
+    labelled: Sequence[LabelledCase],
+    classes: int,
+    config: TrainingConfig,
+    store: Store,
+    observer: Observer,
+) -> Iterator[CaseResult]:
+    """Segment a cohort from its labelled cases.
+
+    Args:
+        cases: unlabelled scans; no label of theirs exists for the engine.
+        labelled: at least one labelled case, the template first.
+        classes: number of classes, background included.
+        config: every parameter.
+        store: folder for everything between the stages.
+        observer: gets progress, and is asked whether to stop.
+
+    Yields:
+        a result for every case and round, round 0 first.
+
+    Raises:
+        ValueError: no cases, no labelled case, or a device that is not there.
+        Stopped: the observer asked for it.
+    """
+    if not labelled:
+        raise ValueError("no labelled case: label one scan, the template, before training")
+    if not cases:
+        raise ValueError("no unlabelled case to segment: add scans to the project")
+    fabric = make_fabric(config.device, "32-true" if config.precision == "auto" else config.precision)
+    plan = plan_of(cases, labelled, classes, config, store, fabric)
+    if plan.precision != "32-true":
+        fabric = make_fabric(config.device, plan.precision)
+    cohort = Cohort(cases, labelled, plan, store)
+    progress = Progress(observer, cohort, config)
+
+    propagate(cohort, config, fabric.device, progress)
+    yield from results(cohort, 0, progress)
+
+    for number in range(1, config.rounds + 1):
+        learner = train(cohort, number, config, fabric, progress)
+        predict(cohort, number, learner, config, fabric, progress)
+        yield from results(cohort, number, progress)
+        if number < config.rounds:
+            refine(cohort, number, config, progress)
+    progress.finish()
+
+
+def segment_one(
+    volume: Volume, labelled: Sequence[LabelledCase], classes: int, config: TrainingConfig, store: Store
+) -> CaseResult:
+    """Segment a further scan with a finished run's last specialist and its registration.
+
+    Args:
+        volume: the scan.
+        labelled, classes, config, store: of the finished run; nothing is written to its store.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+    """
+    plan = Plan.model_validate(store.json("plan.json"))
+    fabric = make_fabric(config.device, plan.precision)
+    cohort = Cohort([EngineCase("scan", volume.geometry, lambda: volume)], labelled, plan, store)
+    grid = cohort.grid(volume.geometry)
+    propagator = _propagator(plan, config, fabric.device)
+    found = propagator.propagate(propagator.prepare(labelled), volume, grid)
+    confidence = found.confidence.cpu().numpy()
+    probabilities = found.probabilities.cpu().numpy()
+    if config.rounds:
+        learner = learner_named(config.learner)(plan, config)
+        learner.setup(fabric)
+        learner.load_state_dict(store.tensors("weights", f"round-{config.rounds}.pt")["learner"])
+        image = cohort.scaled(volume, grid)
+        model, passes = learner.inference_model(), config.test_time_passes
+        predicted = predict_probabilities(model, image, plan, fabric, passes, config.seed)
+        probabilities = fused(probabilities, confidence, predicted)
+    prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
+    return CaseResult(config.rounds, "scan", prediction, uncertainty, case_scores(prediction, uncertainty, classes))
+
+
+def plan_of(
+    cases: Sequence[EngineCase],
+    labelled: Sequence[LabelledCase],
+    classes: int,
+    config: TrainingConfig,
+    store: Store,
+    fabric: Fabric,
+) -> Plan:
+    """The plan in plan.json; computed and written down first."""
+    geometries = [case.geometry for case in cases] + [case.image.geometry for case in labelled]
+    template = labelled[0]
+
+    def compute() -> object:
+        spacing = working_spacing(geometries, config.registration.largest_grid)
+        memory = usable_memory(fabric.device)
+        kind = fabric.device.type
+        plan = make_plan(geometries, template.image, template.label.array, classes, config, spacing, kind, memory)
+        return plan_to_json(plan)
+
+    return Plan.model_validate(store.once(compute, "plan.json"))
+
+
+def propagate(cohort: Cohort, config: TrainingConfig, device: torch.device, progress: Progress) -> None:
+    """Round 0: registration carries the template's label to every case; argmax = first pseudo-label."""
+    propagator = _propagator(cohort.plan, config, device)
+    prepared = None
+    for position, case in enumerate(cohort.cases):
+        if not cohort.store.has("propagation", f"{case.id}.json"):
+            stop_if_asked(progress.observer)
+            prepared = prepared or propagator.prepare(cohort.labelled)
+            volume = case.load()
+            found = propagator.propagate(prepared, volume, cohort.grid(case.geometry))
+            described = propagator.describe(volume).coarse
+            template = prepared[0].described.coarse.geometry
+            aligned = in_template_space(described.values.float(), described.geometry, found.transforms[0], template)
+            signature = torch.nn.functional.avg_pool3d(aligned[None], 3, ceil_mode=True)[0]
+            cohort.save_propagation(case.id, found, signature.cpu().numpy().astype(np.float16))
+        _first_pseudo_label(cohort, case.id, config)
+        progress.step("registration", position + 1, len(cohort.cases))
+
+
+def _propagator(plan: Plan, config: TrainingConfig, device: torch.device) -> RegistrationPropagator:
+    settings = RegistrationSettings(
+        use_affine=config.registration.use_affine,
+        affine_margin=config.registration.affine_margin,
+        tie=config.registration.tie,
+        seed=config.seed,
+    )
+    return RegistrationPropagator(plan.registration_spacing, plan.classes, device, settings)
+
+
+def _first_pseudo_label(cohort: Cohort, case_id: str, config: TrainingConfig) -> None:
+    names = ("1", f"{case_id}.npy")
+    if cohort.store.has("weights-of-voxels", *names):
+        return
+    probabilities = np.asarray(cohort.probabilities(0, case_id))
+    kind = np.uint8 if cohort.plan.classes <= 256 else np.uint16
+    target = probabilities if config.soft_pseudo_labels else probabilities.argmax(0).astype(kind)
+    cohort.store.save_array(target, "pseudo", *names)
+    weights = voxel_weights(torch.from_numpy(np.asarray(cohort.confidence(case_id), np.float32)))
+    cohort.store.save_array(weights.numpy().astype(np.float16), "weights-of-voxels", *names)
+
+
+def train(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, progress: Progress) -> Learner:
+    """Train a specialist on the template's label and the pseudo-labels of this round."""
+    source = PatchSource(
+        cohort.labelled_cases(config.seed), cohort.pseudo_cases(number, config.seed), cohort.plan, config, number
+    )
+    observer = progress.training(number)
+    start_from = f"round-{number - 1}.pt" if config.warm_start and number > 1 else None
+    return train_round(number, source, cohort.plan, config, cohort.store, fabric, observer, start_from)
+
+
+def predict(
+    cohort: Cohort, number: int, learner: Learner, config: TrainingConfig, fabric: Fabric, progress: Progress
+) -> None:
+    """Class probabilities of every case with the trained network's running average."""
+    for position, case_id in enumerate(cohort.ids):
+        names = ("probabilities", str(number), f"{case_id}.npy")
+        if not cohort.store.has(*names):
+            stop_if_asked(progress.observer)
+            seed = config.seed + position
+            image = cohort.image(case_id)
+            model = learner.inference_model()
+            found = predict_probabilities(model, image, cohort.plan, fabric, config.test_time_passes, seed)
+            cohort.store.save_array(found, *names)
+        progress.step(f"prediction {number}", position + 1, len(cohort.ids))
+
+
+def refine(cohort: Cohort, number: int, config: TrainingConfig, progress: Progress) -> None:
+    """Pseudo-labels of the next round; with refinement 'none' the prediction itself becomes the pseudo-label."""
+    cohort.store.once(
+        lambda: refine_cohort(cohort, number, config, progress.observer).to_json(), "refinement", f"{number}.json"
+    )
+    progress.step(f"refinement {number}", 1, 1)
+
+
+def fused(registered: NDArray[Any], confidence: NDArray[Any], predicted: NDArray[Any]) -> NDArray[np.float16]:
+    """A round's answer: the confidence-weighted mean of registration and prediction, class by class."""
+    result = np.empty(predicted.shape, np.float16)
+    trust = np.asarray(confidence, np.float32)
+    for value in range(len(predicted)):
+        one = np.asarray(registered[value], np.float32) * trust + np.asarray(predicted[value], np.float32)
+        result[value] = one / (1 + trust)
+    return result
+
+
+def results(cohort: Cohort, number: int, progress: Progress) -> Iterator[CaseResult]:
+    """A round's results on every case's own grid."""
+    for case in cohort.cases:
+        confidence = np.asarray(cohort.confidence(case.id), np.float32)
+        probabilities = cohort.probabilities(number, case.id)
+        if number > 0:
+            probabilities = fused(cohort.probabilities(0, case.id), confidence, probabilities)
+        seen = confidence > 0
+        prediction, uncertainty = to_case_grid(probabilities, cohort.grid(case.geometry), seen, case.geometry)
+        scores = case_scores(prediction, uncertainty, cohort.plan.classes)
+        yield CaseResult(number, case.id, prediction, uncertainty, scores)
+    progress.observer.event("round", round=number, cases=len(cohort.cases))

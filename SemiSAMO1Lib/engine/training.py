@@ -1,0 +1,124 @@
+"""The one training loop for all learners: device, precision, checkpoints, events. It knows no learner by name."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from .config import TrainingConfig
+from .data.store import Store
+from .learners import Batch, Learner, learner_named
+from .observer import Observer, stop_if_asked
+from .planning import Plan
+
+#: Returns the batch of an iteration for a rank.
+Sample = Callable[[int, int], Batch]
+
+
+def train_round(
+    number: int,
+    sample: Sample,
+    plan: Plan,
+    config: TrainingConfig,
+    store: Store,
+    fabric: Fabric,
+    observer: Observer,
+    start_from: str | None = None,
+) -> Learner:
+    """Train a specialist from scratch (or from weights) for one round, resuming from its checkpoint if there is one.
+
+    Args:
+        number: the round, from 1.
+        sample: gives the batch of an iteration; keyed by the iteration, so that a resumed run sees the same.
+        plan, config: what to train, and how.
+        store: holds `checkpoints/round-<n>.pt` while training and `weights/round-<n>.pt` at its end.
+        fabric: device, precision, ranks.
+        observer: gets 'losses' events, and is asked whether to stop.
+        start_from: file below `weights` to begin with; None: from scratch.
+
+    Returns:
+        the learner, trained.
+
+    Raises:
+        Stopped: the observer asked for it; the checkpoint holds everything.
+    """
+    fabric.seed_everything(config.seed * 1_000 + number, workers=False, verbose=False)
+    learner = learner_named(config.learner)(plan, config)
+    learner.setup(fabric)
+    checkpoint, weights = ("checkpoints", f"round-{number}.pt"), ("weights", f"round-{number}.pt")
+    if store.has(*weights):
+        learner.load_state_dict(store.tensors(*weights)["learner"])
+        return learner
+    first = 0
+    if store.has(*checkpoint):
+        first = _restore(learner, store.tensors(*checkpoint))
+        observer.event("note", text=f"round {number}: going on from iteration {first}")
+    elif start_from is not None:
+        learner.load_state_dict({**store.tensors("weights", start_from)["learner"], "steps": 0})
+    saved = reported = time.monotonic()
+    for iteration in range(first, config.iterations):
+        generator = torch.Generator().manual_seed(hash_key(config.seed, number, iteration, fabric.global_rank))
+        batch = sample(iteration, fabric.global_rank).to(fabric.device)
+        losses = learner.step(batch, iteration / config.iterations, generator)
+        now, done = time.monotonic(), iteration + 1
+        if now - reported >= 1 or done == config.iterations:
+            reported = now
+            observer.event("losses", round=number, iteration=done, of=config.iterations, losses=losses)
+            if not all(map(math.isfinite, losses.values())):
+                raise FloatingPointError(
+                    f"round {number}, iteration {done}: the loss is not a number; lower learning_rate"
+                )
+        if done < config.iterations and (now - saved >= config.checkpoint_seconds or observer.should_stop()):
+            if fabric.is_global_zero:
+                store.save_tensors(_snapshot(learner, done), *checkpoint)
+            saved = now
+            stop_if_asked(observer)
+    if fabric.is_global_zero:
+        store.save_tensors({"learner": learner.state_dict()}, *weights)
+        store.remove(*checkpoint)
+    return learner
+
+
+def hash_key(*numbers: int) -> int:
+    """One 63-bit seed from several numbers, spread well."""
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def make_fabric(device: str, precision: str) -> Fabric:
+    """A Fabric on one named device ('auto', 'cpu', 'cuda', 'cuda:0'), or on all that torchrun or SLURM gives.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"unknown device {device!r}; possible: auto, cpu, cuda, cuda:0, ...")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: no CUDA GPU can be used here. Use --device cpu, or see: semisamo1 doctor")
+    if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+    devices: Any = [int(number)] if number else 1
+    return Fabric(accelerator=kind, devices=devices, precision=precision)  # type: ignore[arg-type]
+
+
+def _snapshot(learner: Learner, iteration: int) -> dict[str, Any]:
+    state: dict[str, Any] = {"learner": learner.state_dict(), "iteration": iteration, "random": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda_random"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore(learner: Learner, state: dict[str, Any]) -> int:
+    learner.load_state_dict(state["learner"])
+    torch.set_rng_state(state["random"])
+    if "cuda_random" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda_random"])
+    return int(state["iteration"])

@@ -1,0 +1,99 @@
+"""Start, stop, kill and resume a job's worker."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from .. import files, processes
+from ..lock import locked
+from .folder import JobFolder, JobKind
+from .watch import Observed, State, observe, running_training
+
+#: On Linux the C allocator gives every big tensor back to the kernel; half of a step's time was spent on that.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+
+#: Threads that wait must sleep, not spin: with another busy program beside it a training was ten times slower.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+
+
+class JobError(RuntimeError):
+    """A job cannot be started, resumed or stopped; the message says why."""
+
+
+def start(job: JobFolder, python: Path | None = None, low_priority: bool = False) -> int:
+    """Start the worker of a job, apart from this process; returns the pid that the system gave.
+
+    Args:
+        job: a new job.
+        python: the worker's Python; None: this one.
+        low_priority: let other programs go first.
+
+    Raises:
+        JobError: a training is under way in this project already.
+    """
+    with locked(job.path.parent / ".launch.lock"):
+        other = running_training(job.path.parent)
+        if job.spec()["kind"] == JobKind.TRAIN and other is not None and other != job:
+            raise JobError(
+                f"training {other.id} is under way in this project. Wait for it, or stop it: semisamo1 cancel"
+            )
+        return _launch(job, python, low_priority)
+
+
+def resume(job: JobFolder, python: Path | None = None, low_priority: bool = False) -> int:
+    """Start the worker of a job again; what it finished is kept.
+
+    Raises:
+        JobError: it runs, does not respond, is finished, or belongs to another computer.
+    """
+    with locked(job.path.parent / ".launch.lock"):
+        seen = observe(job)
+        if seen.state is State.FINISHED:
+            raise JobError(f"{job.id} is finished; there is nothing to resume")
+        if seen.state is State.NOT_RESPONDING:
+            raise JobError(f"{job.id} does not respond, but its process {seen.pid} is alive. Wait, or end it first.")
+        if seen.state.active and job.status.exists():
+            raise JobError(f"{job.id} is {seen.state} (process {seen.pid})")
+        if not seen.here:
+            raise JobError(f"{job.id} ran on another computer; resume it there")
+        other = running_training(job.path.parent)
+        if other is not None and other != job:
+            raise JobError(f"training {other.id} is under way in this project")
+        job.cancel_request.unlink(missing_ok=True)
+        return _launch(job, python, low_priority)
+
+
+def cancel(job: JobFolder) -> Observed:
+    """Ask a job to stop at the next safe point; it keeps what it has and can be resumed.
+
+    Raises:
+        JobError: it is not running.
+    """
+    seen = observe(job)
+    if not seen.state.active:
+        raise JobError(f"{job.id} is not running; it is {seen.state}")
+    files.write_text(job.cancel_request, time.strftime("%Y-%m-%dT%H:%M:%S%z") + "\n")
+    return observe(job)
+
+
+def kill(job: JobFolder) -> bool:
+    """End a job's worker and all its children at once; False when there is none on this computer."""
+    seen = observe(job)
+    if not seen.here or seen.pid is None or not seen.state.active:
+        return False
+    return processes.kill_tree(seen.pid, seen.process_start)
+
+
+def _launch(job: JobFolder, python: Path | None, low_priority: bool) -> int:
+    status = {"state": str(State.QUEUED), "host": processes.host(), "heartbeat": time.time()}
+    files.write_json(job.status, status)
+    command = [str(python or sys.executable), "-m", "SemiSAMO1Lib.worker", str(job.path)]
+    if low_priority:
+        command.append("--low-priority")
+    library = str(Path(__file__).resolve().parents[2])
+    paths = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, **ALLOCATOR, **WAITING, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    return processes.launch_detached(command, job.log, environment, low_priority)

@@ -1,0 +1,119 @@
+"""A lock that is held for one write, and that a dead holder does not keep for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from getpass import getuser
+from pathlib import Path
+from typing import Any
+
+from . import processes
+
+#: A lock file that is still empty after this many seconds was left by a process that died while making it.
+_HALF_MADE_S = 2.0
+
+
+class Locked(RuntimeError):
+    """Somebody else holds the lock; `holder` says who (host, user, pid, time)."""
+
+    def __init__(self, path: Path, holder: dict[str, Any]) -> None:
+        self.holder = holder
+        who = f"{holder.get('user', 'somebody')} on {holder.get('host', 'an unknown computer')}"
+        super().__init__(
+            f"{path.parent} is being written by {who} (process {holder.get('pid', '?')}, since "
+            f"{holder.get('time', '?')}). Wait for it; if that computer is off, remove {path.name} and try again."
+        )
+
+
+@contextmanager
+def locked(path: Path, patience_s: float = 10.0) -> Iterator[None]:
+    """Hold the lock file `path`.
+
+    A lock whose process on this host is dead is taken over. A lock of another host is never broken here.
+
+    Raises:
+        Locked: it was not free within `patience_s` seconds.
+    """
+    deadline = time.monotonic() + patience_s
+    while not _take(path):
+        holder = _holder(path)
+        if holder is not None and _is_dead(holder):
+            _break(path, holder)
+        elif time.monotonic() > deadline:
+            raise Locked(path, holder or {})
+        else:
+            time.sleep(0.02)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _take(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except FileExistsError:
+        return False
+    except PermissionError:
+        if os.name == "nt":  # Windows says so while the old lock file is being deleted
+            return False
+        raise
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        json.dump(identity(), stream)
+    return True
+
+
+def identity() -> dict[str, Any]:
+    """Who we are, as written into locks and status files."""
+    return {
+        "pid": os.getpid(),
+        "process_start": processes.start_time(os.getpid()),
+        "host": processes.host(),
+        "user": _user(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _user() -> str:
+    try:
+        return getuser()
+    except (KeyError, OSError, ImportError):
+        return "unknown"
+
+
+def _holder(path: Path) -> dict[str, Any] | None:
+    """What the lock says; {} for one that was never finished, None when it is gone or still being written."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        age = time.time() - path.stat().st_mtime
+    except (FileNotFoundError, PermissionError):
+        return None
+    try:
+        return dict(json.loads(text))
+    except ValueError:
+        return {} if age > _HALF_MADE_S else None
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    if not holder:
+        return True
+    if holder.get("host") != processes.host():
+        return False
+    return not processes.is_same_process(int(holder["pid"]), holder.get("process_start"))
+
+
+def _break(path: Path, holder: dict[str, Any]) -> None:
+    """Remove a dead lock. Renamed first: of several processes that see it, one alone succeeds."""
+    grave = path.with_name(f"{path.name}.dead-{os.getpid()}")
+    try:
+        os.replace(path, grave)
+    except (FileNotFoundError, PermissionError):
+        return
+    if _holder(grave) not in (holder, None) and not _is_dead(_holder(grave) or {}):
+        os.replace(grave, path)  # it changed hands meanwhile: give it back
+        return
+    grave.unlink(missing_ok=True)

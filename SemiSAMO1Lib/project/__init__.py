@@ -1,0 +1,21 @@
+"""The project folder on disk: cases, labels, reviews. Standard library, numpy and SimpleITK only."""
+
+from ..lock import Locked
+from .cases import Case, Role, Skipped
+from .label_reader import LabelError, LabelReading, read_labels
+from .label_table import Label, LabelTable
+from .store import Project, ProjectError
+
+__all__ = [
+    "Case",
+    "Label",
+    "LabelError",
+    "LabelReading",
+    "LabelTable",
+    "Locked",
+    "Project",
+    "ProjectError",
+    "Role",
+    "Skipped",
+    "read_labels",
+]

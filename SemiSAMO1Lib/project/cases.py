@@ -1,0 +1,170 @@
+"""Cases: their names, roles, fingerprints, and the check that every scan passes on entry."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..image_io import UnreadableImage, read_volume
+from ..volume import Geometry, Volume
+
+#: Longest case id; it is a folder name, and paths on Windows are short.
+LONGEST_ID = 40
+
+#: A scan needs this many voxels along each axis: descriptors and 3D networks look at neighbours.
+SMALLEST_SIDE = 4
+
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
+
+
+class Role(StrEnum):
+    """What a case is for. Excluded: not trained on, predicted or exported; reversible."""
+
+    TEMPLATE = "template"
+    LABELLED = "labelled"
+    UNLABELLED = "unlabelled"
+    EXCLUDED = "excluded"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that did not become a case, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan of the project.
+
+    Attributes:
+        id: folder name of the case, unique ignoring case.
+        relative, absolute: the image, relative to the project folder and absolute.
+        fingerprint: of the image file, see `fingerprint`.
+        geometry: the image's grid.
+        role: what the case is for.
+        review: review state (DESIGN section 3).
+        label_version: number of the label in force, None when it has none.
+        source: where a converted image came from (DICOM UIDs, HDF5 file); empty for a file used in place.
+        extra: keys of a newer program, kept.
+    """
+
+    id: str
+    relative: str
+    absolute: str
+    fingerprint: str
+    geometry: Geometry
+    role: Role = Role.UNLABELLED
+    review: str = "not_seen"
+    label_version: int | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "image": {"relative": self.relative, "absolute": self.absolute},
+            "fingerprint": self.fingerprint,
+            **self.geometry.to_json(),
+            "role": str(self.role),
+            "review": self.review,
+            "label_version": self.label_version,
+            "source": self.source,
+            **self.extra,
+        }
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Case:
+        own = {f.name for f in fields(cls)} | {"image", *Geometry((1, 1, 1)).to_json()}
+        return cls(
+            id=row["id"],
+            relative=row["image"]["relative"],
+            absolute=row["image"]["absolute"],
+            fingerprint=row["fingerprint"],
+            geometry=Geometry.from_json(row),
+            role=Role(row["role"]),
+            review=row["review"],
+            label_version=row["label_version"],
+            source=row.get("source", {}),
+            extra={key: value for key, value in row.items() if key not in own},
+        )
+
+
+def make_id(name: str, taken: Iterable[str]) -> str:
+    """A case id from a file name: safe as a folder name everywhere, unique ignoring case among `taken`."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:LONGEST_ID].rstrip("-._") or "case"
+    if plain.lower().split(".")[0] in _RESERVED:
+        plain = f"case-{plain}"[:LONGEST_ID]
+    used = {one.lower() for one in taken}
+    candidate, number = plain, 2
+    while candidate.lower() in used:
+        ending = f"-{number}"
+        candidate, number = plain[: LONGEST_ID - len(ending)] + ending, number + 1
+    return candidate
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 over the file's size and its first and last MiB: equal for a moved file, different for a changed one."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as stream:
+        digest.update(stream.read(1 << 20))
+        if size > 1 << 20:
+            stream.seek(max(1 << 20, size - (1 << 20)))
+            digest.update(stream.read())
+    return digest.hexdigest()
+
+
+def relative_path(path: Path, folder: Path) -> str:
+    """`path` seen from `folder`, with forward slashes; absolute where there is none (another Windows drive)."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def check_scan(path: Path) -> Volume:
+    """Read a scan and make sure that it can be used. Raises UnreadableImage with the reason."""
+    volume = read_volume(path)
+    check_voxels(volume)
+    return volume
+
+
+def check_voxels(volume: Volume) -> None:
+    """Raise UnreadableImage for a scan that no method can use, or for a label map."""
+    array, geometry = volume.array, volume.geometry
+    if min(geometry.shape) < SMALLEST_SIDE:
+        raise UnreadableImage(
+            f"{min(geometry.shape)} slices along one axis (size z, y, x: {geometry.shape}); {SMALLEST_SIDE} are needed"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = int(np.count_nonzero(~np.isfinite(array)))
+        raise UnreadableImage(f"{bad} of {array.size} voxels are NaN or infinite; replace them and add the scan again")
+    if array.min() == array.max():
+        raise UnreadableImage(f"constant image, every voxel is {array.min()}")
+    if not all(np.isfinite(s) and s > 0 for s in geometry.spacing):
+        raise UnreadableImage(f"impossible spacing {geometry.spacing} mm")
+    if looks_like_labels(volume):
+        raise UnreadableImage("looks like a label map (few whole numbers, background 0), not a scan")
+
+
+def looks_like_labels(volume: Volume) -> bool:
+    """Few different whole numbers, most voxels 0: a mask or label map rather than a scan."""
+    array = volume.array
+    if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
+        return False
+    sample = array.reshape(-1)
+    if np.count_nonzero(sample) > 0.5 * sample.size or sample.min() < 0:
+        return False
+    return len(np.unique(sample)) <= 32

@@ -1,0 +1,194 @@
+"""The one reader for labels: a segmentation or label map from any program, brought to a case's own grid.
+
+A .seg.nrrd is mapped by its segments (`SegmentN_LabelValue`, `SegmentN_Layer`), never by raw voxels. Its extent may be
+smaller or larger than the image's. On the same lattice (up to an integer offset, axis flips and permutation) voxels
+are copied exactly; otherwise they are resampled by nearest neighbour, and the reading says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from ..image_io import UnreadableImage, from_sitk, read_image, suffix_of, to_sitk
+from ..volume import Geometry, Volume, copy_on_lattice
+from .label_table import LARGEST_VALUE
+
+#: The tag in which a segment carries the value of the project's label table.
+VALUE_TAG = "SemiSAMO1.LabelValue"
+
+
+class LabelError(ValueError):
+    """A label file that cannot be used as it is; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One entry of a segmentation file: where its voxels are, and its value in the project."""
+
+    value: int
+    name: str
+    layer: int
+    voxel_value: int
+
+
+@dataclass(frozen=True)
+class LabelReading:
+    """Labels on a case's grid.
+
+    Attributes:
+        volume: uint8 or uint16 (z, y, x), values of the project's label table, 0 = background.
+        names: value -> name in the file, for every label that the file declares, present or not.
+        empty: declared values without a voxel inside the image.
+        exact: True when voxels were copied; False when they had to be resampled.
+        notes: what a person should know (cropped, resampled, painted outside the image...).
+    """
+
+    volume: Volume
+    names: dict[int, str]
+    empty: tuple[int, ...]
+    exact: bool
+    notes: tuple[str, ...] = field(default=())
+
+
+def read_labels(path: Path, reference: Geometry, priority: Sequence[int] | None = None) -> LabelReading:
+    """Read a label file onto the grid `reference`.
+
+    Args:
+        path: .seg.nrrd, or an integer label map in any volume format.
+        reference: the grid of the case's image.
+        priority: values from strongest to weakest, for voxels that several segments claim. None: refuse them.
+
+    Raises:
+        LabelError: not a label file, no voxel inside the image, or overlapping segments without a priority.
+    """
+    path = Path(path)
+    try:
+        image = read_image(path)
+    except UnreadableImage as error:
+        raise LabelError(f"{path.name} {error}") from error
+    layers, segments = _layers_and_segments(path, image)
+    names = {segment.value: segment.name for segment in segments}
+    merged, notes = _merge(layers, segments, priority, path)
+    if not merged.array.any():
+        raise LabelError(f"{path.name} has no labelled voxel. Paint the template, or choose another file.")
+    volume, exact, moved = to_grid(merged, reference, path.name)
+    present = set(np.unique(volume.array).tolist())
+    if present == {0}:
+        raise LabelError(f"{path.name}: no labelled voxel lies inside the image. Is it the label of another scan?")
+    empty = tuple(sorted(set(names) - present))
+    return LabelReading(volume, names, empty, exact, (*notes, *moved))
+
+
+def to_grid(labels: Volume, reference: Geometry, name: str = "labels") -> tuple[Volume, bool, list[str]]:
+    """Bring a label map to `reference`: (volume, copied exactly?, notes)."""
+    copied = copy_on_lattice(labels, reference)
+    if copied is not None:
+        before, after = int(np.count_nonzero(labels.array)), int(np.count_nonzero(copied.array))
+        lost = before - after
+        notes = [f"{name}: {lost} of {before} labelled voxels lie outside the image and were left out"] if lost else []
+        return copied, True, notes
+    resampled = sitk.Resample(
+        to_sitk(labels),
+        reference.shape[::-1],
+        sitk.Transform(),
+        sitk.sitkNearestNeighbor,
+        reference.origin,
+        reference.spacing[::-1],
+        reference.direction,
+        0,
+    )
+    note = f"{name}: drawn on another grid than the image; resampled by nearest neighbour"
+    return Volume(sitk.GetArrayFromImage(resampled), reference), False, [note]
+
+
+def _layers_and_segments(path: Path, image: sitk.Image) -> tuple[list[Volume], list[Segment]]:
+    metadata = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    if image.GetDimension() != 3:
+        raise LabelError(f"{path.name} is a {image.GetDimension()}D image; labels are 3D")
+    count = image.GetNumberOfComponentsPerPixel()
+    components = [sitk.VectorIndexSelectionCast(image, i) for i in range(count)] if count > 1 else [image]
+    layers = [from_sitk(component) for component in components]
+    for layer in layers:
+        _require_integers(path, layer.array)
+    segments = _declared_segments(path, metadata)
+    if segments is not None:
+        return layers, segments
+    if suffix_of(path) == ".seg.nrrd" or count > 1:
+        raise LabelError(f"{path.name} names no segments, though it has {count} layers. Save it again from Slicer.")
+    values = [int(value) for value in np.unique(layers[0].array) if value != 0]
+    return layers, [Segment(value, f"label {value}", 0, value) for value in values]
+
+
+def _declared_segments(path: Path, metadata: dict[str, str]) -> list[Segment] | None:
+    numbers = sorted(int(m[1]) for key in metadata if (m := re.fullmatch(r"Segment(\d+)_ID", key)))
+    if not numbers:
+        return None
+    segments = []
+    for number in numbers:
+        prefix = f"Segment{number}_"
+        if prefix + "LabelValue" not in metadata:
+            raise LabelError(
+                f"{path.name}: segment {number} has no label value (a file of Slicer before 4.11). Resave."
+            )
+        voxel_value = int(metadata[prefix + "LabelValue"])
+        tags = dict(tag.partition(":")[::2] for tag in metadata.get(prefix + "Tags", "").split("|") if ":" in tag)
+        value = int(tags.get(VALUE_TAG, voxel_value))
+        name = metadata.get(prefix + "Name", f"label {value}")
+        segments.append(Segment(value, name, int(metadata.get(prefix + "Layer", 0)), voxel_value))
+    values = [segment.value for segment in segments]
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        # Slicer gives every layer its own values, so two segments may both be "1"
+        if any(VALUE_TAG in metadata.get(f"Segment{n}_Tags", "") for n in numbers):
+            raise LabelError(f"{path.name}: several segments stand for label value {twice}; merge or remove one")
+        segments = [Segment(order + 1, one.name, one.layer, one.voxel_value) for order, one in enumerate(segments)]
+    return segments
+
+
+def _require_integers(path: Path, array: NDArray[np.generic]) -> None:
+    if array.dtype.kind == "f" and not (np.isfinite(array).all() and np.array_equal(array, np.rint(array))):
+        raise LabelError(f"{path.name} holds fractions or NaN: a scan or probability map, not labels")
+    if array.size and (array.min() < 0 or array.max() > LARGEST_VALUE):
+        raise LabelError(
+            f"{path.name} has label values from {array.min()} to {array.max()}; 0 to {LARGEST_VALUE} are possible"
+        )
+
+
+def _merge(
+    layers: list[Volume], segments: list[Segment], priority: Sequence[int] | None, path: Path
+) -> tuple[Volume, list[str]]:
+    """All layers as one label map in the project's values; voxels that no segment declares are left out."""
+    largest = max([segment.value for segment in segments], default=0)
+    merged = np.zeros(layers[0].array.shape, np.uint8 if largest <= 255 else np.uint16)
+    order = list(segments)
+    if priority is not None:
+        rank = {value: position for position, value in enumerate(priority)}
+        order.sort(key=lambda segment: -rank.get(segment.value, len(rank)))
+    overlaps: dict[tuple[str, str], int] = {}
+    for segment in order:
+        if segment.layer >= len(layers):
+            raise LabelError(f"{path.name}: segment {segment.name!r} is in layer {segment.layer}, which is missing")
+        where = layers[segment.layer].array == segment.voxel_value
+        for other in order:
+            shared = int(np.count_nonzero(where & (merged == other.value))) if other is not segment else 0
+            if shared:
+                overlaps[other.name, segment.name] = shared
+        merged[where] = segment.value
+    claims = "; ".join(f"{a!r} and {b!r} share {n} voxels" for (a, b), n in overlaps.items())
+    if overlaps and priority is None:
+        raise LabelError(f"{path.name}: {claims}. A voxel has one label: correct it, or say which label wins.")
+    notes = [f"{path.name}: {claims}; resolved by the stated priority"] if overlaps else []
+    declared = np.zeros(merged.shape, bool)
+    for segment in segments:
+        declared |= layers[segment.layer].array == segment.voxel_value
+    stray = sum(int(np.count_nonzero(layer.array)) for layer in layers[:1]) - int(np.count_nonzero(declared))
+    if len(layers) == 1 and stray > 0:
+        notes.append(f"{path.name}: {stray} voxels have a value that no segment declares; left out")
+    return Volume(merged, layers[0].geometry), notes

@@ -1,0 +1,83 @@
+"""The label table: values are given once and never used again; names and colours are for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Colours given to labels in turn (RGB 0-255), told apart also with the common colour blindnesses.
+COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+
+#: Values are stored as uint16 at most; 0 is background.
+LARGEST_VALUE = 65535
+
+
+@dataclass(frozen=True)
+class Label:
+    """One structure: a value that never changes, a name, a colour (RGB 0-255) and terminology codes."""
+
+    value: int
+    name: str
+    color: tuple[int, int, int] = (128, 174, 128)
+    terminology: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.value <= LARGEST_VALUE:
+            raise ValueError(f"label value {self.value} ({self.name}): values from 1 to {LARGEST_VALUE} are possible")
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """All labels of a project, by ascending value."""
+
+    labels: tuple[Label, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        values = self.values
+        if len(set(values)) != len(values):
+            raise ValueError(f"label values {values} repeat; each is given once")
+
+    def __iter__(self) -> Iterator[Label]:
+        return iter(self.labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def values(self) -> list[int]:
+        return [label.value for label in self.labels]
+
+    def name_of(self, value: int) -> str:
+        return next((label.name for label in self.labels if label.value == value), f"label {value}")
+
+    def with_labels(self, found: Iterable[tuple[int, str]]) -> LabelTable:
+        """The table with further values; those it has keep their names and colours."""
+        labels = list(self.labels)
+        for value, name in sorted(found):
+            if value not in self.values:
+                labels.append(Label(value, name or f"label {value}", COLOURS[len(labels) % len(COLOURS)]))
+        return LabelTable(tuple(sorted(labels, key=lambda label: label.value)), self.extra)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [
+            {"value": one.value, "name": one.name, "color": list(one.color), "terminology": one.terminology}
+            for one in self.labels
+        ]
+
+    @classmethod
+    def from_json(cls, rows: Iterable[dict[str, Any]]) -> LabelTable:
+        return cls(
+            tuple(
+                Label(int(row["value"]), str(row["name"]), tuple(row["color"]), row.get("terminology")) for row in rows
+            )
+        )

@@ -1,0 +1,395 @@
+"""The project folder: one JSON file changed one step at a time, labels that are never overwritten."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..image_io import write_volume
+from ..lock import identity, locked
+from .cases import Case, Role, Skipped, fingerprint, make_id, relative_path
+from .importing import Found
+from .label_reader import LabelError, LabelReading, read_labels
+from .label_table import LabelTable
+from .label_writer import write_segmentation
+
+#: Version of project.json that this library writes.
+SCHEMA = 1
+
+
+class ProjectError(RuntimeError):
+    """The project cannot do what was asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What project.json says at one revision."""
+
+    name: str
+    revision: int = 0
+    labels: LabelTable = field(default_factory=LabelTable)
+    cases: tuple[Case, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    current_training: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def case(self, case_id: str) -> Case:
+        """The case with this id (any capitals). Raises ProjectError naming near ones."""
+        for case in self.cases:
+            if case.id.lower() == case_id.lower():
+                return case
+        some = ", ".join(case.id for case in self.cases[:5])
+        raise ProjectError(f"no case {case_id!r} in this project. Cases: {some}{'…' if len(self.cases) > 5 else ''}")
+
+    def with_role(self, *roles: Role) -> list[Case]:
+        return [case for case in self.cases if case.role in roles]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "revision": self.revision,
+            "name": self.name,
+            "labels": self.labels.to_json(),
+            "current_training": self.current_training,
+            "cases": [case.to_json() for case in self.cases],
+            "skipped": [{"name": one.name, "reason": one.reason} for one in self.skipped],
+            **self.extra,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> State:
+        known = {"schema", "revision", "name", "labels", "current_training", "cases", "skipped"}
+        return cls(
+            name=value["name"],
+            revision=value["revision"],
+            labels=LabelTable.from_json(value["labels"]),
+            cases=tuple(Case.from_json(row) for row in value["cases"]),
+            skipped=tuple(Skipped(row["name"], row["reason"]) for row in value["skipped"]),
+            current_training=value["current_training"],
+            extra={key: one for key, one in value.items() if key not in known},
+        )
+
+
+class Project:
+    """A project folder. `state` is read afresh by every call that changes something."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.state = self._read()
+
+    # ------------------------------------------------------------------ create and open
+
+    @classmethod
+    def create(cls, folder: Path, name: str | None = None) -> Project:
+        """Make a new, empty project. Raises ProjectError when the folder is one already or cannot be written."""
+        folder = Path(folder)
+        if (folder / "project.json").exists():
+            raise ProjectError(f"{folder} is a project already. Open it, or choose another folder.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            files.write_json(folder / "project.json", State(name or folder.resolve().name).to_json())
+        except OSError as error:
+            raise ProjectError(f"{folder} cannot be written ({error.strerror}). Choose another folder.") from error
+        return cls(folder)
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "project.json"
+
+    @property
+    def jobs(self) -> Path:
+        return self.folder / "jobs"
+
+    def refresh(self) -> State:
+        """Read project.json again: another process may have changed it."""
+        self.state = self._read()
+        return self.state
+
+    def _read(self) -> State:
+        if not self.file.exists():
+            raise ProjectError(
+                f"{self.folder} is not a project (it has no project.json). Make one with: semisamo1 init"
+            )
+        value = files.read_json(self.file)
+        schema = value.get("schema") if isinstance(value, dict) else None
+        if not isinstance(schema, int):
+            raise ProjectError(f"{self.file} does not say its schema version; it is not a project file")
+        if schema > SCHEMA:
+            raise ProjectError(
+                f"{self.file} has schema {schema}, this program knows {SCHEMA}. Update SemiSAMO1 to open the project."
+            )
+        if schema < SCHEMA:
+            value = self._migrate(value, schema)
+        return State.from_json(value)
+
+    def _migrate(self, value: dict[str, Any], schema: int) -> dict[str, Any]:
+        for step in range(schema, SCHEMA):
+            if step not in MIGRATIONS:
+                raise ProjectError(f"{self.file} has schema {schema}, which this program can no longer read")
+            value = MIGRATIONS[step](value)
+        old = self.file.with_name(f"project.schema-{schema}.json")
+        if not old.exists():
+            shutil.copyfile(self.file, old)
+        files.write_json(self.file, {**value, "schema": SCHEMA})
+        return {**value, "schema": SCHEMA}
+
+    # ------------------------------------------------------------------ one change at a time
+
+    def change(self, apply: Callable[[State], State]) -> State:
+        """Take the lock, read again, apply one change, raise the revision, write, release.
+
+        Raises:
+            Locked: another process on this or another computer is writing.
+        """
+        with locked(self.folder / "project.lock"):
+            before = self._read()
+            after = apply(before)
+            after = replace(after, revision=before.revision + 1)
+            files.write_json(self.file, after.to_json())
+            self.state = after
+        return after
+
+    def add(self, found: Found) -> Case | Skipped:
+        """Make a case of a checked scan; the same file again is a listed skip."""
+        made: list[Case | Skipped] = []
+
+        def apply(state: State) -> State:
+            known = {case.fingerprint: case.id for case in state.cases}
+            if found.fingerprint and found.fingerprint in known:
+                made.append(Skipped(found.name, f"the same file as case {known[found.fingerprint]}"))
+                return state
+            uid = found.source.get("series_uid") or found.source.get("file")
+            same = [c.id for c in state.cases if uid and uid in (c.source.get("series_uid"), c.source.get("file"))]
+            if same:
+                made.append(Skipped(found.name, f"the same series as case {same[0]}"))
+                return state
+            case = self._new_case(found, [case.id for case in state.cases])
+            made.append(case)
+            return replace(state, cases=(*state.cases, case))
+
+        self.change(apply)
+        return made[0]
+
+    def _new_case(self, found: Found, taken: Sequence[str]) -> Case:
+        case_id = make_id(found.name, taken)
+        path = found.path
+        if found.converted is not None:
+            path = self.folder / "images" / f"{case_id}.nrrd"
+            write_volume(path, found.converted)
+        assert path is not None, "a found scan has a file or a converted volume"
+        path = path.resolve()
+        return Case(
+            id=case_id,
+            relative=relative_path(path, self.folder.resolve()),
+            absolute=path.as_posix(),
+            fingerprint=found.fingerprint or fingerprint(path),
+            geometry=found.geometry,
+            source=found.source,
+        )
+
+    def note_skipped(self, skipped: Iterable[Skipped]) -> None:
+        """Remember what was skipped and why; a name that was listed before gets the newer reason."""
+        new = {one.name: one for one in skipped}
+        if new:
+            self.change(lambda s: replace(s, skipped=tuple({**{o.name: o for o in s.skipped}, **new}.values())))
+
+    def set_role(self, case_id: str, role: Role) -> Case:
+        """Change what a case is for. Raises ProjectError for a template or labelled role without a label."""
+
+        def apply(state: State) -> State:
+            case = state.case(case_id)
+            if role in (Role.TEMPLATE, Role.LABELLED) and case.label_version is None:
+                raise ProjectError(f"case {case.id} has no label, so it cannot be {role}. Give it one first.")
+            return _with_case(state, replace(case, role=role))
+
+        return self.change(apply).case(case_id)
+
+    def set_current_training(self, job_id: str | None) -> None:
+        """Choose the training whose predictions count. A new one sets every reviewable case back to not_seen only
+        where it was rejected (DESIGN section 3)."""
+
+        def apply(state: State) -> State:
+            cases = tuple(replace(c, review="not_seen") if c.review == "rejected" else c for c in state.cases)
+            return replace(state, current_training=job_id, cases=cases)
+
+        self.change(apply)
+
+    # ------------------------------------------------------------------ images
+
+    def image_path(self, case: Case) -> Path:
+        """Where the case's image lies: relative first, then absolute, else relinked by name and fingerprint.
+
+        Raises:
+            ProjectError: it is nowhere, or it was changed since it was added.
+        """
+        changed = False
+        for path in self.image_places(case):
+            if path.is_file():
+                if fingerprint(path) == case.fingerprint:
+                    return path
+                changed = True
+        if changed:
+            raise ProjectError(
+                f"the image of case {case.id} was changed since it was added ({case.absolute}). Its label is not used; "
+                "exclude the case, or add the scan again under another name."
+            )
+        raise ProjectError(
+            f"the image of case {case.id} is missing. Looked in {case.absolute} and beside the project. "
+            "Bring it back, or exclude the case."
+        )
+
+    def image_places(self, case: Case) -> list[Path]:
+        """Where the image may lie: beside the project first, so that a moved project finds its own copy."""
+        name = Path(case.absolute).name
+        relative = self.folder / case.relative
+        return [relative, Path(case.absolute), self.folder / "images" / name, self.folder.parent / name]
+
+    # ------------------------------------------------------------------ labels
+
+    def label_path(self, case: Case) -> Path:
+        """The label in force. Raises ProjectError when there is none or its file was changed or lost."""
+        if case.label_version is None:
+            raise ProjectError(f"case {case.id} has no label")
+        path = self._label_file(case.id, case.label_version)
+        if not path.is_file():
+            raise ProjectError(f"label {case.label_version} of case {case.id} is missing: {path}")
+        if files.sha256(path) != self.label_record(case)["sha256"]:
+            raise ProjectError(f"label {case.label_version} of case {case.id} was changed outside the project: {path}")
+        return path
+
+    def label_record(self, case: Case) -> dict[str, Any]:
+        """Origin, reviewer, time, sha256 and absent values of the label in force."""
+        return dict(
+            files.read_json(self._label_file(case.id, case.label_version or 0).with_name(f"{case.label_version}.json"))
+        )
+
+    def add_label(
+        self,
+        case_id: str,
+        labels_file: Path,
+        origin: str = "template",
+        role: Role = Role.TEMPLATE,
+        absent: Iterable[int] = (),
+        add_labels: bool = False,
+        priority: Sequence[int] | None = None,
+        reviewer: str | None = None,
+    ) -> LabelReading:
+        """Take a label file as a new version of a case's label.
+
+        Args:
+            case_id: the case that the labels belong to.
+            labels_file: any label map or segmentation, on any grid (see `read_labels`).
+            origin: template, imported, accepted or corrected.
+            role: the case's role from now on.
+            absent: values that are really not in this scan; any other missing value is refused.
+            add_labels: take values that the label table does not have into it.
+            priority: which value wins where segments overlap.
+            reviewer: who drew it.
+
+        Raises:
+            LabelError: the file cannot be used; nothing was changed.
+        """
+        state = self.refresh()
+        case = state.case(case_id)
+        self.image_path(case)
+        reading = read_labels(labels_file, case.geometry, priority)
+        table = _table_for(reading, state.labels, add_labels, Path(labels_file).name)
+        absent = sorted(set(absent))
+        _require_complete(reading, state.labels, table, absent, Path(labels_file).name)
+
+        def apply(now: State) -> State:
+            current = now.case(case_id)
+            merged = now.labels.with_labels((label.value, label.name) for label in table)
+            version = self._write_label(current, reading, merged, origin, absent, reviewer, now)
+            changed = replace(current, label_version=version, role=role)
+            return _with_case(replace(now, labels=merged), changed)
+
+        self.change(apply)
+        return reading
+
+    def remove_label(self, case_id: str) -> Case:
+        """Take the label out of force; its file stays. The case becomes unlabelled."""
+        return self.change(
+            lambda s: _with_case(s, replace(s.case(case_id), label_version=None, role=Role.UNLABELLED))
+        ).case(case_id)
+
+    def _label_file(self, case_id: str, version: int) -> Path:
+        return self.folder / "labels" / case_id / f"{version}.seg.nrrd"
+
+    def _write_label(
+        self,
+        case: Case,
+        reading: LabelReading,
+        table: LabelTable,
+        origin: str,
+        absent: list[int],
+        reviewer: str | None,
+        state: State,
+    ) -> int:
+        folder = self.folder / "labels" / case.id
+        numbers = [int(p.name.split(".")[0]) for p in folder.glob("*.seg.nrrd") if p.name.split(".")[0].isdigit()]
+        version = max(numbers, default=0) + 1
+        path = self._label_file(case.id, version)
+        declared = set(reading.names) | set(absent)
+        known = LabelTable(tuple(label for label in table if label.value in declared))
+        write_segmentation(path, reading.volume, known)
+        who = identity()
+        record = {
+            "origin": origin,
+            "training": state.current_training,
+            "reviewer": reviewer or who["user"],
+            "time": who["time"],
+            "sha256": files.sha256(path),
+            "declared": sorted(declared),
+            "absent": absent,
+            "image_fingerprint": case.fingerprint,
+            "notes": list(reading.notes),
+        }
+        files.write_json(path.with_name(f"{version}.json"), record)
+        return version
+
+    # ------------------------------------------------------------------ reviews
+
+    def append_review(self, case_id: str, before: str, after: str, **fields: Any) -> None:
+        """Write one decision to reviews.jsonl, with the state before it."""
+        who = identity()
+        row = {"time": who["time"], "reviewer": who["user"], "case": case_id, "before": before, "after": after}
+        files.append_line(self.folder / "reviews.jsonl", {**row, **fields})
+
+
+#: Schema number -> function that lifts project.json by one version.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def _with_case(state: State, changed: Case) -> State:
+    return replace(state, cases=tuple(changed if case.id == changed.id else case for case in state.cases))
+
+
+def _table_for(reading: LabelReading, table: LabelTable, add_labels: bool, name: str) -> LabelTable:
+    """The label table with the values of a reading; new ones only into an empty table or when asked for."""
+    unknown = sorted(set(reading.names) - set(table.values))
+    if unknown and len(table) and not add_labels:
+        raise LabelError(
+            f"{name} has label values {unknown}, which the label table {table.values} does not know. "
+            "Correct the file, or add them to the table with --add-labels."
+        )
+    return table.with_labels((value, reading.names[value]) for value in unknown)
+
+
+def _require_complete(
+    reading: LabelReading, before: LabelTable, table: LabelTable, absent: list[int], name: str
+) -> None:
+    """Every label that the project knew must be there, or be said to be absent."""
+    present = set(reading.names) - set(reading.empty)
+    if wrong := sorted(present & set(absent)):
+        raise LabelError(f"{name}: label values {wrong} are declared absent but painted")
+    needed = set(before.values) | set(reading.names)
+    if missing := sorted(needed - present - set(absent)):
+        names = ", ".join(f"{value} ({table.name_of(value)})" for value in missing)
+        raise LabelError(
+            f"{name} has no voxel of label {names}. Paint it, or declare that it is absent in this scan (--absent)."
+        )

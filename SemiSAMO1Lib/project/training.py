@@ -1,0 +1,79 @@
+"""From the project to a job: what a training will use is copied into its folder at the moment of pressing Train."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from .. import files
+from ..job.folder import JobFolder, JobKind
+from ..job.watch import running_training
+from .cases import Case, Role
+from .store import Project, ProjectError
+
+#: How much a label counts beside others in training, by origin.
+WEIGHTS = {"template": 1.0, "imported": 1.0, "corrected": 0.8, "accepted": 0.5}
+
+
+def reasons_against_training(project: Project) -> list[str]:
+    """Why training cannot start, in words that a person can act on; empty when it can."""
+    state = project.refresh()
+    reasons = []
+    labelled = state.with_role(Role.TEMPLATE, Role.LABELLED)
+    if not state.cases:
+        reasons.append("the project has no scans: add a folder of scans")
+    elif not labelled:
+        reasons.append("no scan is labelled: label one as the template")
+    elif not state.with_role(Role.UNLABELLED):
+        reasons.append("there is no unlabelled scan to segment: add scans")
+    for case in labelled:
+        try:
+            project.image_path(case)
+            project.label_path(case)
+        except ProjectError as error:
+            reasons.append(str(error))
+    other = running_training(project.jobs)
+    if other is not None:
+        reasons.append(f"training {other.id} is under way: wait for it, or stop it")
+    return reasons
+
+
+def request_training(project: Project, parameters: dict[str, Any]) -> JobFolder:
+    """Make the job folder of a training: parameters, label table, copies of the labels, the list of cases.
+
+    Raises:
+        ProjectError: training cannot start; all reasons are named.
+    """
+    if reasons := reasons_against_training(project):
+        raise ProjectError("training cannot start: " + "; ".join(reasons))
+    state = project.state
+    job = JobFolder.create(project.jobs, JobKind.TRAIN, parameters, state.labels.to_json())
+    labelled = [*state.with_role(Role.TEMPLATE), *state.with_role(Role.LABELLED)]
+    rows = [_labelled_row(project, job, case) for case in labelled]
+    cases = [_row(project, case) for case in state.with_role(Role.UNLABELLED)]
+    files.write_json(job.inputs / "cases.json", {"labelled": rows, "cases": cases})
+    return job
+
+
+def _row(project: Project, case: Case) -> dict[str, Any]:
+    places = [path.as_posix() for path in project.image_places(case)]
+    row = {"id": case.id, "places": places, "fingerprint": case.fingerprint, "review": case.review}
+    return {**row, **case.geometry.to_json()}
+
+
+def _labelled_row(project: Project, job: JobFolder, case: Case) -> dict[str, Any]:
+    record = project.label_record(case)
+    source = project.label_path(case)
+    with files.atomic_path(job.inputs / "labels" / f"{case.id}.seg.nrrd") as temporary:
+        shutil.copyfile(source, temporary)
+    said = set(record["declared"])
+    unknown = [value for value in project.state.labels.values if value not in said]
+    return {
+        **_row(project, case),
+        "label": f"labels/{case.id}.seg.nrrd",
+        "version": case.label_version,
+        "sha256": record["sha256"],
+        "origin": record["origin"],
+        "weight": WEIGHTS.get(record["origin"], 1.0),
+        "unknown": unknown,
+    }

@@ -1,0 +1,74 @@
+"""The import job: look into every scan of a folder, make cases of the usable ones, list the others with reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..image_io import UnreadableImage
+from ..job.folder import JobFolder
+from ..project import Project, Skipped
+from ..project.importing import Candidate, Found, candidates, look
+from .reporter import Reporter
+
+
+class Stopped(Exception):
+    """The import was stopped; cases added so far stay."""
+
+
+def import_scans(job: JobFolder, reporter: Reporter) -> None:
+    """Add the scans below the folder `images` of the job's parameters to the project."""
+    reporter.handshake(library=_version())
+    project = Project(job.project)
+    folder = Path(job.spec()["parameters"]["images"])
+    found = list(_candidates(folder, job.project))
+    skipped: list[Skipped] = []
+    added = 0
+    for position, candidate in enumerate(found):
+        if reporter.should_stop():
+            project.note_skipped(skipped)
+            raise Stopped(f"stopped as asked; {added} scans were added")
+        result = candidate if isinstance(candidate, Skipped) else look(candidate)
+        if isinstance(result, Found):
+            case = project.add(result)
+            result = case if isinstance(case, Skipped) else result
+        if isinstance(result, Skipped):
+            skipped.append(result)
+            reporter.event("skipped", name=result.name, reason=result.reason)
+        else:
+            added += 1
+            reporter.event("added", name=result.name)
+        done = position + 1
+        reporter.event("progress", stage="checking scans", done=done, of=len(found), fraction=done / len(found))
+    project.note_skipped(skipped)
+    if not project.refresh().cases:
+        reasons = "; ".join(f"{one.name}: {one.reason}" for one in skipped[:5])
+        raise ValueError(f"no usable scan in {folder}. {reasons or 'No NIfTI, NRRD, MetaImage, DICOM or HDF5 file.'}")
+
+
+def _candidates(folder: Path, project: Path) -> Iterator[Candidate | Skipped]:
+    layout = sorted((folder / "data").glob("*.h5")) if (folder / "data").is_dir() else []
+    if not layout:
+        yield from candidates(folder, project)
+        return
+    for path in layout:
+        yield Candidate(path.name, lambda path=path: _from_hdf5(path))  # type: ignore[misc]
+
+
+def _from_hdf5(path: Path) -> Found:
+    from ..engine.data.hdf5_layout import read_case
+    from ..project.cases import check_voxels, fingerprint
+
+    try:
+        case = read_case(path)
+    except (OSError, KeyError, ValueError) as error:
+        raise UnreadableImage(str(error)) from error
+    check_voxels(case.image)
+    source = {"kind": "hdf5", "file": str(path.resolve()), "notes": list(case.notes), "sha256": fingerprint(path)}
+    return Found(path.stem, case.image.geometry, converted=case.image, source=source)
+
+
+def _version() -> str:
+    from .. import __version__
+
+    return __version__

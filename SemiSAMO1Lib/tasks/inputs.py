@@ -1,0 +1,123 @@
+"""What a training job may read: its own inputs folder, and the images named there. No other label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import files
+from ..engine.cases import EngineCase, LabelledCase
+from ..image_io import UnreadableImage, read_volume
+from ..job.folder import JobFolder
+from ..project import LabelError, LabelTable, read_labels
+from ..project.cases import check_voxels, fingerprint
+from ..volume import Geometry, Volume
+
+
+class UnusableTemplate(ValueError):
+    """A labelled case cannot be used: nothing may start."""
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """Label values of the project and the class indices 0..C-1 of the engine; 0 is background in both."""
+
+    values: tuple[int, ...]
+
+    @classmethod
+    def of(cls, table: LabelTable) -> ClassMap:
+        return cls((0, *table.values))
+
+    @property
+    def classes(self) -> int:
+        return len(self.values)
+
+    def to_indices(self, labels: Volume) -> Volume:
+        """Label values -> class indices, uint8 or uint16."""
+        lookup = np.zeros(int(max(self.values)) + 1, np.uint16)
+        lookup[list(self.values)] = np.arange(self.classes)
+        kind = np.uint8 if self.classes <= 256 else np.uint16
+        return Volume(lookup[labels.array].astype(kind), labels.geometry)
+
+    def to_values(self, indices: Volume) -> Volume:
+        """Class indices -> label values, uint8 or uint16."""
+        kind = np.uint8 if max(self.values) <= 255 else np.uint16
+        return Volume(np.asarray(self.values, kind)[indices.array], indices.geometry)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything a training reads."""
+
+    table: LabelTable
+    class_map: ClassMap
+    labelled: list[LabelledCase]
+    cases: list[EngineCase]
+    skipped: list[dict[str, str]]
+
+
+def read_inputs(job: JobFolder) -> Inputs:
+    """Read a training's inputs; cases that cannot be used are listed, an unusable template stops everything.
+
+    Raises:
+        UnusableTemplate: a labelled case's image or label cannot be read, was changed, or shows nothing.
+    """
+    listing = files.read_json(job.inputs / "cases.json")
+    table = LabelTable.from_json(job.spec()["labels"])
+    class_map = ClassMap.of(table)
+    if class_map.classes < 2:
+        raise UnusableTemplate("the label table is empty: label the template first")
+    labelled = [_labelled(job, row, class_map) for row in listing["labelled"]]
+    cases, skipped = [], []
+    for row in listing["cases"]:
+        try:
+            path = find_image(row)
+        except UnreadableImage as error:
+            skipped.append({"name": row["id"], "reason": str(error)})
+            continue
+        cases.append(EngineCase(row["id"], Geometry.from_json(row), lambda path=path: checked_volume(path)))
+    return Inputs(table, class_map, labelled, cases, skipped)
+
+
+def find_image(row: dict[str, Any]) -> Path:
+    """The image of a case in one of its places, unchanged. Raises UnreadableImage."""
+    reason = f"the image is missing: {row['places'][0]}"
+    for place in map(Path, row["places"]):
+        try:
+            if place.is_file():
+                if fingerprint(place) == row["fingerprint"]:
+                    return place
+                reason = f"the image was changed since it was added: {place}"
+        except OSError as error:
+            reason = f"the image cannot be read ({error.strerror}): {place}"
+    raise UnreadableImage(reason)
+
+
+def checked_volume(path: Path) -> Volume:
+    """A scan, read and checked. Raises UnreadableImage."""
+    volume = read_volume(path)
+    check_voxels(volume)
+    return volume
+
+
+def _labelled(job: JobFolder, row: dict[str, Any], class_map: ClassMap) -> LabelledCase:
+    try:
+        image = checked_volume(find_image(row))
+        path = job.inputs / row["label"]
+        if files.sha256(path) != row["sha256"]:
+            raise LabelError(f"{path} was changed after the training was started")
+        reading = read_labels(path, image.geometry)
+    except (UnreadableImage, LabelError, OSError) as error:
+        raise UnusableTemplate(f"labelled case {row['id']} cannot be used: {error}") from error
+    index = {value: number for number, value in enumerate(class_map.values)}
+    return LabelledCase(
+        id=row["id"],
+        image=image,
+        label=class_map.to_indices(reading.volume),
+        weight=row["weight"],
+        origin=row["origin"],
+        unknown=tuple(index[value] for value in row["unknown"]),
+    )

@@ -1,0 +1,80 @@
+"""The report of a training, and which training is the current one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..engine.evaluation.compare import compare, label_files
+from ..engine.evaluation.report import CasePage, render_report
+from ..image_io import read_volume
+from ..job.folder import JobFolder
+from ..project import LabelTable, Project, ProjectError
+from .inputs import find_image
+from .reporter import Reporter
+
+
+def current_training(project: Project) -> JobFolder:
+    """The training whose predictions count. Raises ProjectError when none is finished."""
+    name = project.refresh().current_training
+    if name is None or not (project.jobs / name / "job.json").exists():
+        raise ProjectError("this project has no finished training. Start one with: semisamo1 train")
+    return JobFolder(project.jobs / name)
+
+
+def predictions_of(project: Project) -> dict[str, Path]:
+    """Case id -> prediction of the current training."""
+    job = current_training(project)
+    return {row["case"]: job.results / row["prediction"] for row in files.read_json(job.index)["cases"]}
+
+
+def report(job: JobFolder, reporter: Reporter) -> None:
+    """The report job: parameters `training` (job id), `output`, `references` (folder or null)."""
+    reporter.handshake()
+    parameters = job.spec()["parameters"]
+    references = parameters.get("references")
+    training = JobFolder(job.path.parent / parameters["training"])
+    write_report(training, Path(parameters["output"]), Path(references) if references else None)
+
+
+def write_report(job: JobFolder, path: Path, references: Path | None = None) -> None:
+    """Write one self-contained HTML file about a training's results."""
+    index = files.read_json(job.index)
+    rows = index["cases"]
+    measures: dict[str, Any] | None = None
+    if references is not None:
+        predictions = {row["case"]: job.results / row["prediction"] for row in rows}
+        measures = compare(predictions, label_files(references))
+    events, _ = files.read_lines(job.events)
+    html = render_report(
+        title=job.project.resolve().name,
+        table=LabelTable.from_json(job.spec()["labels"]).to_json(),
+        pages=_pages(job, rows),
+        losses=[event for event in events if event["kind"] == "losses"],
+        measures=measures,
+        facts={
+            "training": job.id,
+            "created": job.spec()["created"],
+            "round": index["round"],
+            "parameters": job.spec()["parameters"],
+            "environment": files.read_json(job.work / "environment.json"),
+            "plan": files.read_json(job.work / "plan.json"),
+            "skipped": index["skipped"],
+        },
+    )
+    files.write_text(path, html)
+
+
+def _pages(job: JobFolder, rows: list[dict[str, Any]]) -> Iterator[CasePage]:
+    """One case after the other, worst first, each read when it is drawn."""
+    listing = {row["id"]: row for row in files.read_json(job.inputs / "cases.json")["cases"]}
+    for row in sorted(rows, key=lambda r: (-(r["scores"]["label_uncertainty"] or 1.0), r["case"])):
+        yield CasePage(
+            case=row["case"],
+            image=read_volume(find_image(listing[row["case"]])),
+            prediction=read_volume(job.results / row["prediction"]),
+            uncertainty=read_volume(job.results / row["uncertainty"]),
+            scores=row["scores"],
+        )

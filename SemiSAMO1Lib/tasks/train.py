@@ -1,0 +1,189 @@
+"""The training job: inputs in, a set of predictions with uncertainty and scores out, round by round."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+from .. import __version__, files
+from ..engine.cases import CaseResult, EngineCase
+from ..engine.config import TrainingConfig, make_config
+from ..engine.data.store import Store
+from ..image_io import write_volume
+from ..job.folder import JobFolder
+from ..project import Project
+from ..project.label_writer import write_segmentation
+from .inputs import Inputs, read_inputs
+from .reporter import Reporter
+
+#: Working files of a training: bytes per voxel of the training grid, and per voxel, class and round.
+_BYTES_PER_VOXEL, _BYTES_PER_PROBABILITY = 20, 2
+
+
+class ResumeError(RuntimeError):
+    """A training cannot go on here as it began."""
+
+
+def train(job: JobFolder, reporter: Reporter) -> None:
+    """Run or resume a training job."""
+    spec = job.spec()
+    config = config_of(job)
+    inputs = read_inputs(job)
+    versions = _prepare_torch(spec)
+    _same_versions(job, versions, config)
+    reporter.handshake(library=__version__, device=config.device, **versions)
+    inputs = _settle_skipped(job, inputs, reporter)
+    _require_disk(job, inputs, config)
+    from ..engine.rounds import run
+
+    writer = ResultWriter(job, inputs, keep_rounds=bool(spec["parameters"].get("keep_rounds")))
+    store = Store(job.work)
+    for result in run(inputs.cases, inputs.labelled, inputs.class_map.classes, config, store, reporter):
+        writer.add(result)
+    if (job.project / "project.json").exists():
+        Project(job.project).set_current_training(job.id)
+    from .report import write_report
+
+    write_report(job, job.path / "report.html")
+
+
+def config_of(job: JobFolder) -> TrainingConfig:
+    """The configuration in a training's job.json. Raises pydantic.ValidationError naming what is wrong."""
+    parameters = {k: v for k, v in job.spec()["parameters"].items() if k not in ("keep_rounds",)}
+    return make_config(**parameters)
+
+
+class ResultWriter:
+    """Writes results/<round>/<case>/ and, once a round is complete, switches the whole set in index.json."""
+
+    def __init__(self, job: JobFolder, inputs: Inputs, keep_rounds: bool) -> None:
+        self.job = job
+        self.inputs = inputs
+        self.keep_rounds = keep_rounds
+        self._rows: list[dict[str, Any]] = []
+        index = files.read_json(job.index) if job.index.exists() else {"round": -1}
+        self._complete = int(index["round"])
+
+    def add(self, result: CaseResult) -> None:
+        """Write one case; the last of a round switches the set."""
+        if result.round <= self._complete:
+            return  # a resumed run: this round is on disk
+        folder = self.job.results / str(result.round) / result.case_id
+        prediction = self.inputs.class_map.to_values(result.prediction)
+        write_segmentation(folder / "prediction.seg.nrrd", prediction, self.inputs.table)
+        write_volume(folder / "uncertainty.nrrd", result.uncertainty)
+        scores = self._named(result.scores)
+        files.write_json(folder / "scores.json", scores)
+        relative = f"{result.round}/{result.case_id}"
+        self._rows.append(
+            {
+                "case": result.case_id,
+                "round": result.round,
+                "scores": scores,
+                "prediction": f"{relative}/prediction.seg.nrrd",
+                "uncertainty": f"{relative}/uncertainty.nrrd",
+                "sha256": files.sha256(folder / "prediction.seg.nrrd"),
+            }
+        )
+        if len(self._rows) == len(self.inputs.cases):
+            self._switch(result.round)
+
+    def _named(self, scores: dict[str, Any]) -> dict[str, Any]:
+        """Scores of classes under their label values."""
+        values = self.inputs.class_map.values
+        by_value = {str(values[int(index)]): row for index, row in scores["classes"].items()}
+        return {**{key: value for key, value in scores.items() if key != "classes"}, "labels": by_value}
+
+    def _switch(self, number: int) -> None:
+        files.write_json(self.job.index, {"round": number, "cases": self._rows, "skipped": self.inputs.skipped})
+        self._rows, self._complete = [], number
+        if self.keep_rounds:
+            return
+        for earlier in range(number):
+            for path in (self.job.results / str(earlier)).glob("*/*.nrrd"):
+                path.unlink()
+
+
+def _settle_skipped(job: JobFolder, inputs: Inputs, reporter: Reporter) -> Inputs:
+    """Cases that could not be read when the training began stay out for all of it, also when it is resumed."""
+    listed: list[dict[str, str]] = list(inputs.skipped)
+    usable: list[EngineCase] = []
+    path = job.work / "skipped.json"
+    if path.exists():
+        listed = files.read_json(path)
+        names = {row["name"] for row in listed}
+        if gone := {row["name"] for row in inputs.skipped} - names:
+            raise ResumeError(
+                f"images of {sorted(gone)} are missing or changed since this training began; bring them back"
+            )
+        usable = [case for case in inputs.cases if case.id not in names]
+    else:
+        for case in inputs.cases:
+            reason = _unreadable(case)
+            if reason is None:
+                usable.append(case)
+            else:
+                listed.append({"name": case.id, "reason": reason})
+        files.write_json(path, listed)
+    for row in listed:
+        reporter.event("skipped", **row)
+    if not usable:
+        raise ValueError(f"none of the scans can be read: {listed[:3]}")
+    return Inputs(inputs.table, inputs.class_map, inputs.labelled, usable, listed)
+
+
+def _unreadable(case: EngineCase) -> str | None:
+    try:
+        case.load()
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _prepare_torch(spec: dict[str, Any]) -> dict[str, str]:
+    """Threads and determinism as job.json fixes them; returns the versions in use."""
+    import monai
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(int(spec["threads"]))
+    if spec["deterministic"]:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _same_versions(job: JobFolder, versions: dict[str, str], config: TrainingConfig) -> None:
+    """A resumed training reaches the same weights only with the versions it began with."""
+    import torch
+
+    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    now = {**versions, "device": device}
+    path = job.work / "environment.json"
+    if not path.exists():
+        files.write_json(path, now)
+        return
+    began = files.read_json(path)
+    if differences := [f"{key}: began with {began[key]}, now {now[key]}" for key in now if began.get(key) != now[key]]:
+        raise ResumeError(
+            "this training was begun in another environment (" + "; ".join(differences) + "). "
+            "Resume it there, or start a new training."
+        )
+
+
+def _require_disk(job: JobFolder, inputs: Inputs, config: TrainingConfig) -> None:
+    """Compare the need of disk with the free space before anything is written."""
+    classes = inputs.class_map.classes
+    need = 200 << 20
+    for case in inputs.cases:
+        voxels = min(case.geometry.voxels, 2 * config.training_voxels)
+        need += voxels * (_BYTES_PER_VOXEL + _BYTES_PER_PROBABILITY * classes * (config.rounds + 1))
+        need += case.geometry.voxels * 2
+    free = files.free_bytes(job.path)
+    if free < need:
+        raise OSError(28, f"the training needs about {need >> 20} MiB, the disk has {free >> 20} MiB free")

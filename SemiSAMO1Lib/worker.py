@@ -1,0 +1,32 @@
+"""The door for background jobs: `python -m SemiSAMO1Lib.worker JOBFOLDER`, or `worker.py --doctor`.
+
+The worker writes its own pid, beats, tells what it does in events.jsonl, stops when the file `cancel` appears, and
+leaves everything so that it can be resumed. `--doctor` needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__" and __package__ in (None, ""):  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from SemiSAMO1Lib.doctor import print_doctor
+
+
+def main(arguments: list[str]) -> int:
+    """Run one job, or the doctor. Returns the exit code: 0 finished, 1 failed, 3 stopped as asked."""
+    if "--doctor" in arguments:
+        print_doctor()
+        return 0
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: worker.py JOBFOLDER [--low-priority] | --doctor", file=sys.stderr)
+        return 2
+    from SemiSAMO1Lib.tasks import work
+
+    return work(Path(arguments[0]), low_priority="--low-priority" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
