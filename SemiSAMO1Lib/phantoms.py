@@ -93,7 +93,9 @@ def _geometry(settings: PhantomSettings, generator: np.random.Generator) -> Geom
     middle = turn @ ((shape[::-1] - 1) / 2 * spacing[::-1])
     origin = generator.uniform(-1, 1, 3) * settings.shift_mm - middle
     z, y, x = (int(n) for n in shape)
-    return Geometry((z, y, x), tuple(map(float, spacing)), tuple(map(float, origin)), tuple(map(float, turn.ravel())))
+    dz, dy, dx = (float(v) for v in spacing)
+    a, b, c = (float(v) for v in origin)
+    return Geometry((z, y, x), (dz, dy, dx), (a, b, c), tuple(map(float, turn.ravel())))
 
 
 def _points(geometry: Geometry) -> NDArray[np.float64]:

@@ -62,7 +62,7 @@ class Plan(BaseModel):
 def make_plan(
     geometries: Sequence[Geometry],
     template: Volume,
-    label: NDArray[np.generic],
+    label: NDArray[Any],
     classes: int,
     config: TrainingConfig,
     registration_spacing: float,
@@ -168,7 +168,7 @@ def network_shape(
     return _ints(patch), tuple(strides), tuple(_ints(k) for k in kernels)
 
 
-def intensity_plan(template: Volume, label: NDArray[np.generic]) -> IntensityPlan:
+def intensity_plan(template: Volume, label: NDArray[Any]) -> IntensityPlan:
     """CT is known by values far below 0 (air): its window comes from the template's foreground, as in nnU-Net."""
     array = template.array.astype(np.float32)
     if array.min() < -200 and array.max() > 100:
@@ -189,7 +189,7 @@ def scale_intensities(volume: Volume, plan: IntensityPlan) -> NDArray[np.float32
     """A scan's grey values as the network sees them; padding without data becomes the lowest value that data has."""
     array = volume.array.astype(np.float32)
     if plan.scheme == "fixed":
-        return (array.clip(plan.low, plan.high) - plan.mean) / plan.deviation
+        return ((array.clip(plan.low, plan.high) - plan.mean) / plan.deviation).astype(np.float32)
     mask = data_mask(volume.array)
     data = array[mask]
     low, high = np.percentile(data, (plan.low, plan.high))

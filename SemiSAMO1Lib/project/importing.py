@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def _below(folder: Path, root: Path, project: Path) -> Iterator[Candidate | Skip
         elif suffix_of(entry) == ".seg.nrrd":
             yield Skipped(_shown(entry, root), "a segmentation, not a scan")
         elif suffix_of(entry) in SUFFIXES:
-            yield Candidate(_shown(entry, root), lambda path=entry: _look_at_file(path))
+            yield Candidate(_shown(entry, root), partial(_look_at_file, entry))
         elif suffix_of(entry) in (".dcm", ".ima", "") or entry.suffix[1:].isdigit():
             rest.append(entry)
     if any(_is_dicom(entry) for entry in rest):
@@ -130,7 +131,7 @@ def _series(folder: Path, root: Path) -> Iterator[Candidate]:
         shown = _shown(folder, root)
         yield Candidate(
             shown if number == 1 else f"{shown} (series {number})",
-            lambda name=name, files=files: _look_at_series(name, files),
+            partial(_look_at_series, name, files),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from ..image_io import UnreadableImage
@@ -52,7 +53,7 @@ def _candidates(folder: Path, project: Path) -> Iterator[Candidate | Skipped]:
         yield from candidates(folder, project)
         return
     for path in layout:
-        yield Candidate(path.name, lambda path=path: _from_hdf5(path))  # type: ignore[misc]
+        yield Candidate(path.name, partial(_from_hdf5, path))
 
 
 def _from_hdf5(path: Path) -> Found:

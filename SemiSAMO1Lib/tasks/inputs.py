@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def read_inputs(job: JobFolder) -> Inputs:
         except UnreadableImage as error:
             skipped.append({"name": row["id"], "reason": str(error)})
             continue
-        cases.append(EngineCase(row["id"], Geometry.from_json(row), lambda path=path: checked_volume(path)))
+        cases.append(EngineCase(row["id"], Geometry.from_json(row), partial(checked_volume, path)))
     return Inputs(table, class_map, labelled, cases, skipped)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def space_points(geometry: Geometry, device: torch.device | str = "cpu") -> Tens
     return transform_points(index_grid(geometry, device), geometry.index_to_space)
 
 
-def transform_points(points: Tensor, matrix: NDArray[np.float64]) -> Tensor:
+def transform_points(points: Tensor, matrix: NDArray[np.floating[Any]]) -> Tensor:
     """Apply a 4×4 matrix to points (3, ...)."""
     m = torch.as_tensor(matrix, dtype=points.dtype, device=points.device)
     flat = points.reshape(3, -1)
@@ -130,7 +131,7 @@ def resample_image(volume: Volume, target: Geometry) -> NDArray[np.float32]:
     return sample(torch.from_numpy(array)[None], volume.geometry, space_points(target))[0].numpy()
 
 
-def resample_labels(volume: Volume, target: Geometry) -> NDArray[np.generic]:
+def resample_labels(volume: Volume, target: Geometry) -> NDArray[Any]:
     """A label map on another grid: copied on one lattice, else the label with the largest trilinear share."""
     copied = copy_on_lattice(volume, target)
     if copied is not None:

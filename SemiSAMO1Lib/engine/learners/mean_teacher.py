@@ -92,5 +92,5 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """average ← decay · average + (1 - decay) · model for parameters; buffers are copied."""
     for mean, value in zip(average.parameters(), model.parameters(), strict=True):
         mean.lerp_(value, 1 - decay)
-    for mean, value in zip(average.buffers(), model.buffers(), strict=True):
-        mean.copy_(value)
+    for kept, buffer in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(buffer)
