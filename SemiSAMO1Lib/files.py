@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -45,7 +46,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_UMASK)
         replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -72,12 +73,19 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append one JSON line in a single write, so that a reader sees it whole or not at all."""
+    """Append one JSON line in a single write, so that a reader sees it whole or not at all.
+
+    Raises:
+        OSError: it did not fit on the disk; the file is as it was.
+    """
     line = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     try:
-        os.write(descriptor, line)
+        before = os.fstat(descriptor).st_size
+        if os.write(descriptor, line) < len(line):
+            os.ftruncate(descriptor, before)
+            raise OSError(errno.ENOSPC, f"no room for another line in {path}")
     finally:
         os.close(descriptor)
 
@@ -131,3 +139,7 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+#: Asked once: asking changes it for a moment, and several threads write files.
+_UMASK = _umask()

@@ -107,10 +107,8 @@ def kill_tree(pid: int, started: float | None) -> bool:
 
 def descendants(pid: int) -> list[int]:
     """All children, grandchildren... of a process (POSIX), deepest last."""
-    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], check=False, capture_output=True, text=True).stdout
     children: dict[int, list[int]] = {}
-    for line in listing.splitlines():
-        child, parent = (int(word) for word in line.split())
+    for child, parent in _parents_linux() if Path("/proc/self/stat").exists() else _parents_ps():
         children.setdefault(parent, []).append(child)
     found: list[int] = []
     pending = [pid]
@@ -123,12 +121,28 @@ def descendants(pid: int) -> list[int]:
 _LAUNCHED: list[subprocess.Popen[bytes]] = []
 
 
-def _start_time_linux(pid: int) -> float | None:
+def _parents_linux() -> list[tuple[int, int]]:
+    """(pid, parent's pid) of every process; small Linux systems have no ps."""
+    pids = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
+    return [(pid, int(fields[1])) for pid in pids if (fields := _stat_linux(pid))]
+
+
+def _parents_ps() -> list[tuple[int, int]]:
+    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], check=False, capture_output=True, text=True).stdout
+    return [(int(pid), int(parent)) for pid, parent in map(str.split, listing.splitlines())]
+
+
+def _stat_linux(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat behind the name: state, parent...; empty when there is no such process."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return None
-    if fields[0] in "ZX":  # a zombie has ended; nobody asked for its exit code yet
+        return []
+
+
+def _start_time_linux(pid: int) -> float | None:
+    fields = _stat_linux(pid)
+    if not fields or fields[0] in "ZX":  # a zombie has ended; nobody asked for its exit code yet
         return None
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 

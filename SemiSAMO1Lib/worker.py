@@ -23,6 +23,9 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         print("usage: worker.py JOBFOLDER [--low-priority] | --doctor", file=sys.stderr)
         return 2
+    if not (Path(arguments[0]) / "job.json").is_file():
+        print(f"{arguments[0]} is not a job folder: it has no job.json", file=sys.stderr)
+        return 2
     from SemiSAMO1Lib.tasks import work
 
     return work(Path(arguments[0]), low_priority="--low-priority" in arguments)

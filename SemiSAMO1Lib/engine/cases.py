@@ -21,11 +21,13 @@ class EngineCase:
         id: its name in files and events.
         geometry: its own grid, on which predictions are given back.
         load: reads the scan.
+        trainable: False when its pseudo-label was rejected by a person: it is predicted, but not trained on.
     """
 
     id: str
     geometry: Geometry
     load: Callable[[], Volume]
+    trainable: bool = True
 
 
 @dataclass(frozen=True)

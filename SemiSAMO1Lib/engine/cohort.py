@@ -92,6 +92,8 @@ class Cohort:
         """Training data of the unlabelled cases for a round."""
         found = []
         for position, case_id in enumerate(self.ids):
+            if not self.case(case_id).trainable:
+                continue
             target = self.pseudo_label(number, case_id)
             weight = self.store.array("weights-of-voxels", str(number), f"{case_id}.npy")
             label = target.argmax(0) if target.ndim == 4 else target

@@ -38,7 +38,7 @@ class TrainingConfig(_Strict):
 
     preset: Preset = "standard"
     rounds: int = Field(3, ge=0, le=20, description="training rounds; 0 = registration alone")
-    iterations: int = Field(250, ge=1, description="optimizer steps per round")
+    iterations: int = Field(400, ge=1, description="optimizer steps per round")
     batch: int | None = Field(None, ge=1, description="pseudo-labelled patches a step; None: from the plan")
     learner: str = "mean_teacher"
     specialist: str = "dynunet"
@@ -52,8 +52,9 @@ class TrainingConfig(_Strict):
     pseudo_ramp: float = Field(0.3, gt=0, le=1, description="share of a round in which w(t) reaches 1")
     soft_pseudo_labels: bool = Field(False, description="train on probabilities weighted by confidence, not on argmax")
     training_voxels: int = Field(1_000_000, ge=10_000, description="voxels of the median case on the training grid")
-    patch_voxels: int = Field(160_000, ge=4_096, description="voxels of a patch at most")
+    patch_voxels: int = Field(200_000, ge=4_096, description="voxels of a patch at most")
     filters: int = Field(16, ge=4, le=64, description="channels of the finest level")
+    ensemble_rounds: bool = Field(True, description="a round predicts with the mean of all specialists so far")
     test_time_passes: int = Field(2, ge=1, le=16)
     neighbours: int = Field(5, ge=1, description="K of the vote")
     uncertain_quantile: float = Field(0.9, gt=0, le=1)
@@ -70,9 +71,8 @@ class TrainingConfig(_Strict):
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "rounds": 2,
-        "iterations": 100,
+        "iterations": 160,
         "training_voxels": 300_000,
-        "patch_voxels": 90_000,
         "test_time_passes": 1,
         "registration": {"largest_grid": 300_000},
     },

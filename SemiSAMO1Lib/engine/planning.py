@@ -86,7 +86,7 @@ def make_plan(
     budget = min(config.patch_voxels, max(4_096, int(memory_bytes * 0.5 / (BYTES_PER_VOXEL * config.filters / 16) / 4)))
     patch, strides, kernels = network_shape(shape, spacing, budget)
     filters = tuple(min(config.filters * 2**level, 320) for level in range(len(strides)))
-    batch = config.batch or max(1, min(4, round(0.6 * config.patch_voxels / math.prod(patch))))
+    batch = config.batch or max(1, min(4, config.patch_voxels // (2 * math.prod(patch))))
     intensity = intensity_plan(template, label)
     precision = config.precision
     if precision == "auto":
@@ -166,6 +166,20 @@ def network_shape(
         axis = int(np.argmax(np.where(patch > total, patch / np.array(shape), 0)))
         patch[axis] -= total[axis]
     return _ints(patch), tuple(strides), tuple(_ints(k) for k in kernels)
+
+
+def smaller(plan: Plan) -> Plan | None:
+    """The plan with a smaller batch or patch, for a device whose memory did not suffice; None when none is left."""
+    if plan.batch > 1:
+        return plan.model_copy(update={"batch": plan.batch // 2})
+    total = np.prod(plan.strides, axis=0)
+    patch = np.array(plan.patch)
+    candidates = np.where(patch >= 2 * total, patch, 0)
+    if not candidates.any():
+        return None
+    axis = int(np.argmax(candidates))
+    patch[axis] = max(total[axis], patch[axis] // 2 // total[axis] * total[axis])
+    return plan.model_copy(update={"patch": _ints(patch)})
 
 
 def intensity_plan(template: Volume, label: NDArray[Any]) -> IntensityPlan:

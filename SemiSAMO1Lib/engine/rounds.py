@@ -30,13 +30,13 @@ from .inference.uncertainty import case_scores, to_case_grid
 from .learners import Learner, learner_named
 from .memory import usable_memory
 from .observer import Observer, stop_if_asked
-from .planning import Plan, make_plan, plan_to_json
+from .planning import Plan, make_plan, plan_to_json, smaller
 from .progress import Progress
 from .propagation.descriptors import working_spacing
 from .propagation.registration import RegistrationPropagator, RegistrationSettings
 from .refinement import refine_cohort
 from .refinement.neighbours import in_template_space
-from .refinement.refine import voxel_weights
+from .refinement.refine import combined, voxel_weights
 from .sampling import PatchSource
 from .training import make_fabric, train_round
 
@@ -109,16 +109,27 @@ def segment_one(
     found = propagator.propagate(propagator.prepare(labelled), volume, grid)
     confidence = found.confidence.cpu().numpy()
     probabilities = found.probabilities.cpu().numpy()
-    if config.rounds:
-        learner = learner_named(config.learner)(plan, config)
-        learner.setup(fabric)
-        learner.load_state_dict(store.tensors("weights", f"round-{config.rounds}.pt")["learner"])
-        image = cohort.scaled(volume, grid)
-        model, passes = learner.inference_model(), config.test_time_passes
-        predicted = predict_probabilities(model, image, plan, fabric, passes, config.seed)
+    predicted = _predicted_by_all(cohort.scaled(volume, grid), plan, config, fabric, store)
+    if predicted is not None:
         probabilities = fused(probabilities, confidence, predicted)
     prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
     return CaseResult(config.rounds, "scan", prediction, uncertainty, case_scores(prediction, uncertainty, classes))
+
+
+def _predicted_by_all(
+    image: NDArray[Any], plan: Plan, config: TrainingConfig, fabric: Fabric, store: Store
+) -> NDArray[np.float16] | None:
+    """Mean prediction of the specialists that the last round used; None when no round trained one."""
+    mean = None
+    first = 1 if config.ensemble_rounds else config.rounds
+    for count, number in enumerate(range(max(first, 1), config.rounds + 1), start=1):
+        learner = learner_named(config.learner)(plan, config)
+        learner.setup(fabric)
+        learner.load_state_dict(store.tensors("weights", f"round-{number}.pt")["learner"])
+        model, passes = learner.inference_model(), config.test_time_passes
+        found = predict_probabilities(model, image, plan, fabric, passes, config.seed)
+        mean = found if mean is None else running_mean(mean, found, count)
+    return mean
 
 
 def plan_of(
@@ -186,18 +197,29 @@ def _first_pseudo_label(cohort: Cohort, case_id: str, config: TrainingConfig) ->
 
 def train(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, progress: Progress) -> Learner:
     """Train a specialist on the template's label and the pseudo-labels of this round."""
-    source = PatchSource(
-        cohort.labelled_cases(config.seed), cohort.pseudo_cases(number, config.seed), cohort.plan, config, number
-    )
+    labelled, pseudo = cohort.labelled_cases(config.seed), cohort.pseudo_cases(number, config.seed)
     observer = progress.training(number)
     start_from = f"round-{number - 1}.pt" if config.warm_start and number > 1 else None
-    return train_round(number, source, cohort.plan, config, cohort.store, fabric, observer, start_from)
+    while True:
+        source = PatchSource(labelled, pseudo, cohort.plan, config, number)
+        try:
+            return train_round(number, source, cohort.plan, config, cohort.store, fabric, observer, start_from)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            plan = smaller(cohort.plan)
+            if plan is None:
+                raise
+            observer.event(
+                "warning", text=f"out of memory ({error}); going on with batch {plan.batch}, patch {plan.patch}"
+            )
+            cohort.plan = plan
+            cohort.store.save_json(plan_to_json(plan), "plan.json")
+            torch.cuda.empty_cache()
 
 
 def predict(
     cohort: Cohort, number: int, learner: Learner, config: TrainingConfig, fabric: Fabric, progress: Progress
 ) -> None:
-    """Class probabilities of every case with the trained network's running average."""
+    """Class probabilities of every case: the trained network's running average, averaged with earlier rounds'."""
     for position, case_id in enumerate(cohort.ids):
         names = ("probabilities", str(number), f"{case_id}.npy")
         if not cohort.store.has(*names):
@@ -206,6 +228,8 @@ def predict(
             image = cohort.image(case_id)
             model = learner.inference_model()
             found = predict_probabilities(model, image, cohort.plan, fabric, config.test_time_passes, seed)
+            if config.ensemble_rounds and number > 1:
+                found = running_mean(np.asarray(cohort.probabilities(number - 1, case_id)), found, number)
             cohort.store.save_array(found, *names)
         progress.step(f"prediction {number}", position + 1, len(cohort.ids))
 
@@ -218,13 +242,21 @@ def refine(cohort: Cohort, number: int, config: TrainingConfig, progress: Progre
     progress.step(f"refinement {number}", 1, 1)
 
 
+def running_mean(before: NDArray[Any], new: NDArray[Any], count: int) -> NDArray[np.float16]:
+    """The mean of `count` maps when `before` is the mean of all but the last; class by class in float32."""
+    mean = np.empty(new.shape, np.float16)
+    for value in range(len(new)):
+        mean[value] = before[value] + (new[value].astype(np.float32) - before[value]) / count
+    return mean
+
+
 def fused(registered: NDArray[Any], confidence: NDArray[Any], predicted: NDArray[Any]) -> NDArray[np.float16]:
     """A round's answer: the confidence-weighted mean of registration and prediction, class by class."""
     result = np.empty(predicted.shape, np.float16)
-    trust = np.asarray(confidence, np.float32)
+    trust = torch.from_numpy(np.array(confidence, np.float32))
     for value in range(len(predicted)):
-        one = np.asarray(registered[value], np.float32) * trust + np.asarray(predicted[value], np.float32)
-        result[value] = one / (1 + trust)
+        one, other = (torch.from_numpy(np.array(p[value], np.float32)) for p in (registered, predicted))
+        result[value] = combined(one, trust, other).numpy()
     return result
 
 

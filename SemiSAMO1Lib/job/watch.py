@@ -70,7 +70,7 @@ def observe(job: JobFolder, now: float | None = None) -> Observed:
     processes.reap()
     status = job.read_status()
     if status is None:
-        return Observed(State.QUEUED)
+        return _queued(job, Observed(State.QUEUED), now - (job.path / "job.json").stat().st_mtime)
     here = status.get("host") == processes.host()
     seen = Observed(
         state=State(status["state"]),
@@ -120,9 +120,9 @@ def all_jobs(jobs: Path) -> list[JobFolder]:
 
 
 def running_training(jobs: Path) -> JobFolder | None:
-    """The training that is under way in a project, if any."""
+    """The training that is under way in a project, if any; one that nobody has started yet is not."""
     for job in all_jobs(jobs):
-        if job.path.name.endswith(f"-{JobKind.TRAIN}") and observe(job).state.active:
+        if job.path.name.endswith(f"-{JobKind.TRAIN}") and job.status.exists() and observe(job).state.active:
             return job
     return None
 

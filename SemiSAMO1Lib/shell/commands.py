@@ -63,7 +63,7 @@ def init(
     lines = [f"{len(state.cases)} scans in {project}"]
     lines += [f"  skipped {s['name']}: {s['reason']}" for s in skipped]
     lines.append(f"Next: semisamo1 template {project} --case {state.cases[0].id} --labels FILE")
-    say(value, as_json, "\n".join(lines).replace("[", r"\["))
+    say(value, as_json, "\n".join(lines))
 
 
 @app.command(epilog="Example: semisamo1 template ~/hippocampus --case hippocampus_001 --labels drawn.seg.nrrd")
@@ -106,7 +106,7 @@ def template(
     }
     shown = ", ".join(f"{v} {n}" for v, n in names.items())
     text = "\n".join([f"{found.id} is {found.role}, label version {found.label_version}: {shown}", *reading.notes])
-    say(value, as_json, text.replace("[", r"\["))
+    say(value, as_json, text)
 
 
 def _as_volume_file(labels: Path, project: Project, case: str) -> Path:
@@ -127,13 +127,13 @@ def _as_volume_file(labels: Path, project: Project, case: str) -> Path:
 @guarded
 def train(
     project: ProjectPath,
-    preset: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
+    preset: Annotated[str | None, typer.Option(help="quick, standard (when not given) or thorough.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Training rounds; 0 = registration alone.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Optimizer steps a round.")] = None,
     learner: Annotated[str | None, typer.Option(help="How the specialist learns.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
-    seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
-    config: Annotated[Path | None, typer.Option(help="JSON file with further parameters.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (when not given), cpu, cuda or cuda:0.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same result; 0 when not given.")] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON file with further parameters; options win.")] = None,
     detach: Annotated[bool, typer.Option(help="Return at once; the training goes on in the background.")] = False,
     keep_rounds: Annotated[bool, typer.Option(help="Keep the predictions of every round.")] = False,
     as_json: Json = False,
@@ -142,11 +142,14 @@ def train(
     from ..engine.config import PRESETS, make_config
     from ..project.training import request_training
 
-    if preset not in PRESETS:
-        raise fail(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}", WRONG_USE)
-    parameters: dict[str, Any] = {"preset": preset, **(files.read_json(config) if config else {})}
-    given = {"rounds": rounds, "iterations": iterations, "learner": learner, "device": device, "seed": seed}
+    parameters: dict[str, Any] = files.read_json(config) if config else {}
+    if not isinstance(parameters, dict):
+        raise fail(f'{config} must hold one JSON object, for example {{"rounds": 2}}', WRONG_USE)
+    given = {"preset": preset, "rounds": rounds, "iterations": iterations, "learner": learner}
+    given |= {"device": device, "seed": seed}
     parameters.update({key: value for key, value in given.items() if value is not None})
+    if parameters.setdefault("preset", "standard") not in PRESETS:
+        raise fail(f"unknown preset {parameters['preset']!r}; there are: {', '.join(PRESETS)}", WRONG_USE)
     make_config(**parameters)  # wrong values are named before anything starts
     one = Project(project)
     job = request_training(one, {**parameters, "keep_rounds": keep_rounds})
@@ -193,7 +196,7 @@ def status(
     text = f"{found.id}: {seen.state}, {seen.stage}, {seen.fraction:.0%}"
     if seen.message:
         text += f"\n{seen.message}"
-    say({"job": found.id, **seen.to_json()}, as_json, text.replace("[", r"\["))
+    say({"job": found.id, **seen.to_json()}, as_json, text)
 
 
 @app.command("cancel", epilog="Example: semisamo1 cancel ~/hippocampus")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -32,22 +33,24 @@ def say(value: Any, as_json: bool, text: str) -> None:
     if as_json:
         print(json.dumps(value, ensure_ascii=False))
     else:
-        out.print(text, highlight=False)
+        out.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def fail(message: str, code: int) -> typer.Exit:
     """Print an error and give the exit to raise."""
-    err.print(f"[bold red]error:[/] {_plain(message)}", highlight=False)
+    err.print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
     return typer.Exit(code)
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn errors that a person can act on into one line and an exit code."""
+    """Turn errors into one line and an exit code; nobody is shown a traceback who did not ask for it."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise
         except (JobError, Locked) as error:
             raise fail(str(error), BUSY) from error
         except (ProjectError, LabelError, UnreadableImage, NotADirectoryError, FileNotFoundError) as error:
@@ -56,6 +59,13 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             raise fail(str(error), WRONG_USE) from error
         except PermissionError as error:
             raise fail(f"no permission: {error}", WRONG_USE) from error
+        except OSError as error:
+            raise fail(str(error), FAILED) from error
+        except Exception as error:
+            if os.environ.get("SEMISAMO1_TRACEBACK"):
+                raise
+            text = f"unexpected {type(error).__name__}: {error}. With SEMISAMO1_TRACEBACK=1 it says where; report it."
+            raise fail(text, FAILED) from error
 
     return run
 

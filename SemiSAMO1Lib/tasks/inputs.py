@@ -37,7 +37,9 @@ class ClassMap:
         return len(self.values)
 
     def to_indices(self, labels: Volume) -> Volume:
-        """Label values -> class indices, uint8 or uint16."""
+        """Label values -> class indices, uint8 or uint16. Raises LabelError for a value that the table lacks."""
+        if unknown := sorted(set(np.unique(labels.array).tolist()) - set(self.values)):
+            raise LabelError(f"label values {unknown} are not in the label table {list(self.values[1:])}")
         lookup = np.zeros(int(max(self.values)) + 1, np.uint16)
         lookup[list(self.values)] = np.arange(self.classes)
         kind = np.uint8 if self.classes <= 256 else np.uint16
@@ -79,7 +81,8 @@ def read_inputs(job: JobFolder) -> Inputs:
         except UnreadableImage as error:
             skipped.append({"name": row["id"], "reason": str(error)})
             continue
-        cases.append(EngineCase(row["id"], Geometry.from_json(row), partial(checked_volume, path)))
+        trainable = row.get("review") != "rejected"
+        cases.append(EngineCase(row["id"], Geometry.from_json(row), partial(checked_volume, path), trainable))
     return Inputs(table, class_map, labelled, cases, skipped)
 
 
@@ -110,14 +113,14 @@ def _labelled(job: JobFolder, row: dict[str, Any], class_map: ClassMap) -> Label
         path = job.inputs / row["label"]
         if files.sha256(path) != row["sha256"]:
             raise LabelError(f"{path} was changed after the training was started")
-        reading = read_labels(path, image.geometry)
+        label = class_map.to_indices(read_labels(path, image.geometry).volume)
     except (UnreadableImage, LabelError, OSError) as error:
         raise UnusableTemplate(f"labelled case {row['id']} cannot be used: {error}") from error
     index = {value: number for number, value in enumerate(class_map.values)}
     return LabelledCase(
         id=row["id"],
         image=image,
-        label=class_map.to_indices(reading.volume),
+        label=label,
         weight=row["weight"],
         origin=row["origin"],
         unknown=tuple(index[value] for value in row["unknown"]),

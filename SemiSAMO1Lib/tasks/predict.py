@@ -9,7 +9,7 @@ import numpy as np
 
 from ..engine.cases import CaseResult
 from ..engine.data.store import Store
-from ..image_io import suffix_of, write_volume
+from ..image_io import SUFFIXES, suffix_of, write_volume
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project
 from ..project.label_writer import write_segmentation
@@ -29,6 +29,9 @@ def predict_file(
     """
     if not scan.is_file():
         raise FileNotFoundError(f"{scan} does not exist")
+    for path in filter(None, (output, uncertainty)):
+        if suffix_of(path) not in (*SUFFIXES, ".seg.nrrd"):
+            raise ValueError(f"{path.name}: unknown format; possible are .seg.nrrd, {', '.join(SUFFIXES)}")
     job = current_training(project)
     table = LabelTable.from_json(job.spec()["labels"])
     result = _segment(job, scan, device)

@@ -97,7 +97,10 @@ class Reporter:
 
     def _beat(self) -> None:
         while not self._stop_beating.wait(HEARTBEAT_S):
-            self._write()
+            try:
+                self._write()
+            except OSError as error:  # a full disk, a network folder that is away: the next beat tries again
+                print(f"no heartbeat: {error}", flush=True)
 
     def _write(self) -> None:
         with self._lock:

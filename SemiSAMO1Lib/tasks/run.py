@@ -57,7 +57,7 @@ def _alone(task: Callable[[JobFolder, Reporter], None]) -> Callable[[JobFolder, 
 
     def run(job: JobFolder, reporter: Reporter) -> None:
         try:
-            with locked(job.path.parent / ".trainer.lock", patience_s=1.0):
+            with locked(job.path.parent / ".trainer.lock", patience_s=5.0):
                 task(job, reporter)
         except Locked as error:
             raise RuntimeError(f"another training of this project is under way ({error.holder})") from error

@@ -28,10 +28,10 @@ def train(job: JobFolder, reporter: Reporter) -> None:
     """Run or resume a training job."""
     spec = job.spec()
     config = config_of(job)
-    inputs = read_inputs(job)
-    versions = _prepare_torch(spec)
-    _same_versions(job, versions, config)
+    versions = _prepare_torch(spec, config)
     reporter.handshake(library=__version__, device=config.device, **versions)
+    inputs = read_inputs(job)
+    _same_versions(job, versions, config)
     inputs = _settle_skipped(job, inputs, reporter)
     _require_disk(job, inputs, config)
     from ..engine.rounds import run
@@ -63,6 +63,7 @@ class ResultWriter:
         self._rows: list[dict[str, Any]] = []
         index = files.read_json(job.index) if job.index.exists() else {"round": -1}
         self._complete = int(index["round"])
+        self._remove_superseded()
 
     def add(self, result: CaseResult) -> None:
         """Write one case; the last of a round switches the set."""
@@ -97,9 +98,13 @@ class ResultWriter:
     def _switch(self, number: int) -> None:
         files.write_json(self.job.index, {"round": number, "cases": self._rows, "skipped": self.inputs.skipped})
         self._rows, self._complete = [], number
+        self._remove_superseded()
+
+    def _remove_superseded(self) -> None:
+        """Earlier rounds keep their scores only; also those that a killed run had no time to remove."""
         if self.keep_rounds:
             return
-        for earlier in range(number):
+        for earlier in range(self._complete):
             for path in (self.job.results / str(earlier)).glob("*/*.nrrd"):
                 path.unlink()
 
@@ -140,13 +145,13 @@ def _unreadable(case: EngineCase) -> str | None:
     return None
 
 
-def _prepare_torch(spec: dict[str, Any]) -> dict[str, str]:
+def _prepare_torch(spec: dict[str, Any], config: TrainingConfig) -> dict[str, str]:
     """Threads and determinism as job.json fixes them; returns the versions in use."""
     import monai
     import numpy as np
     import torch
 
-    torch.set_num_threads(int(spec["threads"]))
+    torch.set_num_threads(config.threads or int(spec["threads"]))
     if spec["deterministic"]:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

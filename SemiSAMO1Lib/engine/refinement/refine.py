@@ -21,6 +21,9 @@ from ..observer import Observer, stop_if_asked
 from .acceptance import accepted, one_hot, reverse_dice, soft_dice
 from .neighbours import aligned_vote, nearest, whole_volume_vote
 
+#: Weight of a fully confident registration beside a prediction (measured: docs/benchmarks.md).
+REGISTRATION_SHARE = 0.5
+
 #: A voxel whose normalised entropy exceeds this is uncertain: its neighbours vote.
 UNCERTAIN_VOXEL = 0.4
 
@@ -46,7 +49,7 @@ def refine_cohort(cohort: Cohort, number: int, config: TrainingConfig, observer:
     limit = float(np.quantile(list(uncertainty.values()), config.uncertain_quantile))
     certain = [case for case, value in uncertainty.items() if value < limit] or list(uncertainty)
     checks = {case: check(cohort, number, case) for case in cohort.ids}
-    taken = accepted(checks, before)
+    taken = accepted(checks, before) if config.refinement != "none" else dict.fromkeys(checks, True)
     for position, case in enumerate(cohort.ids):
         stop_if_asked(observer)
         if taken[case]:
@@ -92,7 +95,9 @@ def _write_new(
 ) -> None:
     confidence = as_tensor(cohort.confidence(case_id))
     predicted = as_tensor(cohort.probabilities(number, case_id))
-    mean = combined(as_tensor(cohort.probabilities(0, case_id)), confidence, predicted)
+    mean = predicted  # 'none': the naive way, for comparison
+    if config.refinement != "none":
+        mean = combined(as_tensor(cohort.probabilities(0, case_id)), confidence, predicted)
     if config.refinement == "region":
         mean = _with_votes(cohort, number, case_id, certain, mean, normalised_entropy(predicted), config)
     label = mean.argmax(0).numpy()
@@ -116,7 +121,8 @@ def _keep_old(cohort: Cohort, number: int, case_id: str) -> None:
 
 def combined(registered: Tensor, confidence: Tensor, predicted: Tensor) -> Tensor:
     """Confidence-weighted mean of registration and prediction, (C, z, y, x)."""
-    return (registered * confidence + predicted) / (1 + confidence)
+    share = REGISTRATION_SHARE * confidence
+    return (registered * share + predicted) / (1 + share)
 
 
 def voxel_weights(confidence: Tensor) -> Tensor:
