@@ -5,9 +5,13 @@ Paths that the file readers on Windows cannot open (non-ASCII) take a detour ove
 
 from __future__ import annotations
 
+import gzip
 import os
+import re
 import shutil
+import struct
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +26,12 @@ from .volume import Geometry, Volume
 
 #: File name endings that hold one volume.
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+
+
+#: Of these, the ones that may name other files, which hold the voxels.
+DETACHED = (".nhdr", ".mhd")
+
+_DATA_FILE = re.compile(rb"^(?:ElementDataFile *=|data ?file:)[ \t]*", re.MULTILINE)
 
 
 class UnreadableImage(ValueError):
@@ -65,6 +75,7 @@ def read_header(path: Path) -> Header:
 
 def read_image(path: Path) -> sitk.Image:
     """Read a file as it is (any dimension, any components). Raises UnreadableImage."""
+    _require_whole(path)
     with _readable(path) as name:
         return _guard(path, lambda: sitk.ReadImage(name))
 
@@ -90,14 +101,20 @@ def check_scalar_3d(size: Sequence[int], components: int) -> None:
 
 
 def write_image(path: Path, image: sitk.Image, metadata: dict[str, str] | None = None) -> None:
-    """Write a SimpleITK image atomically, compressed where the format allows it."""
+    """Write a SimpleITK image atomically, compressed where the format allows it.
+
+    Raises:
+        ValueError: a format of two files, which cannot be replaced at once.
+    """
+    if suffix_of(path) in DETACHED:
+        raise ValueError(f"{path.name} would be two files; write .mha or .nrrd instead")
     for key, value in (metadata or {}).items():
         image.SetMetaData(key, value)
     path = Path(path)
     with atomic_path(path) as temporary:
         if _needs_detour(temporary):
             with tempfile.TemporaryDirectory() as folder:
-                plain = Path(folder) / ("image" + "".join(path.suffixes[-2:]))
+                plain = Path(folder) / f"image{suffix_of(path)}"
                 sitk.WriteImage(image, str(plain), useCompression=True)
                 shutil.copyfile(plain, temporary)
         else:
@@ -107,6 +124,27 @@ def write_image(path: Path, image: sitk.Image, metadata: dict[str, str] | None =
 def write_volume(path: Path, volume: Volume, metadata: dict[str, str] | None = None) -> None:
     """Write a volume with its geometry; bool is stored as uint8."""
     write_image(path, to_sitk(volume), metadata)
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files beside a header (.mhd, .nhdr) that hold its voxels; empty for a format in one file.
+
+    A numbered pattern of names ("slice%03d.raw 1 20 1") is not followed.
+    """
+    if suffix_of(path) not in DETACHED:
+        return []
+    return [path.parent / os.fsdecode(name) for name in _data_names(path.read_bytes())[1]]
+
+
+def _data_names(header: bytes) -> tuple[int, list[bytes]]:
+    """Where the names of the data files begin in a header, and the names."""
+    match = _DATA_FILE.search(header)
+    if match is None:
+        return len(header), []
+    first, *others = [line.strip() for line in header[match.end() :].splitlines()] or [b""]
+    if first.upper().startswith(b"LIST"):
+        return match.end() + len(first), [name for name in others if name]
+    return match.end(), [] if first.upper() == b"LOCAL" or b"%" in first else [first]
 
 
 def read_dicom_series(files: Sequence[Path]) -> sitk.Image:
@@ -178,6 +216,67 @@ def _all_readable(paths: Sequence[Path]) -> Iterator[list[str]]:
         names = []
         for number, path in enumerate(map(Path, paths)):
             copy = Path(folder) / f"{number}{suffix_of(path)}"
-            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
+            if suffix_of(path) in DETACHED:
+                _copy_with_data(path, copy)
+            else:
+                (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
             names.append(str(copy))
         yield names
+
+
+def _copy_with_data(path: Path, copy: Path) -> None:
+    """Copy a header and its data files, which get plain names."""
+    header = path.read_bytes()
+    start, _ = _data_names(header)
+    names = []
+    for number, data in enumerate(data_files(path)):
+        names.append(f"{copy.stem}-{number}{data.suffix if data.suffix.isascii() else '.raw'}")
+        if not data.is_file():
+            raise UnreadableImage(f"cannot be read: its data file {data.name} is missing")
+        shutil.copyfile(data, copy.with_name(names[-1]))
+    if names:
+        between = b"\n" if header[start : start + 1] in (b"\r", b"\n") else b""
+        header = header[:start] + between + "\n".join(names).encode() + b"\n"
+    copy.write_bytes(header)
+
+
+def _require_whole(path: Path) -> None:
+    """Raise UnreadableImage for a NIfTI file that was cut short: its reader only warns, and fills up with zeros."""
+    if suffix_of(path) not in (".nii", ".nii.gz") or not path.is_file():
+        return
+    with open(path, "rb") as stream:
+        compressed = stream.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if compressed else open(path, "rb") as stream:
+            needed = _nifti_bytes(stream.read(540))
+            if needed is None or _stored_bytes(path, compressed) == needed:
+                return
+            stream.seek(needed - 1)
+            whole = len(stream.read(1)) == 1
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        whole = False
+    if not whole:
+        raise UnreadableImage("cannot be read: the file is cut short. Copy or download it again.")
+
+
+def _nifti_bytes(header: bytes) -> int | None:
+    """How long a NIfTI file must be, uncompressed, by its header; None when that is not one."""
+    layouts = {348: ("8h", 40, "h", 72, "f", 108), 540: ("8q", 16, "h", 14, "q", 168)}
+    for order in "<>":
+        size = struct.unpack_from(f"{order}i", header)[0] if len(header) >= 4 else 0
+        if size in layouts and len(header) >= size:
+            shape, at_shape, bits, at_bits, offset, at_offset = layouts[size]
+            dimensions, *lengths = struct.unpack_from(order + shape, header, at_shape)
+            voxels = int(np.prod([max(1, n) for n in lengths[: max(0, dimensions)]], dtype=object))
+            bits_per_voxel = struct.unpack_from(order + bits, header, at_bits)[0]
+            return int(struct.unpack_from(order + offset, header, at_offset)[0]) + voxels * bits_per_voxel // 8
+    return None
+
+
+def _stored_bytes(path: Path, compressed: bool) -> int:
+    """The length of a file, uncompressed; of a gzip file what its last four bytes say (it may have several parts)."""
+    if not compressed:
+        return path.stat().st_size
+    with open(path, "rb") as stream:
+        stream.seek(-4, os.SEEK_END)
+        return int(struct.unpack("<I", stream.read(4))[0])

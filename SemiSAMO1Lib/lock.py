@@ -113,7 +113,8 @@ def _break(path: Path, holder: dict[str, Any]) -> None:
         os.replace(path, grave)
     except (FileNotFoundError, PermissionError):
         return
-    if _holder(grave) not in (holder, None) and not _is_dead(_holder(grave) or {}):
+    now = _holder(grave)
+    if now is None or (now != holder and not _is_dead(now)):
         os.replace(grave, path)  # it changed hands meanwhile: give it back
         return
     grave.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..image_io import UnreadableImage, read_volume
+from ..image_io import UnreadableImage, data_files, read_volume
 from ..volume import Geometry, Volume
 
 #: Longest case id; it is a folder name, and paths on Windows are short.
@@ -105,7 +105,7 @@ def make_id(name: str, taken: Iterable[str]) -> str:
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:LONGEST_ID].rstrip("-._") or "case"
     if plain.lower().split(".")[0] in _RESERVED:
-        plain = f"case-{plain}"[:LONGEST_ID]
+        plain = f"case-{plain}"[:LONGEST_ID].rstrip("-._")
     used = {one.lower() for one in taken}
     candidate, number = plain, 2
     while candidate.lower() in used:
@@ -115,13 +115,21 @@ def make_id(name: str, taken: Iterable[str]) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 over the file's size and its first and last MiB: equal for a moved file, different for a changed one."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as stream:
-        digest.update(stream.read(1 << 20))
-        if size > 1 << 20:
-            stream.seek(max(1 << 20, size - (1 << 20)))
+    """SHA-256 over the size of the file (of a header: and of its data files), its first and last MiB, and 64 KiB at 64
+    places between: equal for a moved file, different for a changed one. All of a file up to 6 MiB counts."""
+    digest = hashlib.sha256()
+    for part in (path, *(data for data in data_files(path) if data.is_file())):
+        size = part.stat().st_size
+        digest.update(f"{size} ".encode())
+        with open(part, "rb") as stream:
+            if size <= 6 << 20:
+                digest.update(stream.read())
+                continue
+            digest.update(stream.read(1 << 20))
+            for place in range(1, 65):
+                stream.seek(place * size // 65)
+                digest.update(stream.read(1 << 16))
+            stream.seek(size - (1 << 20))
             digest.update(stream.read())
     return digest.hexdigest()
 

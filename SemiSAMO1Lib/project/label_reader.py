@@ -153,6 +153,8 @@ def _declared_segments(path: Path, metadata: dict[str, str]) -> list[Segment] | 
 
 
 def _require_integers(path: Path, array: NDArray[np.generic]) -> None:
+    if array.dtype.kind == "c":
+        raise LabelError(f"{path.name} holds complex numbers, not labels")
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and np.array_equal(array, np.rint(array))):
         raise LabelError(f"{path.name} holds fractions or NaN: a scan or probability map, not labels")
     if array.size and (array.min() < 0 or array.max() > LARGEST_VALUE):

@@ -23,12 +23,14 @@ LARGEST_VALUE = 65535
 
 @dataclass(frozen=True)
 class Label:
-    """One structure: a value that never changes, a name, a colour (RGB 0-255) and terminology codes."""
+    """One structure: a value that never changes, a name, a colour (RGB 0-255), terminology codes, and what else a newer
+    program wrote."""
 
     value: int
     name: str
     color: tuple[int, int, int] = (128, 174, 128)
     terminology: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1 <= self.value <= LARGEST_VALUE:
@@ -70,14 +72,28 @@ class LabelTable:
 
     def to_json(self) -> list[dict[str, Any]]:
         return [
-            {"value": one.value, "name": one.name, "color": list(one.color), "terminology": one.terminology}
+            {
+                "value": one.value,
+                "name": one.name,
+                "color": list(one.color),
+                "terminology": one.terminology,
+                **one.extra,
+            }
             for one in self.labels
         ]
 
     @classmethod
     def from_json(cls, rows: Iterable[dict[str, Any]]) -> LabelTable:
+        known = {"value", "name", "color", "terminology"}
         return cls(
             tuple(
-                Label(int(row["value"]), str(row["name"]), tuple(row["color"]), row.get("terminology")) for row in rows
+                Label(
+                    int(row["value"]),
+                    str(row["name"]),
+                    tuple(row["color"]),
+                    row.get("terminology"),
+                    {key: one for key, one in row.items() if key not in known},
+                )
+                for row in rows
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -124,7 +125,10 @@ class Project:
             )
         if schema < SCHEMA:
             value = self._migrate(value, schema)
-        return State.from_json(value)
+        try:
+            return State.from_json(value)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProjectError(f"{self.file} is damaged ({error!r}). Restore it from a copy.") from error
 
     def _migrate(self, value: dict[str, Any], schema: int) -> dict[str, Any]:
         for step in range(schema, SCHEMA):
@@ -144,13 +148,19 @@ class Project:
 
         Raises:
             Locked: another process on this or another computer is writing.
+            ProjectError: the folder cannot be written.
         """
-        with locked(self.folder / "project.lock"):
-            before = self._read()
-            after = apply(before)
-            after = replace(after, revision=before.revision + 1)
-            files.write_json(self.file, after.to_json())
-            self.state = after
+        try:
+            with locked(self.folder / "project.lock"):
+                before = self._read()
+                after = apply(before)
+                after = replace(after, revision=before.revision + 1)
+                files.write_json(self.file, after.to_json())
+                self.state = after
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise ProjectError(f"{self.folder} cannot be written ({error.strerror}). Make it writable.") from error
         return after
 
     def add(self, found: Found) -> Case | Skipped:

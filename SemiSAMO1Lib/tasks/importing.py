@@ -32,7 +32,9 @@ def import_scans(job: JobFolder, reporter: Reporter) -> None:
         result = candidate if isinstance(candidate, Skipped) else look(candidate)
         if isinstance(result, Found):
             case = project.add(result)
-            result = case if isinstance(case, Skipped) else result
+            for note in result.source.get("notes", ()):
+                reporter.event("note", text=note)
+            result = Skipped(candidate.name, case.reason) if isinstance(case, Skipped) else result
         if isinstance(result, Skipped):
             skipped.append(result)
             reporter.event("skipped", name=result.name, reason=result.reason)

@@ -100,8 +100,10 @@ def sample(
         padding: 'border' repeats the edge, 'zeros' gives 0 outside the field of view.
 
     Returns:
-        (c, Z, Y, X), of the channels' type.
+        (c, Z, Y, X); half precision is read, but computed and returned in float32: places need more than 11 bits.
     """
+    if channels.dtype == torch.float16:
+        channels = channels.float()
     # index -> normalised coordinates of grid_sample (align_corners=False): (2 i + 1) / n - 1
     n = np.array(geometry.shape[::-1], dtype=float)
     scale = np.diag([*(2 / n), 1.0])

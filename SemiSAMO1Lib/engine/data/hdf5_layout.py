@@ -61,7 +61,13 @@ def read_case(path: Path, with_label: bool = False) -> Hdf5Case:
 
 
 def write_case(path: Path, image: Volume, label: Volume | None = None) -> None:
-    """Write one file as the published code expects it, (x, y, z), with geometry and axis order as attributes."""
+    """Write one file as the published code expects it, (x, y, z), with geometry and axis order as attributes.
+
+    Raises:
+        ValueError: a label value above 255, which the layout cannot hold.
+    """
+    if label is not None and label.array.max() > 255:
+        raise ValueError(f"{path.name}: label value {label.array.max()}; the layout holds values up to 255")
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("image", data=image.array.T.astype(np.float32), compression="gzip")
         if label is not None:

@@ -243,7 +243,7 @@ def _cost_volume(fixed: Features, values: Tensor, weight: Tensor, radius: int) -
     length = (z - 1) * rows[0] + (y - 1) * rows[1] + x
     here = values.new_zeros(values.shape[0] + 1, length)
     placed = here.as_strided((here.shape[0], z, y, x), (length, *rows))
-    placed.copy_(torch.cat([fixed.values, fixed.weight[None]]))
+    placed.copy_(fixed.channels)
     there = torch.cat([values, weight[None]]).flatten(1)
     squares = (here[:-1].square().sum(0), there[:-1].square().sum(0))
     product = torch.empty_like(here)

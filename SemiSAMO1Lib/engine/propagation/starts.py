@@ -91,8 +91,9 @@ def affine(case: Described, template: Described, start: Start, seed: int) -> Sta
     method.SetMetricMovingMask(_mask(template))
     method.SetMetricSamplingStrategy(method.RANDOM)
     voxels = case.image.geometry.voxels
+    # seed + 1: SimpleITK takes a seed of 0 (sitkWallClock) as "another one every time"
     shrinks = [s for s in (4, 2, 1) if min(case.image.geometry.shape) >= 8 * s] or [1]
-    method.SetMetricSamplingPercentagePerLevel([min(1.0, max(0.02, 12_000 * s**3 / voxels)) for s in shrinks], seed)
+    method.SetMetricSamplingPercentagePerLevel([min(1.0, max(0.02, 12_000 * s**3 / voxels)) for s in shrinks], seed + 1)
     method.SetShrinkFactorsPerLevel(shrinks)
     method.SetSmoothingSigmasPerLevel([s / 2 for s in shrinks])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
@@ -105,10 +106,14 @@ def affine(case: Described, template: Described, start: Start, seed: int) -> Sta
     transform.SetCenter([float(v) for v in case.image.geometry.centre])
     transform.SetTranslation([float(v) for v in start.matrix[:3, 3]])
     method.SetInitialTransform(transform, inPlace=True)
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # smoothing inside the method obeys this number only
     try:
         method.Execute(fixed, moving)
     except RuntimeError:  # "all samples map outside": this start has no affine version
         return None
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     turn = np.reshape(transform.GetMatrix(), (3, 3))
     centre = np.array(transform.GetCenter())
     matrix = np.eye(4)

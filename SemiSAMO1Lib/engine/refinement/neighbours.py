@@ -75,7 +75,7 @@ def whole_volume_vote(
 
 def in_template_space(channels: Tensor, grid: Geometry, deformation: Deformation, template: Geometry) -> Tensor:
     """Descriptors of a case, (c, z, y, x) on `grid`, carried to the template's grid."""
-    return sample(channels, grid, deformation.to_case(space_points(template)))
+    return sample(channels, grid, deformation.to_case(space_points(template, channels.device)))
 
 
 def _centred(signature: NDArray[Any]) -> NDArray[np.float64]:
