@@ -269,7 +269,8 @@ def _nifti_bytes(header: bytes) -> int | None:
             dimensions, *lengths = struct.unpack_from(order + shape, header, at_shape)
             voxels = int(np.prod([max(1, n) for n in lengths[: max(0, dimensions)]], dtype=object))
             bits_per_voxel = struct.unpack_from(order + bits, header, at_bits)[0]
-            return int(struct.unpack_from(order + offset, header, at_offset)[0]) + voxels * bits_per_voxel // 8
+            begin = struct.unpack_from(order + offset, header, at_offset)[0]
+            return int(begin) + voxels * bits_per_voxel // 8 if np.isfinite(begin) else None
     return None
 
 

@@ -93,7 +93,8 @@ def _holder(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, PermissionError):
         return None
     try:
-        return dict(json.loads(text))
+        holder = json.loads(text)
+        return dict(holder) if isinstance(holder, dict) and "pid" in holder else {}
     except ValueError:
         return {} if age > _HALF_MADE_S else None
 

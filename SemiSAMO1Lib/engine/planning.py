@@ -160,6 +160,9 @@ def network_shape(
         current, mm = current / stride, mm * stride
         strides.append(_ints(stride))
         kernels.append(tuple(3 if s <= 2 * min(mm) else 1 for s in mm))
+    while len(strides) < 3:  # fewer levels than DynUNet builds: small scans get levels that do not pool
+        strides.append((1, 1, 1))
+        kernels.append(kernels[-1])
     total = np.prod(strides, axis=0)
     patch = np.maximum(1, np.floor(size / total + 0.5)) * total
     while np.prod(patch) > 1.3 * budget and (patch > total).any():

@@ -38,6 +38,7 @@ from .refinement import refine_cohort
 from .refinement.neighbours import in_template_space
 from .refinement.refine import combined, voxel_weights
 from .sampling import PatchSource
+from .specialists import make_specialist
 from .training import make_fabric, train_round
 
 
@@ -63,17 +64,21 @@ def run(
         a result for every case and round, round 0 first.
 
     Raises:
-        ValueError: no cases, no labelled case, or a device that is not there.
+        ValueError: no cases, no labelled case, an empty template, or a device, learner or specialist that is not there.
         Stopped: the observer asked for it.
     """
     if not labelled:
         raise ValueError("no labelled case: label one scan, the template, before training")
+    if classes < 2 or not labelled[0].label.array.any():
+        raise ValueError(f"the label of the template {labelled[0].id!r} is empty: paint at least one segment")
     if not cases:
         raise ValueError("no unlabelled case to segment: add scans to the project")
     fabric = make_fabric(config.device, "32-true" if config.precision == "auto" else config.precision)
     plan = plan_of(cases, labelled, classes, config, store, fabric)
     if plan.precision != "32-true":
         fabric = make_fabric(config.device, plan.precision)
+    if config.rounds:  # unknown names are refused before any work
+        learner_named(config.learner), make_specialist(config.specialist, plan)
     cohort = Cohort(cases, labelled, plan, store)
     progress = Progress(observer, cohort, config)
 

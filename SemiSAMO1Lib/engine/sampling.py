@@ -36,9 +36,9 @@ class PatchSource:
 
     def _draw(self, cases: Sequence[TrainingCase], iteration: int, rank: int, position: int) -> Patches:
         generator = np.random.default_rng([self.config.seed, self.number, iteration, rank, position])
-        turn = iteration * (self.plan.batch + 1) + position
+        turn = iteration + position
         foreground = None
-        if turn % 2 == 0:  # every other patch lies on foreground, classes in turn
+        if turn % 2 == 0:  # in every place of the batch every other patch lies on foreground, classes in turn
             foreground = 1 + (turn // 2) % (self.plan.classes - 1)
         return draw_patch(
             draw_case(cases, generator),

@@ -67,13 +67,11 @@ def train_round(
         batch = sample(iteration, fabric.global_rank).to(fabric.device)
         losses = learner.step(batch, iteration / config.iterations, generator)
         now, done = time.monotonic(), iteration + 1
+        if not all(map(math.isfinite, losses.values())):
+            raise FloatingPointError(f"round {number}, iteration {done}: the loss is not a number; lower learning_rate")
         if now - reported >= 1 or done == config.iterations:
             reported = now
             observer.event("losses", round=number, iteration=done, of=config.iterations, losses=losses)
-            if not all(map(math.isfinite, losses.values())):
-                raise FloatingPointError(
-                    f"round {number}, iteration {done}: the loss is not a number; lower learning_rate"
-                )
         if done < config.iterations and (now - saved >= config.checkpoint_seconds or observer.should_stop()):
             if fabric.is_global_zero:
                 store.save_tensors(_snapshot(learner, done), *checkpoint)

@@ -118,8 +118,13 @@ class JobFolder:
         return value
 
     def read_status(self) -> dict[str, Any] | None:
-        """status.json, or None before there is one."""
-        return dict(files.read_json(self.status)) if self.status.exists() else None
+        """status.json, or None before there is one. Raises ValueError for a damaged one."""
+        if not self.status.exists():
+            return None
+        value = files.read_json(self.status)
+        if not isinstance(value, dict) or not {"state", "heartbeat"} <= set(value):
+            raise ValueError(f"{self.status} is not the status of a job. Restore it from a copy or remove it.")
+        return value
 
     def log_tail(self, lines: int = 15) -> str:
         """The last lines of the log."""

@@ -76,6 +76,9 @@ def read_labels(path: Path, reference: Geometry, priority: Sequence[int] | None 
     layers, segments = _layers_and_segments(path, image)
     names = {segment.value: segment.name for segment in segments}
     merged, notes = _merge(layers, segments, priority, path)
+    if len(layers) > 1 and any(segment.value != segment.voxel_value for segment in segments):
+        given = ", ".join(f"{segment.value} {segment.name}" for segment in segments)
+        notes.append(f"{path.name}: values repeat between its layers; taken as {given}")
     if not merged.array.any():
         raise LabelError(f"{path.name} has no labelled voxel. Paint the template, or choose another file.")
     volume, exact, moved = to_grid(merged, reference, path.name)
@@ -137,19 +140,28 @@ def _declared_segments(path: Path, metadata: dict[str, str]) -> list[Segment] | 
             raise LabelError(
                 f"{path.name}: segment {number} has no label value (a file of Slicer before 4.11). Resave."
             )
-        voxel_value = int(metadata[prefix + "LabelValue"])
         tags = dict(tag.partition(":")[::2] for tag in metadata.get(prefix + "Tags", "").split("|") if ":" in tag)
-        value = int(tags.get(VALUE_TAG, voxel_value))
-        name = metadata.get(prefix + "Name", f"label {value}")
-        segments.append(Segment(value, name, int(metadata.get(prefix + "Layer", 0)), voxel_value))
+        try:
+            voxel_value = int(metadata[prefix + "LabelValue"])
+            value = int(tags.get(VALUE_TAG, voxel_value))
+            layer = int(metadata.get(prefix + "Layer", 0))
+        except ValueError as error:
+            raise LabelError(f"{path.name}: the header of segment {number} is damaged ({error})") from error
+        if not 1 <= value <= LARGEST_VALUE:
+            raise LabelError(f"{path.name}: segment {number} has value {value}; 1 to {LARGEST_VALUE} are possible")
+        segments.append(Segment(value, metadata.get(prefix + "Name", f"label {value}"), layer, voxel_value))
     values = [segment.value for segment in segments]
     twice = sorted({value for value in values if values.count(value) > 1})
-    if twice:
-        # Slicer gives every layer its own values, so two segments may both be "1"
-        if any(VALUE_TAG in metadata.get(f"Segment{n}_Tags", "") for n in numbers):
-            raise LabelError(f"{path.name}: several segments stand for label value {twice}; merge or remove one")
-        segments = [Segment(order + 1, one.name, one.layer, one.voxel_value) for order, one in enumerate(segments)]
-    return segments
+    if not twice:
+        return segments
+    # Slicer gives every layer its own values, so two segments may both be "1"
+    if any(VALUE_TAG in metadata.get(f"Segment{n}_Tags", "") for n in numbers):
+        names = ", ".join(repr(segment.name) for segment in segments if segment.value in twice)
+        raise LabelError(
+            f"{path.name}: the segments {names} stand for one label value {twice}. A segment added in another program "
+            f"needs a value of its own (tag {VALUE_TAG}); or merge them."
+        )
+    return [Segment(order + 1, one.name, one.layer, one.voxel_value) for order, one in enumerate(segments)]
 
 
 def _require_integers(path: Path, array: NDArray[np.generic]) -> None:

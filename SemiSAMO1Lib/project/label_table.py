@@ -42,7 +42,6 @@ class LabelTable:
     """All labels of a project, by ascending value."""
 
     labels: tuple[Label, ...] = ()
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         values = self.values
@@ -68,7 +67,7 @@ class LabelTable:
         for value, name in sorted(found):
             if value not in self.values:
                 labels.append(Label(value, name or f"label {value}", COLOURS[len(labels) % len(COLOURS)]))
-        return LabelTable(tuple(sorted(labels, key=lambda label: label.value)), self.extra)
+        return LabelTable(tuple(sorted(labels, key=lambda label: label.value)))
 
     def to_json(self) -> list[dict[str, Any]]:
         return [

@@ -201,11 +201,15 @@ class Project:
             source=found.source,
         )
 
-    def note_skipped(self, skipped: Iterable[Skipped]) -> None:
-        """Remember what was skipped and why; a name that was listed before gets the newer reason."""
-        new = {one.name: one for one in skipped}
-        if new:
-            self.change(lambda s: replace(s, skipped=tuple({**{o.name: o for o in s.skipped}, **new}.values())))
+    def note_skipped(self, skipped: Iterable[Skipped], added: Iterable[str] = ()) -> None:
+        """Remember what was skipped and why; a newer reason replaces an older one, names in `added` are taken off."""
+        new, gone = {one.name: one for one in skipped}, set(added)
+
+        def apply(state: State) -> State:
+            listed = {**{one.name: one for one in state.skipped}, **new}
+            return replace(state, skipped=tuple(one for name, one in listed.items() if name not in gone))
+
+        self.change(apply)
 
     def set_role(self, case_id: str, role: Role) -> Case:
         """Change what a case is for. Raises ProjectError for a template or labelled role without a label."""
@@ -273,9 +277,14 @@ class Project:
 
     def label_record(self, case: Case) -> dict[str, Any]:
         """Origin, reviewer, time, sha256 and absent values of the label in force."""
-        return dict(
-            files.read_json(self._label_file(case.id, case.label_version or 0).with_name(f"{case.label_version}.json"))
-        )
+        path = self._label_file(case.id, case.label_version or 0).with_name(f"{case.label_version}.json")
+        try:
+            record = dict(files.read_json(path))
+        except (OSError, ValueError) as error:
+            raise ProjectError(f"the record of label {case.label_version} of case {case.id}: {error}") from error
+        if missing := {"sha256", "declared", "origin"} - set(record):
+            raise ProjectError(f"{path} lacks {sorted(missing)}; restore it from a copy, or label the case again")
+        return record
 
     def add_label(
         self,
@@ -398,6 +407,8 @@ def _require_complete(
     if wrong := sorted(present & set(absent)):
         raise LabelError(f"{name}: label values {wrong} are declared absent but painted")
     needed = set(before.values) | set(reading.names)
+    if strange := sorted(set(absent) - needed):
+        raise LabelError(f"{name}: label values {strange} are declared absent, but the label table has no such label")
     if missing := sorted(needed - present - set(absent)):
         names = ", ".join(f"{value} ({table.name_of(value)})" for value in missing)
         raise LabelError(

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from .. import __version__, files
-from ..job import JobFolder, JobKind, cancel, kill, observe, resume, start
+from ..job import JobError, JobFolder, JobKind, cancel, kill, observe, resume, running_training, start
 from ..job.watch import all_jobs, latest_training
 from ..project import Project, ProjectError, Role
 from .console import WRONG_USE, exit_for, fail, follow, guarded, out, say
@@ -152,6 +152,8 @@ def train(
         raise fail(f"unknown preset {parameters['preset']!r}; there are: {', '.join(PRESETS)}", WRONG_USE)
     make_config(**parameters)  # wrong values are named before anything starts
     one = Project(project)
+    if (other := running_training(one.jobs)) is not None:
+        raise JobError(f"training {other.id} is under way in this project. Wait for it, or stop it: semisamo1 cancel")
     job = request_training(one, {**parameters, "keep_rounds": keep_rounds})
     start(job)
     _watch(job, detach, as_json)

@@ -24,11 +24,11 @@ def import_scans(job: JobFolder, reporter: Reporter) -> None:
     folder = Path(job.spec()["parameters"]["images"])
     found = list(_candidates(folder, job.project))
     skipped: list[Skipped] = []
-    added = 0
+    added: list[str] = []
     for position, candidate in enumerate(found):
         if reporter.should_stop():
-            project.note_skipped(skipped)
-            raise Stopped(f"stopped as asked; {added} scans were added")
+            project.note_skipped(skipped, added)
+            raise Stopped(f"stopped as asked; {len(added)} scans were added")
         result = candidate if isinstance(candidate, Skipped) else look(candidate)
         if isinstance(result, Found):
             case = project.add(result)
@@ -39,11 +39,11 @@ def import_scans(job: JobFolder, reporter: Reporter) -> None:
             skipped.append(result)
             reporter.event("skipped", name=result.name, reason=result.reason)
         else:
-            added += 1
+            added.append(candidate.name)
             reporter.event("added", name=result.name)
         done = position + 1
         reporter.event("progress", stage="checking scans", done=done, of=len(found), fraction=done / len(found))
-    project.note_skipped(skipped)
+    project.note_skipped(skipped, added)
     if not project.refresh().cases:
         reasons = "; ".join(f"{one.name}: {one.reason}" for one in skipped[:5])
         raise ValueError(f"no usable scan in {folder}. {reasons or 'No NIfTI, NRRD, MetaImage, DICOM or HDF5 file.'}")

@@ -30,6 +30,7 @@ def train(job: JobFolder, reporter: Reporter) -> None:
     config = config_of(job)
     versions = _prepare_torch(spec, config)
     reporter.handshake(library=__version__, device=config.device, **versions)
+    _sweep(job)
     inputs = read_inputs(job)
     _same_versions(job, versions, config)
     inputs = _settle_skipped(job, inputs, reporter)
@@ -107,6 +108,13 @@ class ResultWriter:
         for earlier in range(self._complete):
             for path in (self.job.results / str(earlier)).glob("*/*.nrrd"):
                 path.unlink()
+
+
+def _sweep(job: JobFolder) -> None:
+    """Remove what a killed worker left half-written; nobody else writes here while we hold the trainer's lock."""
+    for folder in (job.work, job.results):
+        for path in folder.rglob(".writing-*"):
+            path.unlink(missing_ok=True)
 
 
 def _settle_skipped(job: JobFolder, inputs: Inputs, reporter: Reporter) -> Inputs:

@@ -129,7 +129,8 @@ def _centre(
     else:
         centre = generator.uniform(0, 1, 3) * (size - 1)
     middle, slack = (size - 1) / 2, np.maximum((size - shape) / 2, 0) + 0.05 * shape
-    return np.clip(centre, middle - slack, middle + slack)
+    first = np.rint(np.clip(centre, middle - slack, middle + slack) - (shape - 1) / 2)
+    return first + (shape - 1) / 2  # voxel on voxel: without augmentation nothing is interpolated
 
 
 def _positions(

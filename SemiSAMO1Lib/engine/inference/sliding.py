@@ -61,8 +61,6 @@ def block_depth(shape: tuple[int, ...], classes: int, window: int) -> int:
 
 
 def _mean_of_passes(model: nn.Module, block: Tensor, plan: Plan, fabric: Fabric, passes: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-
     def probabilities(windows: Tensor) -> Tensor:
         with fabric.autocast():
             logits = model(windows)
@@ -70,7 +68,7 @@ def _mean_of_passes(model: nn.Module, block: Tensor, plan: Plan, fabric: Fabric,
 
     total: Tensor | None = None
     for number in range(passes):
-        seen = block if number == 0 else _changed(block, generator)
+        seen = block if number == 0 else _changed(block, torch.Generator().manual_seed(1_000 * seed + number))
         one: Any = sliding_window_inference(seen, plan.patch, 2, probabilities, overlap=0.5, mode="gaussian")
         total = one if total is None else total + one
     assert total is not None, "at least one pass"
@@ -78,6 +76,6 @@ def _mean_of_passes(model: nn.Module, block: Tensor, plan: Plan, fabric: Fabric,
 
 
 def _changed(image: Tensor, generator: torch.Generator) -> Tensor:
+    gain, shift = (PASS_NOISE * torch.randn(2, generator=generator)).tolist()  # first: the same in blocks of any size
     noise = torch.randn(image.shape, generator=generator).to(image.device) * PASS_NOISE
-    gain, shift = 1 + PASS_NOISE * torch.randn(2, generator=generator)
-    return image * float(gain) + float(shift) + noise
+    return image * (1 + gain) + shift + noise

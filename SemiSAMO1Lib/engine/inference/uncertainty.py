@@ -60,7 +60,7 @@ def to_case_grid(
             best = torch.maximum(best, p)
             entropy -= p * p.clamp(min=1e-7).log()
         entropy = (entropy / math.log(max(classes, 2))).clamp(0, 1)
-        entropy[sample(known, grid, points, "nearest", "zeros")[0] < 0.5] = 1.0
+        entropy[sample(known, grid, points, "nearest")[0] < 0.5] = 1.0
         prediction[start:stop] = label.numpy()
         uncertainty[start:stop] = torch.round(100 * entropy).numpy()
     return Volume(prediction, target), Volume(uncertainty, target)

@@ -53,7 +53,7 @@ class MeanTeacher(Learner):
         )
         self.optimizer.zero_grad()
         self.fabric.backward(total)
-        self.fabric.clip_gradients(self.student, self.optimizer, max_norm=12.0)
+        self.fabric.clip_gradients(self.student, self.optimizer, max_norm=12.0, error_if_nonfinite=False)
         self.optimizer.step()
         update_average(self.teacher, self.student, ema_decay(self.steps, self._largest_decay()))
         self.steps += 1
