@@ -7,6 +7,7 @@ are used again.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ CREATE_NO_WINDOW = 0x08000000
 
 _QUERY_LIMITED_INFORMATION = 0x1000
 _STILL_ACTIVE = 259
+_ACCESS_DENIED = 5
 
 
 def host() -> str:
@@ -45,7 +47,9 @@ def start_time(pid: int) -> float | None:
 def is_same_process(pid: int, started: float | None) -> bool:
     """True when `pid` runs and is the process that started then (None: any process with that pid)."""
     now = start_time(pid)
-    return now is not None and (started is None or abs(now - started) < 1.5)
+    if now is None:
+        return False
+    return started is None or math.isnan(now) or abs(now - started) < 1.5
 
 
 def launch_detached(command: Sequence[str], log: Path, environment: Mapping[str, str], low_priority: bool) -> int:
@@ -165,7 +169,9 @@ def _start_time_windows(pid: int) -> float | None:
     kernel.OpenProcess.restype = ctypes.c_void_p
     handle = kernel.OpenProcess(_QUERY_LIMITED_INFORMATION, False, pid)
     if not handle:
-        return None
+        # refused: it lives, but belongs to somebody else, and when it started cannot be asked
+        refused = ctypes.get_last_error() == _ACCESS_DENIED  # type: ignore[attr-defined,unused-ignore]
+        return math.nan if refused else None
     handle = ctypes.c_void_p(handle)
     try:
         code = ctypes.c_ulong()

@@ -60,7 +60,7 @@ class TrainingConfig(_Strict):
     uncertain_quantile: float = Field(0.9, gt=0, le=1)
     refinement: Literal["region", "volume", "none"] = "region"
     seed: int = Field(0, ge=0, lt=2**31)
-    device: str = "auto"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:0")
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; None: all that may be used")
     checkpoint_seconds: float = Field(20.0, ge=0)

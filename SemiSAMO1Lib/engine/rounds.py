@@ -172,7 +172,8 @@ def propagate(cohort: Cohort, config: TrainingConfig, device: torch.device, prog
             described = propagator.describe(volume).coarse
             template = prepared[0].described.coarse.geometry
             aligned = in_template_space(described.values.float(), described.geometry, found.transforms[0], template)
-            signature = torch.nn.functional.avg_pool3d(aligned[None], 3, ceil_mode=True)[0]
+            width = [min(3, n) for n in aligned.shape[1:]]  # thin scans have fewer than three voxels along an axis
+            signature = torch.nn.functional.avg_pool3d(aligned[None], width, ceil_mode=True)[0]
             cohort.save_propagation(case.id, found, signature.cpu().numpy().astype(np.float16))
         _first_pseudo_label(cohort, case.id, config)
         progress.step("registration", position + 1, len(cohort.cases))

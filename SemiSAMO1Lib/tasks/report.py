@@ -9,7 +9,7 @@ from typing import Any
 from .. import files
 from ..engine.evaluation.compare import compare, label_files
 from ..engine.evaluation.report import CasePage, render_report
-from ..image_io import read_volume
+from ..image_io import UnreadableImage, read_volume
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project, ProjectError
 from .inputs import find_image
@@ -71,9 +71,14 @@ def _pages(job: JobFolder, rows: list[dict[str, Any]]) -> Iterator[CasePage]:
     """One case after the other, worst first, each read when it is drawn."""
     listing = {row["id"]: row for row in files.read_json(job.inputs / "cases.json")["cases"]}
     for row in sorted(rows, key=lambda r: (-(r["scores"]["label_uncertainty"] or 1.0), r["case"])):
+        try:
+            image = read_volume(find_image(listing[row["case"]]))
+        except UnreadableImage as error:
+            yield CasePage(row["case"], None, None, None, row["scores"], note=str(error))
+            continue
         yield CasePage(
             case=row["case"],
-            image=read_volume(find_image(listing[row["case"]])),
+            image=image,
             prediction=read_volume(job.results / row["prediction"]),
             uncertainty=read_volume(job.results / row["uncertainty"]),
             scores=row["scores"],

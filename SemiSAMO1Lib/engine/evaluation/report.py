@@ -28,13 +28,17 @@ _SHOWN_FROM = 15
 
 @dataclass(frozen=True)
 class CasePage:
-    """What the report shows of a case: scan, prediction (label values), uncertainty (0-100 %), scores."""
+    """What the report shows of a case: scan, prediction (label values), uncertainty (0-100 %), scores.
+
+    A scan that cannot be read any more has no picture, but a note that says why.
+    """
 
     case: str
-    image: Volume
-    prediction: Volume
-    uncertainty: Volume
+    image: Volume | None
+    prediction: Volume | None
+    uncertainty: Volume | None
     scores: dict[str, Any]
+    note: str = ""
 
 
 def render_report(
@@ -58,8 +62,9 @@ def render_report(
     by_case = {row["case"]: row for row in measures["cases"]} if measures else {}
     shown = []
     for page in pages:
-        picture = _png(case_figure(page, table))
-        shown.append({"case": page.case, "scores": page.scores, "picture": picture, "measures": by_case.get(page.case)})
+        picture = _png(case_figure(page, table)) if page.image is not None else None
+        row = {"case": page.case, "scores": page.scores, "picture": picture, "note": page.note}
+        shown.append({**row, "measures": by_case.get(page.case)})
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["html", "j2"]), trim_blocks=True
     )
@@ -78,6 +83,8 @@ def render_report(
 
 def case_figure(page: CasePage, table: Sequence[dict[str, Any]]) -> Figure:
     """Three planes at the label's largest cross-section: above with contours, below with uncertainty as heat."""
+    if page.image is None or page.prediction is None or page.uncertainty is None:
+        raise ValueError(f"case {page.case} has no picture: {page.note}")
     grid = canonical(page.image.geometry)
     image = resample_image(page.image, grid)
     label = resample_labels(page.prediction, grid)

@@ -1,0 +1,703 @@
+"""The shell: every command as a person or a script uses it, its exit codes, and no traceback ever."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from SemiSAMO1Lib import files, lock, worker
+from SemiSAMO1Lib.image_io import read_volume, write_volume
+from SemiSAMO1Lib.job import JobFolder, JobKind, State, kill, observe
+from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
+from SemiSAMO1Lib.project import Project
+from SemiSAMO1Lib.shell import app
+from SemiSAMO1Lib.volume import Volume
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+#: Exit codes, as the shell promises them.
+DONE, FAILED, WRONG_USE, STOPPED, BUSY = 0, 1, 2, 3, 4
+
+COMMANDS = (
+    "init",
+    "template",
+    "train",
+    "status",
+    "cancel",
+    "resume",
+    "predict",
+    "evaluate",
+    "report",
+    "demo",
+    "doctor",
+)
+
+TINY = {"rounds": 1, "iterations": 6, "patch_voxels": 4096, "filters": 4, "checkpoint_seconds": 0, "threads": 1}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a command printed, on lines of its own and as one line, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        return " ".join((self.out + self.err).split())
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def shell(*arguments: object) -> Shown:
+    """A command in this process; an error that gets as far as this is a traceback for a person."""
+    result = CliRunner().invoke(app, [str(one) for one in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise AssertionError(f"a traceback was shown to a person: {result.exception!r}") from result.exception
+    assert "Traceback" not in result.output, result.output
+    return Shown(result.exit_code, result.stdout, result.stderr)
+
+
+def program(*arguments: object, cwd: Path | None = None) -> Shown:
+    """A command as a process of its own."""
+    command = [sys.executable, "-m", "SemiSAMO1Lib.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180, cwd=cwd)
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    return Shown(done.returncode, done.stdout, done.stderr)
+
+
+def wait_until(happened: Callable[[], bool], what: str, patience_s: float = 90) -> None:
+    deadline = time.monotonic() + patience_s
+    while not happened():
+        assert time.monotonic() < deadline, f"waited {patience_s:.0f} s in vain until {what}"
+        time.sleep(0.02)
+
+
+def end_workers(folder: Path) -> None:
+    for spec in folder.rglob("job.json"):
+        job = JobFolder(spec.parent)
+        with contextlib.suppress(ValueError):  # a status that a test damaged
+            if job.status.exists() and observe(job).pid != os.getpid():  # some tests play the worker themselves
+                kill(job)
+
+
+@pytest.fixture(autouse=True)
+def no_worker_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    end_workers(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three phantoms: images/ and labels/."""
+    folder = tmp_path_factory.mktemp("cohort")
+    write_cohort(folder, 3, settings=PhantomSettings(spacing_mm=(4.5, 4.0, 4.0)))
+    return folder
+
+
+@dataclass(frozen=True)
+class Story:
+    """A project from init to the end of its training, and what each command printed."""
+
+    project: Path
+    init: Shown
+    template: Shown
+    train: Shown
+
+
+def config(folder: Path, **changes: Any) -> Path:
+    path = folder / "tiny.json"
+    files.write_json(path, {**TINY, **changes})
+    return path
+
+
+@pytest.fixture(scope="session")
+def story(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    folder = tmp_path_factory.mktemp("story with spaces [and] ümlauts")
+    project = folder / "project"
+    first = shell("init", project, "--images", cohort / "images", "--json")
+    label = cohort / "labels" / "phantom_000.nrrd"
+    second = shell("template", project, "--case", "phantom_000", "--labels", label, "--json")
+    options = ("--preset", "quick", "--device", "cpu", "--seed", "3", "--config", config(folder), "--json")
+    return Story(project, first, second, program("train", project, *options))
+
+
+@pytest.fixture
+def untrained(cohort: Path, tmp_path: Path) -> Path:
+    """A project whose template is labelled."""
+    project = tmp_path / "project"
+    shell("init", project, "--images", cohort / "images")
+    shell("template", project, "--case", "phantom_000", "--labels", cohort / "labels" / "phantom_000.nrrd")
+    return project
+
+
+@pytest.fixture
+def busy(untrained: Path) -> JobFolder:
+    """A project whose training is played by this very process."""
+    from SemiSAMO1Lib.project.training import request_training
+
+    job = request_training(Project(untrained), {"preset": "quick"})
+    status = {"state": "running", **lock.identity(), "heartbeat": time.time(), "stage": "registration 1/2"}
+    files.write_json(job.status, {**status, "fraction": 0.1})
+    return job
+
+
+# ---------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_has_an_example(command: str) -> None:
+    shown = shell(command, "--help")
+    assert shown.code == DONE and f"Example: semisamo1 {command}" in shown.text
+
+
+def test_every_command_is_tested_here() -> None:
+    from typer.main import get_command
+
+    assert sorted(get_command(app).commands) == sorted(COMMANDS)  # type: ignore[attr-defined]
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    shown = shell()
+    assert "One labelled volume in" in shown.text and shown.code in (DONE, WRONG_USE)
+
+
+def test_the_version() -> None:
+    from SemiSAMO1Lib import __version__
+
+    assert shell("--version").out.strip() == __version__
+
+
+def test_the_program_is_installed_under_its_name() -> None:
+    name = Path(sys.executable).with_name("semisamo1")
+    done = subprocess.run([name, "--version"], capture_output=True, text=True, check=False)
+    assert done.returncode == DONE, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("fly",), ("train",), ("train", "p", "--rounds", "many"), ("status", "p", "--x")]
+)
+def test_wrong_use_is_code_2(arguments: tuple[str, ...]) -> None:
+    assert shell(*arguments).code == WRONG_USE
+
+
+# ---------------------------------------------------------------------- init
+
+
+def test_init_names_the_cases(story: Story) -> None:
+    assert story.init.code == DONE, story.init.err
+    assert story.init.json()["cases"] == ["phantom_000", "phantom_001", "phantom_002"]
+
+
+def test_init_says_what_comes_next(cohort: Path, tmp_path: Path) -> None:
+    shown = shell("init", tmp_path / "project", "--images", cohort / "images")
+    assert "3 scans in" in shown.text and "Next: semisamo1 template" in shown.text
+
+
+def test_init_lists_what_it_skips(cohort: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "good.nrrd").write_bytes((cohort / "images" / "phantom_000.nrrd").read_bytes())
+    (images / "bad[1].nrrd").write_bytes(b"nonsense")
+    shown = shell("init", tmp_path / "project", "--images", images)
+    assert shown.code == DONE and "skipped bad[1].nrrd: " in shown.text
+
+
+def test_init_again_adds_nothing_twice(cohort: Path, untrained: Path) -> None:
+    shown = shell("init", untrained, "--images", cohort / "images", "--json")
+    assert len(shown.json()["cases"]) == 3
+
+
+def test_init_without_a_folder_of_scans(tmp_path: Path) -> None:
+    shown = shell("init", tmp_path / "project", "--images", tmp_path / "nowhere")
+    assert shown.code == WRONG_USE and "is not a folder" in shown.text
+
+
+def test_init_of_a_folder_without_scans_fails(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    shown = shell("init", tmp_path / "project", "--images", tmp_path / "empty")
+    assert shown.code == FAILED and "no usable scan" in shown.text
+
+
+def test_init_where_a_file_is_in_the_way(cohort: Path, tmp_path: Path) -> None:
+    (tmp_path / "project").touch()
+    shown = shell("init", tmp_path / "project", "--images", cohort / "images")
+    assert shown.code == WRONG_USE and "cannot be written" in shown.text
+
+
+# ---------------------------------------------------------------------- template
+
+
+def test_template_says_what_it_took(story: Story) -> None:
+    value = story.template.json()
+    assert (value["case"], value["role"], value["version"], value["exact"]) == ("phantom_000", "template", 1, True)
+
+
+def test_a_second_label_makes_a_labelled_case(cohort: Path, untrained: Path) -> None:
+    label = cohort / "labels" / "phantom_001.nrrd"
+    shown = shell("template", untrained, "--case", "phantom_001", "--labels", label, "--json")
+    assert shown.json()["role"] == "labelled"
+
+
+def test_template_remove_takes_the_label_out_of_force(untrained: Path) -> None:
+    shown = shell("template", untrained, "--case", "phantom_000", "--remove", "--json")
+    assert shown.json() == {"case": "phantom_000", "role": "unlabelled"}
+
+
+def test_template_remove_keeps_the_file(untrained: Path) -> None:
+    shell("template", untrained, "--case", "phantom_000", "--remove")
+    assert (untrained / "labels" / "phantom_000" / "1.seg.nrrd").exists(), "a label is never deleted"
+
+
+@pytest.mark.parametrize("options", [(), ("--remove", "--labels", "x.nrrd")])
+def test_template_wants_labels_or_remove(untrained: Path, options: tuple[str, ...]) -> None:
+    shown = shell("template", untrained, "--case", "phantom_000", *options)
+    assert shown.code == WRONG_USE and "either --labels FILE or --remove" in shown.text
+
+
+def test_template_of_an_unknown_case_names_those_there_are(cohort: Path, untrained: Path) -> None:
+    shown = shell("template", untrained, "--case", "nobody", "--labels", cohort / "labels" / "phantom_000.nrrd")
+    assert shown.code == WRONG_USE and "no case 'nobody'" in shown.text and "phantom_001" in shown.text
+
+
+def test_template_without_its_file(untrained: Path, tmp_path: Path) -> None:
+    shown = shell("template", untrained, "--case", "phantom_000", "--labels", tmp_path / "no.nrrd")
+    assert shown.code == WRONG_USE and "does not exist" in shown.text
+
+
+def test_template_with_a_scan_as_its_label(cohort: Path, untrained: Path) -> None:
+    shown = shell("template", untrained, "--case", "phantom_000", "--labels", cohort / "images" / "phantom_000.nrrd")
+    assert shown.code == WRONG_USE and "not labels" in shown.text
+
+
+def test_template_with_an_unknown_value_says_how_to_add_it(cohort: Path, untrained: Path, tmp_path: Path) -> None:
+    label = read_volume(cohort / "labels" / "phantom_001.nrrd")
+    write_volume(tmp_path / "odd.nrrd", Volume(label.array * np.uint8(2), label.geometry))
+    shown = shell("template", untrained, "--case", "phantom_001", "--labels", tmp_path / "odd.nrrd")
+    assert shown.code == WRONG_USE and "--add-labels" in shown.text
+
+
+def test_template_with_a_priority_that_is_no_list(cohort: Path, untrained: Path) -> None:
+    label = cohort / "labels" / "phantom_001.nrrd"
+    shown = shell("template", untrained, "--case", "phantom_001", "--labels", label, "--priority", "organ")
+    assert shown.code == WRONG_USE
+
+
+# ---------------------------------------------------------------------- train
+
+
+def test_train_ends_with_a_result_for_every_scan(story: Story) -> None:
+    assert story.train.code == DONE, story.train.err
+    value = story.train.json()
+    assert (value["cases"], value["round"], Path(value["report"]).exists()) == (2, 1, True)
+
+
+def test_options_and_the_config_file_reach_the_job(story: Story) -> None:
+    parameters = JobFolder(story.project / "jobs" / story.train.json()["job"]).spec()["parameters"]
+    expected = {**TINY, "preset": "quick", "device": "cpu", "seed": 3}
+    assert {key: parameters.get(key) for key in expected} == expected
+
+
+@pytest.fixture
+def requested(untrained: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Train without a worker: the parameters that a job would have got."""
+    monkeypatch.setattr("SemiSAMO1Lib.shell.commands.start", lambda job: None)
+
+    def parameters(*options: object) -> dict[str, Any]:
+        shown = shell("train", untrained, "--detach", "--json", *options)
+        assert shown.code == DONE, shown.err
+        return JobFolder(untrained / "jobs" / shown.json()["job"]).spec()["parameters"]  # type: ignore[no-any-return]
+
+    return parameters
+
+
+def test_seed_and_device_of_the_config_file_count(requested: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    found = requested("--config", config(tmp_path, seed=5, device="cpu"))
+    assert (found["seed"], found["device"]) == (5, "cpu"), "options that were not given must not hide the file's"
+
+
+def test_an_option_wins_over_the_config_file(requested: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    found = requested("--config", config(tmp_path, seed=5, preset="thorough"), "--seed", 6, "--preset", "quick")
+    assert (found["seed"], found["preset"]) == (6, "quick")
+
+
+def test_without_a_preset_it_is_standard(requested: Callable[..., dict[str, Any]]) -> None:
+    assert requested()["preset"] == "standard"
+
+
+def test_an_unknown_preset_is_named(untrained: Path) -> None:
+    shown = shell("train", untrained, "--preset", "sloppy")
+    assert shown.code == WRONG_USE and "'sloppy'" in shown.text and "quick, standard, thorough" in shown.text
+
+
+def test_an_unknown_preset_in_the_config_file_is_named(untrained: Path, tmp_path: Path) -> None:
+    shown = shell("train", untrained, "--config", config(tmp_path, preset="sloppy"))
+    assert shown.code == WRONG_USE and "'sloppy'" in shown.text
+
+
+def test_an_unknown_device_is_named(untrained: Path, tmp_path: Path) -> None:
+    shown = shell("train", untrained, "--preset", "quick", "--config", config(tmp_path), "--device", "abacus")
+    assert shown.code in (FAILED, WRONG_USE) and "unknown device 'abacus'" in shown.text
+
+
+def test_an_unknown_parameter_is_named(untrained: Path, tmp_path: Path) -> None:
+    shown = shell("train", untrained, "--config", config(tmp_path, iterrations=5))
+    assert shown.code == WRONG_USE and "iterrations" in shown.text
+
+
+def test_a_wrong_parameter_starts_nothing(untrained: Path) -> None:
+    shell("train", untrained, "--iterations", "0")
+    assert [job.name for job in (untrained / "jobs").iterdir() if job.name.endswith("-train")] == []
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "{", "3"])
+def test_a_config_file_that_is_none(untrained: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "bad.json").write_text(content, encoding="utf-8")
+    shown = shell("train", untrained, "--config", tmp_path / "bad.json")
+    assert shown.code == WRONG_USE and "bad.json" in shown.text
+
+
+def test_a_config_file_that_is_missing(untrained: Path, tmp_path: Path) -> None:
+    assert shell("train", untrained, "--config", tmp_path / "no.json").code == WRONG_USE
+
+
+def test_a_folder_as_config_file(untrained: Path, tmp_path: Path) -> None:
+    assert shell("train", untrained, "--config", tmp_path).code in (FAILED, WRONG_USE)
+
+
+def test_a_project_without_a_template_is_told_so(cohort: Path, tmp_path: Path) -> None:
+    shell("init", tmp_path / "project", "--images", cohort / "images")
+    shown = shell("train", tmp_path / "project")
+    assert shown.code == WRONG_USE and "label one as the template" in shown.text
+
+
+def test_two_trainings_at_once_are_refused(busy: JobFolder) -> None:
+    shown = shell("train", busy.project, "--preset", "quick")
+    assert shown.code != DONE and f"training {busy.id} is under way" in shown.text
+
+
+def test_two_trainings_at_once_are_code_4(busy: JobFolder) -> None:
+    assert shell("train", busy.project, "--preset", "quick").code == BUSY
+
+
+def test_of_two_trainings_in_one_moment_one_starts(untrained: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "SemiSAMO1Lib.cli", "train", str(untrained), "--preset", "quick", "--detach"]
+    command += ["--config", str(config(tmp_path))]
+    both = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
+    codes = sorted(one.wait(timeout=60) for one in both)
+    running = [JobFolder(path.parent) for path in (untrained / "jobs").glob("*-train/status.json")]
+    wait_until(lambda: all(observe(job).pid is not None for job in running), "the worker said who it is")
+    assert (codes, len(running)) == ([DONE, BUSY], 1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl+C to a whole console")
+def test_ctrl_c_ends_the_watching_not_the_training(untrained: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "SemiSAMO1Lib.cli", "train", str(untrained), "--config", str(config(tmp_path))]
+    watching = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    job = JobFolder(untrained / "jobs" / "0002-train")
+    wait_until(lambda: job.status.exists() and observe(job).pid is not None, "the training runs")
+    time.sleep(0.5)
+    os.killpg(watching.pid, signal.SIGINT)
+    _, message = watching.communicate(timeout=30)
+    assert (watching.returncode, observe(job).state) == (STOPPED, State.RUNNING), message
+    assert "goes on in the background" in message and "Traceback" not in message
+
+
+def test_a_project_that_somebody_writes_is_busy(untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(*_: object, **__: object) -> None:
+        raise lock.Locked(untrained / "project.lock", {"user": "ann", "host": "ward-7", "pid": 5})
+
+    monkeypatch.setattr(Project, "change", taken)
+    shown = shell("template", untrained, "--case", "phantom_000", "--remove")
+    assert shown.code == BUSY and "ann on ward-7" in shown.text
+
+
+# ---------------------------------------------------------------------- status, cancel, resume
+
+
+def test_status_for_machines(busy: JobFolder) -> None:
+    value = shell("status", busy.project, "--json").json()
+    expected = {"state": "running", "pid": os.getpid(), "stage": "registration 1/2", "fraction": 0.1}
+    assert {key: value[key] for key in expected} == expected
+
+
+def test_status_for_people(story: Story) -> None:
+    shown = shell("status", story.project)
+    assert "-train: finished, finished, 100%" in shown.text
+
+
+def test_status_shows_why_a_job_failed(busy: JobFolder) -> None:
+    files.write_json(busy.status, {**files.read_json(busy.status), "state": "failed", "message": "no [GPU] memory"})
+    assert "no [GPU] memory" in shell("status", busy.project).text
+
+
+def test_status_of_a_job_by_name(busy: JobFolder) -> None:
+    value = shell("status", busy.project, "--job", "0001-import", "--json").json()
+    assert (value["job"], value["state"]) == ("0001-import", "finished")
+
+
+def test_status_of_an_unknown_job_names_those_there_are(busy: JobFolder) -> None:
+    shown = shell("status", busy.project, "--job", "0099-train")
+    assert shown.code == WRONG_USE and busy.id in shown.text
+
+
+def test_cancel_asks_the_worker_to_stop(busy: JobFolder) -> None:
+    value = shell("cancel", busy.project, "--json").json()
+    assert (value["state"], busy.cancel_request.exists()) == ("stopping", True)
+
+
+@pytest.mark.parametrize("command", ["cancel", "resume"])
+def test_a_finished_training_is_neither_cancelled_nor_resumed(story: Story, command: str) -> None:
+    shown = shell(command, story.project)
+    assert shown.code == BUSY and "finished" in shown.text
+
+
+def test_a_running_training_is_not_resumed(busy: JobFolder) -> None:
+    assert shell("resume", busy.project).code == BUSY
+
+
+@pytest.mark.parametrize("command", ["cancel", "resume"])
+def test_without_a_training_there_is_nothing_to_stop(untrained: Path, command: str) -> None:
+    shown = shell(command, untrained)
+    assert shown.code == WRONG_USE and "semisamo1 train" in shown.text
+
+
+def test_a_training_is_stopped_with_code_3_and_goes_on(untrained: Path, tmp_path: Path) -> None:
+    started = shell("train", untrained, "--detach", "--json", "--preset", "quick", "--config", config(tmp_path))
+    job = JobFolder(untrained / "jobs" / started.json()["job"])
+    wait_until(job.events.exists, "the worker shook hands")
+    shell("cancel", untrained)
+    wait_until(lambda: observe(job).state is State.INTERRUPTED, "the training stopped")
+    watched = subprocess.Popen([sys.executable, "-m", "SemiSAMO1Lib.cli", "resume", str(untrained)])
+    wait_until(lambda: observe(job).state is State.RUNNING, "the training goes on")
+    shell("cancel", untrained)
+    assert watched.wait(timeout=90) == STOPPED
+
+
+def test_cancel_now_ends_the_worker(untrained: Path, tmp_path: Path) -> None:
+    started = shell("train", untrained, "--detach", "--json", "--preset", "quick", "--config", config(tmp_path))
+    job = JobFolder(untrained / "jobs" / started.json()["job"])
+    wait_until(lambda: observe(job).pid is not None, "the worker said who it is")
+    assert shell("cancel", untrained, "--now", "--json").json()["state"] == "interrupted"
+
+
+# ---------------------------------------------------------------------- predict, evaluate, report
+
+
+@pytest.fixture(scope="session")
+def predicted(story: Story, cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shown, Path, Path]:
+    folder = tmp_path_factory.mktemp("predicted")
+    output, map_file = folder / "new.seg.nrrd", folder / "uncertainty.nrrd"
+    scan = cohort / "images" / "phantom_001.nrrd"
+    options = ("--input", scan, "--output", output, "--uncertainty", map_file, "--device", "cpu", "--json")
+    return shell("predict", story.project, *options), output, map_file
+
+
+def test_predict_says_where_the_segmentation_is(predicted: tuple[Shown, Path, Path]) -> None:
+    shown, output, _ = predicted
+    assert shown.code == DONE and shown.json()["output"] == str(output), shown.err
+
+
+def test_predict_writes_on_the_grid_of_the_scan(predicted: tuple[Shown, Path, Path], cohort: Path) -> None:
+    scan = read_volume(cohort / "images" / "phantom_001.nrrd").geometry
+    assert all(read_volume(path).geometry.same_grid(scan) for path in predicted[1:])
+
+
+def test_predict_in_an_unknown_format_says_so_before_it_works(story: Story, cohort: Path, tmp_path: Path) -> None:
+    scan = cohort / "images" / "phantom_001.nrrd"
+    shown = shell("predict", story.project, "--input", scan, "--output", tmp_path / "new.docx")
+    assert shown.code == WRONG_USE and "new.docx: unknown format" in shown.text
+
+
+def test_predict_without_its_scan(story: Story, tmp_path: Path) -> None:
+    shown = shell("predict", story.project, "--input", tmp_path / "no.nrrd", "--output", tmp_path / "new.nrrd")
+    assert shown.code == WRONG_USE and "does not exist" in shown.text
+
+
+def test_predict_a_damaged_scan(story: Story, tmp_path: Path) -> None:
+    (tmp_path / "bad.nrrd").write_bytes(b"nonsense")
+    shown = shell("predict", story.project, "--input", tmp_path / "bad.nrrd", "--output", tmp_path / "new.nrrd")
+    assert shown.code == WRONG_USE and "cannot be read" in shown.text
+
+
+def test_predict_on_an_unknown_device(story: Story, cohort: Path, tmp_path: Path) -> None:
+    scan, output = cohort / "images" / "phantom_001.nrrd", tmp_path / "new.nrrd"
+    shown = shell("predict", story.project, "--input", scan, "--output", output, "--device", "abacus")
+    assert shown.code == WRONG_USE and "abacus" in shown.text
+
+
+@pytest.mark.parametrize("command", [("predict", "--input", "a.nrrd", "--output", "b.nrrd"), ("report",)])
+def test_without_a_finished_training(untrained: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "a.nrrd").touch()
+    options = [tmp_path / one if one.endswith(".nrrd") else one for one in command[1:]]
+    shown = shell(command[0], untrained, *options)
+    assert shown.code == WRONG_USE and "no finished training" in shown.text
+
+
+@pytest.fixture(scope="session")
+def evaluated(story: Story, cohort: Path) -> Shown:
+    return shell("evaluate", story.project, cohort / "labels", "--json")
+
+
+def test_evaluate_has_a_mean_and_an_entry_for_every_case(evaluated: Shown) -> None:
+    value = evaluated.json()
+    assert [row["case"] for row in value["cases"]] == ["phantom_001", "phantom_002"]
+    assert value["mean_dice"] == pytest.approx(np.mean([row["mean_dice"] for row in value["cases"]]))
+
+
+def test_evaluate_measures_distances_in_mm(evaluated: Shown) -> None:
+    assert {"mean_hd95_mm", "mean_asd_mm"} <= set(evaluated.json())
+
+
+def test_evaluate_a_folder_against_itself_is_perfect(cohort: Path) -> None:
+    shown = shell("evaluate", cohort / "labels", cohort / "labels", "--no-distances", "--json")
+    assert shown.json()["mean_dice"] == 1.0
+
+
+def test_evaluate_for_people_is_a_table(cohort: Path) -> None:
+    shown = shell("evaluate", cohort / "labels", cohort / "labels", "--no-distances")
+    assert "phantom_002" in shown.text and "1.000" in shown.text
+
+
+def test_evaluate_without_references(cohort: Path, tmp_path: Path) -> None:
+    shown = shell("evaluate", cohort / "labels", tmp_path)
+    assert shown.code == WRONG_USE and "no prediction has a reference of the same name" in shown.text
+
+
+def test_evaluate_on_another_grid(cohort: Path, tmp_path: Path) -> None:
+    (tmp_path / "phantom_000.nrrd").write_bytes((cohort / "labels" / "phantom_001.nrrd").read_bytes())
+    shown = shell("evaluate", cohort / "labels", tmp_path)
+    assert shown.code == WRONG_USE and "another grid" in shown.text
+
+
+@pytest.fixture(scope="session")
+def page(story: Story, cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("report") / "page.html"
+    shown = shell("report", story.project, "--references", cohort / "labels", "--output", path, "--json")
+    assert shown.json() == {"report": str(path)}
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_report_needs_no_other_file(page: str) -> None:
+    links = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)|url\(([^)]*)\)|(https?://[^\s"'<]*)|@import""", page)
+    outside = [link for found in links for link in found if link and not link.startswith("data:")]
+    assert outside == [], "the report is one file; nothing is fetched"
+
+
+def test_the_report_shows_every_case(page: str) -> None:
+    assert page.count("data:image/png;base64,") >= 3, "a picture for each of two cases, and the losses"
+
+
+def test_the_report_compares_with_the_references(page: str) -> None:
+    assert "Comparison with references" in page
+
+
+def test_a_long_path_is_printed_on_one_line(story: Story, tmp_path: Path) -> None:
+    path = tmp_path / ("a folder [with brackets] " * 4).strip() / "page.html"
+    shown = shell("report", story.project, "--output", path)
+    assert str(path) in shown.out.splitlines(), "a path that is broken or changed cannot be copied"
+
+
+# ---------------------------------------------------------------------- doctor and the worker's door
+
+
+def test_doctor_for_machines() -> None:
+    value = shell("doctor", "--json").json()
+    assert value["ready"] is True and {"python", "packages", "devices", "missing", "write_access"} <= set(value)
+
+
+def test_doctor_for_people() -> None:
+    assert "torch" in shell("doctor").text
+
+
+def test_the_worker_has_the_doctor_too() -> None:
+    path = Path(worker.__file__)
+    done = subprocess.run([sys.executable, path, "--doctor"], capture_output=True, text=True, check=False, timeout=120)
+    assert json.loads(done.stdout)["packages"]["torch"]["version"], done.stderr
+
+
+def test_the_doctor_works_without_any_package() -> None:
+    path = Path(worker.__file__)
+    command = [sys.executable, "-I", "-S", path, "--doctor"]  # -S: no site-packages
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    value = json.loads(done.stdout)
+    assert value["ready"] is False and "torch" in [one["package"] for one in value["missing"]]
+
+
+def test_without_the_shells_packages_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; from SemiSAMO1Lib.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == WRONG_USE and "semisamo1[shell]" in done.stderr, done.stderr
+
+
+# ---------------------------------------------------------------------- no traceback
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("template", "--case", "a", "--remove"),
+        ("train",),
+        ("status",),
+        ("cancel",),
+        ("resume",),
+        ("predict", "--input", "a.nrrd", "--output", "b.nrrd"),
+        ("report",),
+    ],
+)
+def test_a_missing_project_is_named(tmp_path: Path, command: tuple[str, ...]) -> None:
+    shown = shell(command[0], tmp_path / "nothing", *command[1:])
+    expected = (
+        "a.nrrd does not exist" if command[0] == "predict" and "does not exist" in shown.text else "is not a project"
+    )
+    assert shown.code == WRONG_USE and expected in shown.text
+
+
+def test_a_damaged_project_file_is_named(untrained: Path) -> None:
+    (untrained / "project.json").write_text("{", encoding="utf-8")
+    shown = shell("status", untrained)
+    assert shown.code == WRONG_USE and "project.json is not valid JSON" in shown.text
+
+
+def test_a_project_of_a_newer_program_is_refused(untrained: Path) -> None:
+    value = files.read_json(untrained / "project.json")
+    files.write_json(untrained / "project.json", {**value, "schema": 99})
+    shown = shell("train", untrained)
+    assert shown.code == WRONG_USE and "schema 99" in shown.text
+
+
+def test_a_damaged_job_is_no_traceback(untrained: Path) -> None:
+    job = JobFolder.create(untrained / "jobs", JobKind.TRAIN, {}, [])
+    files.write_text(job.status, "[]")
+    shown = shell("status", untrained)
+    assert shown.code == WRONG_USE and "status.json is not the status of a job" in shown.text
+
+
+def test_an_error_that_nobody_thought_of_is_one_line(untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("SemiSAMO1Lib.shell.commands.observe", broken)
+    shown = shell("status", untrained)
+    assert shown.code == FAILED and "unexpected ZeroDivisionError: a bug" in shown.text
+
+
+def test_errors_go_to_the_other_stream(tmp_path: Path) -> None:
+    shown = shell("status", tmp_path, "--json")
+    assert shown.out == "" and "error:" in shown.err, "a script that reads JSON must not read an error"
