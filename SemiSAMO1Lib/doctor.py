@@ -46,7 +46,7 @@ def examine() -> dict[str, Any]:
         "missing": [{"package": m, "for": PACKAGES[m][1], "get": PACKAGES[m][2]} for m in missing],
         "devices": _devices(),
         "write_access": _write_access(),
-        "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
+        "free_disk_bytes": _free_disk(),
     }
 
 
@@ -99,10 +99,20 @@ def _memory() -> int | None:
 
 def _write_access() -> dict[str, Any]:
     found = {}
-    for name, folder in (("current folder", Path.cwd()), ("temporary folder", Path(tempfile.gettempdir()))):
+    places = {"current folder": Path.cwd, "temporary folder": lambda: Path(tempfile.gettempdir())}
+    for name, place in places.items():
+        folder = None
         try:
+            folder = place()
             with tempfile.TemporaryFile(dir=folder):
                 found[name] = {"folder": str(folder), "writable": True}
         except OSError as error:
             found[name] = {"folder": str(folder), "writable": False, "error": str(error)}
     return found
+
+
+def _free_disk() -> int | None:
+    try:
+        return shutil.disk_usage(Path.cwd()).free
+    except OSError:
+        return None

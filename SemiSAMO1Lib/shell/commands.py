@@ -313,7 +313,8 @@ def doctor(as_json: Json = False) -> None:
     memory = found["system"]["memory_bytes"]
     table.add_row("computer", f"{found['system']['name']}, {found['system']['cores']} cores")
     table.add_row("memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB")
-    table.add_row("free disk", f"{found['free_disk_bytes'] / 2**30:.1f} GiB")
+    disk = found["free_disk_bytes"]
+    table.add_row("free disk", "unknown" if disk is None else f"{disk / 2**30:.1f} GiB")
     for device in found["devices"]:
         table.add_row("device", ", ".join(f"{k} {v}" if k != "name" else str(v) for k, v in device.items()))
     for place, access in found["write_access"].items():

@@ -1,0 +1,351 @@
+"""Refinement: who votes, where, and when the old pseudo-label stays."""
+
+import numpy as np
+import pytest
+import torch
+from engine_helpers import identity_deformation, smooth_noise, tiny_config, tiny_plan
+
+from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase, Propagation
+from SemiSAMO1Lib.engine.cohort import Cohort
+from SemiSAMO1Lib.engine.data.grids import space_points
+from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.inference.uncertainty import normalised_entropy
+from SemiSAMO1Lib.engine.observer import Silent, Stopped
+from SemiSAMO1Lib.engine.refinement import acceptance
+from SemiSAMO1Lib.engine.refinement.acceptance import TOLERANCE, accepted, one_hot, reverse_dice, soft_dice
+from SemiSAMO1Lib.engine.refinement.neighbours import aligned_vote, nearest, whole_volume_vote
+from SemiSAMO1Lib.engine.refinement.refine import (
+    REGISTRATION_SHARE,
+    UNCERTAIN_VOXEL,
+    combined,
+    refine_cohort,
+    voxel_weights,
+)
+from SemiSAMO1Lib.engine.rounds import fused
+from SemiSAMO1Lib.volume import Geometry, Volume
+
+GRID = Geometry((8, 9, 10))
+TRUTH = np.zeros(GRID.shape, np.uint8)
+TRUTH[2:6, 2:7, 2:7] = 1
+CASES = ("a", "b", "c", "d")
+
+
+def probabilities(label, sure=0.95):
+    """Class probabilities (2, z, y, x) of a label map, each voxel equally sure."""
+    p = np.where(label[None] == np.arange(2).reshape(-1, 1, 1, 1), sure, 1 - sure)
+    return p.astype(np.float16)
+
+
+def moved(by):
+    return np.roll(TRUTH, by, 2)
+
+
+@pytest.fixture
+def cohort(tmp_path, monkeypatch):
+    """Four cases on one grid, registered and predicted perfectly; no prediction is refused as an outlier.
+
+    The old pseudo-labels are all foreground, so that one that was kept is told from a new one.
+    """
+    monkeypatch.setattr(acceptance, "OUTLIER", 1_000.0)
+    image = Volume(smooth_noise(GRID.shape, 0), GRID)
+    template = LabelledCase("template", image, Volume(TRUTH, GRID))
+    cases = [EngineCase(name, GRID, lambda: image) for name in CASES]
+    found = Cohort(cases, [template], tiny_plan(2), Store(tmp_path))
+    base = smooth_noise((3, 4, 4, 4)[1:], 1)
+    for number, name in enumerate(CASES):
+        confidence = torch.full(GRID.shape, 0.5)
+        confidence[:, :, -1] = 0
+        registered = torch.from_numpy(probabilities(TRUTH).astype(np.float32))
+        propagation = Propagation(GRID, registered, confidence, [identity_deformation(GRID)], {})
+        found.save_propagation(name, propagation, (base + 0.1 * number * smooth_noise((4, 4, 4), 2 + number)))
+        found.store.save_array(np.ones_like(TRUTH), "pseudo", "1", f"{name}.npy")
+        weights = voxel_weights(confidence).numpy().astype(np.float16)
+        found.store.save_array(weights, "weights-of-voxels", "1", f"{name}.npy")
+        found.store.save_array(probabilities(TRUTH), "probabilities", "1", f"{name}.npy")
+    return found
+
+
+def predict(cohort, name, p, number=1):
+    cohort.store.save_array(p, "probabilities", str(number), f"{name}.npy")
+
+
+def refine(cohort, number=1, **changes):
+    return refine_cohort(cohort, number, tiny_config(**changes), Silent())
+
+
+def unsure_in_a_slab(cohort):
+    """Case a hesitates, and leans the wrong way, in one slab of the organ; elsewhere it is sure."""
+    p = probabilities(TRUTH).astype(np.float32)
+    p[:, 3] = np.array([0.72, 0.28]).reshape(2, 1, 1)
+    predict(cohort, "a", p.astype(np.float16))
+    return normalised_entropy(torch.from_numpy(p)).numpy() > UNCERTAIN_VOXEL
+
+
+def labels(cohort, name="a", number=2):
+    return np.asarray(cohort.pseudo_label(number, name))
+
+
+def test_region_mode_changes_uncertain_voxels_only(cohort):
+    p = probabilities(moved(1)).astype(np.float32)
+    p[:, 3] = 0.5
+    predict(cohort, "a", p.astype(np.float16))
+    uncertain = normalised_entropy(torch.from_numpy(p)).numpy() > UNCERTAIN_VOXEL
+    refine(cohort, refinement="volume", uncertain_quantile=1.0, soft_pseudo_labels=True)
+    before = labels(cohort).astype(np.float32)  # the mean of registration and prediction, without votes
+    refine(cohort, refinement="region", soft_pseudo_labels=True)
+    changed = (np.abs(labels(cohort).astype(np.float32) - before) > 1e-3).any(0)
+    assert changed.any() and not changed[~uncertain].any(), "a voxel below the threshold was changed by the vote"
+
+
+def test_neighbours_decide_uncertain_voxels(cohort):
+    uncertain = unsure_in_a_slab(cohort)
+    assert uncertain[3].all(), "the test's slab must be uncertain"
+    refine(cohort, refinement="region")
+    assert np.array_equal(labels(cohort)[3], TRUTH[3]), "three sure neighbours agree, yet the slab is wrong"
+
+
+def test_without_refinement_the_prediction_is_the_pseudo_label(cohort):
+    predict(cohort, "a", probabilities(moved(3), 0.99))
+    refine(cohort, refinement="none")
+    assert np.array_equal(labels(cohort), moved(3)), "refinement 'none' takes the prediction as it is"
+
+
+def test_certain_places_get_the_mean_of_registration_and_prediction(cohort):
+    predict(cohort, "a", probabilities(moved(1), 0.97))
+    refine(cohort, soft_pseudo_labels=True)
+    expected = combined(
+        torch.from_numpy(np.asarray(cohort.probabilities(0, "a"), np.float32)),
+        torch.from_numpy(np.asarray(cohort.confidence("a"), np.float32)),
+        torch.from_numpy(probabilities(moved(1), 0.97).astype(np.float32)),
+    )
+    assert np.abs(labels(cohort).astype(np.float32) - expected.numpy()).max() < 1e-3
+
+
+def test_volume_mode_replaces_the_uncertain_volume(cohort):
+    """Case a is unsure everywhere: its neighbours and the template agree on the truth."""
+    predict(cohort, "a", probabilities(moved(2), 0.7))
+    refine(cohort, refinement="volume", uncertain_quantile=0.9)
+    assert np.array_equal(labels(cohort), TRUTH), "the uncertain volume was not replaced by its neighbours' vote"
+
+
+def test_volume_mode_keeps_the_certain_volumes(cohort):
+    predict(cohort, "a", probabilities(moved(2), 0.7))
+    predict(cohort, "b", probabilities(moved(1), 0.999))
+    refine(cohort, refinement="volume", uncertain_quantile=0.9)
+    assert np.array_equal(labels(cohort, "b")[..., -1], moved(1)[..., -1]), "a certain volume was voted over"
+
+
+def worse_in_round_two(cohort):
+    """Round 1 is good; in round 2 case a falls apart, the others stay."""
+    refine(cohort)
+    cohort.store.save_json(refine(cohort).to_json(), "refinement", "1.json")
+    cohort.store.save_array(np.full(GRID.shape, 1, np.uint8), "pseudo", "2", "a.npy")  # a mark of the old one
+    for name in CASES:
+        predict(cohort, name, probabilities(TRUTH), 2)
+    predict(cohort, "a", probabilities(moved(3)), 2)
+    return refine(cohort, 2)
+
+
+def test_a_worse_check_keeps_the_old_pseudo_label(cohort):
+    worse_in_round_two(cohort)
+    assert (labels(cohort, "a", 3) == 1).all(), "the prediction got worse; the old pseudo-label must stay"
+
+
+def test_a_worse_check_is_reported(cohort):
+    assert worse_in_round_two(cohort).taken == {"a": False, "b": True, "c": True, "d": True}
+
+
+def test_an_outlier_of_the_first_round_keeps_the_registrations_label(cohort, monkeypatch):
+    monkeypatch.setattr(acceptance, "OUTLIER", 3.0)
+    predict(cohort, "a", probabilities(moved(3)))
+    refine(cohort)
+    assert (labels(cohort) == 1).all(), "a prediction far worse than the cohort's was taken"
+
+
+def test_a_worse_check_keeps_the_weights(cohort):
+    worse_in_round_two(cohort)
+    weights = [np.asarray(cohort.store.array("weights-of-voxels", n, "a.npy")) for n in "23"]
+    assert np.array_equal(*weights)
+
+
+def test_the_value_in_force_stays_that_of_the_old_pseudo_label(cohort):
+    first = refine(cohort)
+    second = worse_in_round_two(cohort)
+    assert second.in_force["a"] == pytest.approx(first.checks["a"]), "a refused check must not become the new bar"
+
+
+def test_voxels_that_the_template_did_not_see_weigh_nothing(cohort):
+    refine(cohort)
+    assert np.asarray(cohort.store.array("weights-of-voxels", "2", "a.npy"))[:, :, -1].max() == 0
+
+
+def test_refining_twice_gives_the_same(cohort):
+    unsure_in_a_slab(cohort)
+    refine(cohort)
+    first = labels(cohort).copy()
+    refine(cohort)
+    assert np.array_equal(first, labels(cohort))
+
+
+def test_the_most_uncertain_volume_is_not_certain(cohort):
+    unsure_in_a_slab(cohort)
+    assert refine(cohort).certain == ["b", "c", "d"]
+
+
+def test_asked_to_stop(cohort):
+    class Impatient(Silent):
+        def should_stop(self):
+            return True
+
+    with pytest.raises(Stopped):
+        refine_cohort(cohort, 1, tiny_config(), Impatient())
+
+
+def test_more_neighbours_than_cases(cohort):
+    unsure_in_a_slab(cohort)
+    refine(cohort, neighbours=50)
+    assert labels(cohort).shape == GRID.shape
+
+
+def test_a_single_case(tmp_path, cohort):
+    alone = Cohort(cohort.cases[:1], cohort.labelled, cohort.plan, cohort.store)
+    unsure_in_a_slab(alone)
+    assert refine(alone).taken == {"a": True}, "a cohort of one has no neighbours and no outliers"
+
+
+# ---------------------------------------------------------------------- neighbours
+
+
+def signatures():
+    base = np.random.default_rng(0).normal(size=(3, 4, 4))
+    noise = np.random.default_rng(1).normal(size=(5, 3, 4, 4))
+    return {"own": base} | {f"n{k}": base + 0.4 * k * noise[k] for k in range(5)}
+
+
+def test_nearest_are_sorted():
+    found = nearest("own", [f"n{k}" for k in range(5)], signatures(), 5)
+    values = [similarity for _, similarity in found]
+    assert values == sorted(values, reverse=True), f"similarities {values}"
+
+
+def test_nearest_are_the_most_alike():
+    assert [name for name, _ in nearest("own", [f"n{k}" for k in (4, 2, 0, 1, 3)], signatures(), 2)] == ["n0", "n1"]
+
+
+def test_nearest_leave_the_case_itself_out():
+    assert "own" not in [name for name, _ in nearest("own", ["own", "n1"], signatures(), 5)]
+
+
+def test_similarity_of_equal_signatures_is_one():
+    assert nearest("own", ["n0"], signatures(), 1)[0][1] == pytest.approx(1)
+
+
+def test_opposite_signatures_have_similarity_zero():
+    found = nearest("own", ["other"], {"own": np.arange(8.0), "other": -np.arange(8.0)}, 1)
+    assert found == [("other", 0.0)], "similarities are clipped at 0"
+
+
+def test_ties_are_broken_by_name():
+    same = {name: np.arange(8.0) for name in ("own", "z", "b", "m")}
+    assert [name for name, _ in nearest("own", ["z", "b", "m"], same, 3)] == ["b", "m", "z"]
+
+
+def test_whole_volume_vote_by_hand():
+    """Weights 0.5, 0.3, 0.3: two weaker ones that agree win over a stronger one."""
+    labels_ = [np.array([[[1, 1, 0]]]), np.array([[[2, 1, 0]]]), np.array([[[2, 0, 1]]])]
+    found = whole_volume_vote((1, 1, 3), list(zip((0.5, 0.3, 0.3), labels_, strict=True)), 3)
+    assert found.tolist() == [[[2, 1, 0]]]
+
+
+def test_whole_volume_vote_resizes_to_the_nearest_voxel():
+    found = whole_volume_vote((1, 1, 4), [(1.0, np.array([[[1, 2]]]))], 3)
+    assert found.tolist() == [[[1, 1, 2, 2]]]
+
+
+def test_whole_volume_vote_on_its_own_shape_changes_nothing():
+    assert np.array_equal(whole_volume_vote(GRID.shape, [(0.7, TRUTH)], 2), TRUTH)
+
+
+def test_aligned_vote_is_the_weighted_mean():
+    own = identity_deformation(GRID)
+    p, q = probabilities(TRUTH), probabilities(moved(2))
+    found = aligned_vote(space_points(GRID), own, [(0.75, own, p, GRID), (0.25, own, q, GRID)])
+    expected = 0.75 * p.astype(np.float32) + 0.25 * q.astype(np.float32)
+    assert np.abs(found.numpy() - expected).max() < 1e-3
+
+
+def test_aligned_vote_follows_the_transforms():
+    """The neighbour lies 2 mm further along x: its label is taken from there."""
+    start = np.eye(4)
+    start[0, 3] = -2.0
+    there = identity_deformation(GRID, start=start)
+    found = aligned_vote(space_points(GRID), identity_deformation(GRID), [(1.0, there, probabilities(moved(2)), GRID)])
+    assert np.array_equal(found.argmax(0).numpy()[..., :8], TRUTH[..., :8])
+
+
+# ---------------------------------------------------------------------- the check
+
+
+def test_a_fall_within_the_tolerance_is_accepted():
+    assert accepted({"a": 0.80, "b": 0.8}, {"a": 0.80 + 0.9 * TOLERANCE, "b": None})["a"]
+
+
+def test_a_fall_beyond_the_tolerance_is_refused():
+    assert not accepted({"a": 0.80, "b": 0.8}, {"a": 0.80 + 1.1 * TOLERANCE, "b": None})["a"]
+
+
+def test_an_outlier_of_the_first_round_is_refused():
+    now = {"a": 0.9, "b": 0.91, "c": 0.89, "d": 0.9, "e": 0.3}
+    assert [c for c, taken in accepted(now, dict.fromkeys(now)).items() if not taken] == ["e"]
+
+
+def test_equal_cases_are_all_accepted():
+    now = dict.fromkeys("abcd", 0.9)
+    assert all(accepted(now, dict.fromkeys(now)).values())
+
+
+def test_soft_dice_by_hand():
+    a = torch.tensor([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]).reshape(2, 1, 1, 3)
+    b = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]).reshape(2, 1, 1, 3)
+    assert soft_dice(a, b, torch.ones(1)) == pytest.approx(2 * 1 / (2 + 1))
+
+
+def test_soft_dice_leaves_out_what_nobody_has():
+    a = one_hot(TRUTH, 5)
+    assert soft_dice(a, a, torch.ones(1)) == pytest.approx(1)
+
+
+def test_reverse_dice_of_the_truth_is_one():
+    label = one_hot(TRUTH, 2)
+    assert reverse_dice(label, GRID, identity_deformation(GRID), label, GRID) == pytest.approx(1, abs=1e-4)
+
+
+def test_reverse_dice_falls_with_an_error():
+    label = one_hot(TRUTH, 2)
+    assert reverse_dice(one_hot(moved(2), 2), GRID, identity_deformation(GRID), label, GRID) < 0.8
+
+
+# ---------------------------------------------------------------------- fusion
+
+
+def test_fusion_by_hand():
+    """Confidence 0.5 and the registration's share s: (0.5 s · 0.9 + 0.3) / (1 + 0.5 s)."""
+    share = 0.5 * REGISTRATION_SHARE
+    found = fused(np.full((1, 1, 1, 1), 0.9), np.full((1, 1, 1), 0.5), np.full((1, 1, 1, 1), 0.3))
+    assert float(found[0, 0, 0, 0]) == pytest.approx((share * 0.9 + 0.3) / (1 + share), abs=1e-3)
+
+
+def test_fusion_without_confidence_is_the_prediction():
+    p = probabilities(moved(1))
+    assert np.array_equal(fused(probabilities(TRUTH), np.zeros(GRID.shape), p), p)
+
+
+def test_both_fusions_agree():
+    p, q, trust = probabilities(TRUTH), probabilities(moved(2)), np.abs(smooth_noise(GRID.shape, 0)).clip(0, 1)
+    tensor = combined(*(torch.from_numpy(np.asarray(one, np.float32)) for one in (p, trust, q)))
+    assert np.abs(tensor.numpy() - fused(p, trust, q)).max() < 1e-3
+
+
+@pytest.mark.parametrize(("confidence", "expected"), [(0.0, 0.0), (0.005, 0.0), (0.5, 0.75), (1.0, 1.0)])
+def test_weights_of_voxels(confidence, expected):
+    assert float(voxel_weights(torch.tensor(confidence))) == pytest.approx(expected)

@@ -1,0 +1,388 @@
+"""Registration: known transforms are found, both ways agree, hopeless starts are thrown out."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from engine_helpers import cropped, dice, flipped, identity_deformation, turned
+from scipy import ndimage
+
+from SemiSAMO1Lib.engine.cases import LabelledCase
+from SemiSAMO1Lib.engine.data.grids import patient_aligned, space_points
+from SemiSAMO1Lib.engine.propagation import registration as module
+from SemiSAMO1Lib.engine.propagation.deformable import Settings, jacobian_determinant, register
+from SemiSAMO1Lib.engine.propagation.descriptors import describe, pool, working_spacing
+from SemiSAMO1Lib.engine.propagation.registration import (
+    RegistrationPropagator,
+    RegistrationSettings,
+    choose,
+    score,
+)
+from SemiSAMO1Lib.engine.propagation.starts import Start, affine, exhaustive_translation, translations
+from SemiSAMO1Lib.phantoms import PhantomSettings, make_phantom
+from SemiSAMO1Lib.volume import Geometry, Volume
+
+CPU = torch.device("cpu")
+SPACING = 2.5
+STRAIGHT = PhantomSettings(spacing_mm=(SPACING,) * 3, spacing_variation=0.0, oblique_degrees=0.0, shift_mm=0.0)
+
+
+def bend(points):
+    """The known displacement (x, y, z) mm at places in mm: smooth, up to about 6 mm."""
+    x, y, z = points
+    return np.stack(
+        [
+            4.5 * np.sin(2 * np.pi * y / 90 + 0.3),
+            4.0 * np.sin(2 * np.pi * z / 80 + 1.1),
+            3.5 * np.cos(2 * np.pi * x / 100),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return make_phantom(3, 5, STRAIGHT)
+
+
+@pytest.fixture(scope="module")
+def bent(phantom):
+    """The phantom as another scan shows it: case(x) = phantom(x + bend(x)), with another grey scale and noise."""
+    geometry = phantom.image.geometry
+    points = space_points(geometry).double().numpy()
+    there = points + bend(points)
+    index = np.tensordot(np.linalg.inv(geometry.index_to_space)[:3, :3], there, 1)
+    index += np.linalg.inv(geometry.index_to_space)[:3, 3].reshape(3, 1, 1, 1)
+    grey = ndimage.map_coordinates(phantom.image.array, index[::-1], order=1, mode="nearest")
+    noise = np.random.default_rng(0).normal(0, 5, grey.shape)
+    label = ndimage.map_coordinates(phantom.label.array, index[::-1], order=0, mode="nearest")
+    return Volume((0.4 * grey + 70 + noise).astype(np.float32), geometry), Volume(label, geometry)
+
+
+def propagator(**settings):
+    return RegistrationPropagator(SPACING, 4, CPU, RegistrationSettings(**settings))
+
+
+@pytest.fixture(scope="module")
+def template(phantom):
+    return LabelledCase("template", phantom.image, phantom.label)
+
+
+@pytest.fixture(scope="module")
+def carried(template, bent):
+    one = propagator(use_affine=False)
+    return one.propagate(one.prepare([template]), bent[0], bent[0].geometry)
+
+
+@pytest.fixture(scope="module")
+def body(phantom):
+    return np.asarray(phantom.label.array) > 0
+
+
+def test_known_deformation_is_found_within_a_voxel(carried, bent, body):
+    points = space_points(bent[0].geometry)
+    found = carried.transforms[0].to_template(points) - points
+    error = np.linalg.norm(found.numpy() - bend(points.numpy()), axis=0)[body].mean()
+    before = np.linalg.norm(bend(points.numpy()), axis=0)[body].mean()
+    assert before > 3, f"the test bends too little to show anything: {before:.2f} mm"
+    assert error < 1.5, f"mean error {error:.2f} mm inside the organs; expected below 1.5 mm (voxels of 2.5 mm)"
+
+
+@pytest.mark.parametrize(("value", "bar"), [(1, 0.9), (2, 0.88), (3, 0.75)])
+def test_warped_label_meets_the_true_one(carried, bent, phantom, value, bar):
+    label = carried.probabilities.argmax(0).numpy()
+    after = dice(label, bent[1].array, value)
+    before = dice(phantom.label.array, bent[1].array, value)
+    assert after > max(bar, before), f"class {value}: Dice {after:.3f}, before {before:.3f}; expected above {bar}"
+
+
+def test_probabilities_sum_to_one(carried):
+    total = carried.probabilities.sum(0)
+    assert torch.allclose(total, torch.ones_like(total), atol=1e-4), "class probabilities of a voxel must sum to 1"
+
+
+def test_confidence_is_a_share(carried):
+    low, high = float(carried.confidence.min()), float(carried.confidence.max())
+    assert 0 <= low <= high <= 1, f"confidence lies in [{low}, {high}], expected [0, 1]"
+
+
+def test_forward_and_backward_undo_each_other_inside(carried, bent, body):
+    points = space_points(bent[0].geometry)
+    deformation = carried.transforms[0]
+    trip = (deformation.to_case(deformation.to_template(points)) - points).norm(dim=0).numpy()
+    assert trip[body].mean() < 0.5 * SPACING, (
+        f"round trip {trip[body].mean():.2f} mm inside, expected under half a voxel"
+    )
+
+
+def test_round_trip_error_is_what_the_transform_reports(carried):
+    deformation = carried.transforms[0]
+    points = space_points(deformation.geometry)
+    trip = (deformation.to_case(deformation.to_template(points)) - points).norm(dim=0)
+    far = (trip - deformation.round_trip).abs().max()
+    assert far < 0.05, f"reported and real round trip differ by {far:.3f} mm"
+
+
+def test_smooth_deformation_does_not_fold(carried):
+    assert carried.transforms[0].folded == 0, "a smooth bend of 6 mm over 90 mm needs no fold"
+
+
+def test_jacobian_of_a_stretch():
+    geometry = Geometry((6, 6, 6))
+    x = torch.arange(6.0).expand(6, 6, 6)
+    field = torch.stack([0.5 * x, torch.zeros(geometry.shape), torch.zeros(geometry.shape)])
+    inner = jacobian_determinant(field)[1:-1, 1:-1, 1:-1]
+    assert torch.allclose(inner, torch.full_like(inner, 1.5)), "stretching x by 1.5 has determinant 1.5"
+
+
+def test_identical_scans_stay_where_they_are(template, phantom, body):
+    one = propagator(use_affine=False)
+    found = one.propagate(one.prepare([template]), phantom.image, phantom.image.geometry)
+    points = space_points(phantom.image.geometry)
+    moved = (found.transforms[0].to_template(points) - points).norm(dim=0).numpy()[body]
+    assert moved.max() < 0.1 * SPACING, f"a scan registered to itself moved by {moved.max():.3f} mm"
+
+
+def test_same_seed_gives_bitwise_the_same(template, bent):
+    results = []
+    for _ in range(2):
+        one = propagator(use_affine=True, seed=0)
+        results.append(one.propagate(one.prepare([template]), bent[0], bent[0].geometry))
+    assert torch.equal(results[0].probabilities, results[1].probabilities), "two runs with seed 0 differ"
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_affine_step_is_reproducible(template, bent, seed):
+    case, other = (describe(v, SPACING, CPU, finest=False) for v in (bent[0], template.image))
+    start = Start("centre", np.eye(4))
+    first, second = (affine(case, other, start, seed) for _ in range(2))
+    assert np.array_equal(first.matrix, second.matrix), f"the affine step with seed {seed} is not reproducible"
+
+
+def test_affine_step_finds_a_known_scale(phantom):
+    geometry = phantom.image.geometry
+    larger = Geometry(geometry.shape, tuple(1.12 * s for s in geometry.spacing), geometry.origin, geometry.direction)
+    case = describe(Volume(phantom.image.array, larger), SPACING, CPU, finest=False)
+    other = describe(phantom.image, SPACING, CPU, finest=False)
+    found = affine(case, other, translations(case, other)[0], 1)
+    volume = np.linalg.det(found.matrix[:3, :3])
+    assert volume == pytest.approx(1.12**-3, rel=0.06), f"the case is 1.12 times larger; volume factor {volume:.3f}"
+
+
+def test_flipped_storage_gives_the_same_answer(template, bent, carried):
+    one = propagator(use_affine=False)
+    turned_case = flipped(bent[0], (0, 2))
+    turned_template = LabelledCase("t", flipped(template.image, (1,)), flipped(template.label, (1,)))
+    found = one.propagate(one.prepare([turned_template]), turned_case, bent[0].geometry)
+    apart = (found.probabilities - carried.probabilities).abs().max()
+    assert apart < 2e-2, f"storing axes backwards changes probabilities by {apart:.4f}"
+
+
+def test_oblique_and_flipped_gives_the_same_answer_as_oblique(phantom):
+    geometry = phantom.image.geometry
+    oblique = Geometry(geometry.shape, geometry.spacing, geometry.origin, turned())
+    image, label = Volume(phantom.image.array, oblique), Volume(phantom.label.array, oblique)
+    other = make_phantom(4, 5, STRAIGHT).image
+    one = propagator(use_affine=False)
+    prepared = one.prepare([LabelledCase("t", image, label)])
+    mirrored = one.prepare([LabelledCase("t", flipped(image, (0, 1, 2)), flipped(label, (0, 1, 2)))])
+    plain = one.propagate(prepared, other, other.geometry).probabilities.argmax(0)
+    backwards = one.propagate(mirrored, other, other.geometry).probabilities.argmax(0)
+    same = float((plain == backwards).float().mean())
+    assert same > 0.999, f"only {same:.4f} of the voxels agree after storing the oblique template backwards"
+
+
+# ---------------------------------------------------------------------- starts
+
+
+def shifted(volume, shift):
+    geometry = volume.geometry
+    origin = tuple(float(o + s) for o, s in zip(geometry.origin, shift, strict=True))
+    return Volume(volume.array, Geometry(geometry.shape, geometry.spacing, origin, geometry.direction))
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [((0, 0, 0), (0, 0, 0)), ((8, 0, 0), (0, 0, 0)), ((0, 6, 3), (4, 0, 6)), ((5, 5, 5), (0, 0, 0))]
+)
+def test_exhaustive_translation_finds_a_large_shift(phantom, low, high):
+    """Also where the fields of view differ: the case is a crop of the template's scan, moved by 100 mm and more."""
+    shift = np.array([110.0, -70.0, 45.0])
+    end = tuple(n - h for n, h in zip(phantom.image.array.shape, high, strict=True))
+    case = describe(shifted(cropped(phantom.image, low, end), shift), SPACING, CPU, finest=False)
+    other = describe(phantom.image, SPACING, CPU, finest=False)
+    found = exhaustive_translation(case, other)
+    stride = max(
+        1, round(0.05 * float(np.prod(case.coarse.geometry.extent)) ** (1 / 3) / case.coarse.geometry.spacing[0])
+    )
+    voxel = pool(case.coarse, stride).geometry.spacing[0]
+    assert np.abs(found + shift).max() <= voxel, f"found {found}, expected {-shift} within a coarse voxel ({voxel} mm)"
+
+
+def test_search_start_recovers_a_case_with_another_field_of_view(phantom):
+    """A crop whose centre is far from the template's: the label must land where it belongs."""
+    shape = phantom.image.array.shape
+    low = (0, 0, shape[2] // 3)
+    case, truth = cropped(phantom.image, low, shape), cropped(phantom.label, low, shape)
+    moved = shifted(case, (60.0, 60.0, -60.0))
+    one = propagator(use_affine=False)
+    found = one.propagate(
+        one.prepare([LabelledCase("t", phantom.image, phantom.label)]), moved, moved.geometry
+    ).probabilities.argmax(0)
+    assert dice(found.numpy(), truth.array, 1) > 0.95, "the large organ of a moved crop of the template is not found"
+
+
+def test_exhaustive_translation_refuses_when_scans_cannot_meet(phantom):
+    scan = describe(phantom.image, SPACING, CPU, finest=False)
+    empty = describe(phantom.image, SPACING, CPU, finest=False)
+    empty.coarse.channels[-1] = 0
+    found = exhaustive_translation(empty, scan)
+    assert found is None or np.isfinite(found).all(), "a scan without data must give None or a finite translation"
+
+
+def test_translations_are_not_repeated(phantom):
+    scan = describe(phantom.image, SPACING, CPU, finest=False)
+    starts = translations(scan, scan)
+    assert len(starts) == 1, f"a scan to itself has one start, got {[s.name for s in starts]}"
+
+
+# ---------------------------------------------------------------------- judging
+
+
+def named(name, residual=1.0, **changes):
+    return identity_deformation(Geometry((4, 4, 4)), name=name, residual=residual, **changes)
+
+
+def test_overlap_below_half_disqualifies():
+    assert score(named("centre", overlap=0.49)) == math.inf, "overlap 49 % must disqualify"
+
+
+def test_overlap_of_half_does_not_disqualify():
+    assert math.isfinite(score(named("centre", overlap=0.5))), "overlap 50 % is enough"
+
+
+def test_infinite_residual_disqualifies():
+    assert score(named("centre", residual=math.inf)) == math.inf, "a transform without overlap has no score"
+
+
+def test_folding_and_round_trip_make_a_score_worse():
+    good = score(named("centre"))
+    folded, apart = score(named("centre", folded=0.1)), score(named("centre", round_trip=torch.ones(4, 4, 4)))
+    assert min(folded, apart) > good, "folds and round-trip errors must raise the score"
+
+
+def picked(scores, names, **settings):
+    settings = RegistrationSettings(**{"affine_margin": 0.1, "tie": 0.0, **settings})
+    return [i for i, _ in choose([named(n) for n in names], scores, settings)]
+
+
+def test_affine_that_wins_by_less_than_the_margin_is_not_taken():
+    assert picked([1.0, 0.95], ["centre", "centre+affine"]) == [0], "5 % better is less than the margin of 10 %"
+
+
+def test_affine_that_wins_by_the_margin_is_taken():
+    assert picked([1.0, 0.85], ["centre", "centre+affine"]) == [1], "15 % better is more than the margin of 10 %"
+
+
+def test_near_ties_are_fused():
+    chosen = picked([1.0, 1.02, 1.2], ["centre", "mass", "search"], tie=0.03)
+    assert chosen == [0, 1], f"starts within 3 % are used together, the third not; got {chosen}"
+
+
+def test_best_start_comes_first():
+    assert picked([1.02, 1.0], ["centre", "mass"], tie=0.03)[0] == 1, "the best start's transform is kept for later"
+
+
+def test_all_disqualified_takes_the_largest_overlap():
+    results = [named("centre", overlap=0.1), named("mass", overlap=0.4), named("search", overlap=0.2)]
+    chosen = choose(results, [math.inf] * 3, RegistrationSettings())
+    assert chosen == [(1, 1.0)], f"expected only the start with the largest overlap, got {chosen}"
+
+
+def test_all_disqualified_still_gives_a_result(template, bent, monkeypatch):
+    monkeypatch.setattr(module, "SMALLEST_OVERLAP", 2.0)
+    one = propagator(use_affine=False)
+    found = one.propagate(one.prepare([template]), bent[0], bent[0].geometry)
+    assert torch.isfinite(found.probabilities).all(), "a case whose starts all fail must still get probabilities"
+
+
+def test_disqualified_starts_are_reported_as_json(template, bent, monkeypatch):
+    monkeypatch.setattr(module, "SMALLEST_OVERLAP", 2.0)
+    one = propagator(use_affine=False)
+    facts = one.propagate(one.prepare([template]), bent[0], bent[0].geometry).facts
+    assert all(row["score"] is None for row in facts["starts"]), "a disqualified start has no score (JSON has no inf)"
+
+
+# ---------------------------------------------------------------------- fields of view, padding, several templates
+
+
+def test_outside_the_templates_field_confidence_is_zero(phantom):
+    half = phantom.image.array.shape[0] // 2
+    shape = phantom.image.array.shape
+    lower = [cropped(v, (0, 0, 0), (half, *shape[1:])) for v in (phantom.image, phantom.label)]
+    one = propagator(use_affine=False)
+    found = one.propagate(one.prepare([LabelledCase("t", *lower)]), phantom.image, phantom.image.geometry)
+    outside = found.confidence[half + 3 :]
+    assert float(outside.max()) == 0, f"beyond the template the confidence reaches {float(outside.max()):.3f}, not 0"
+
+
+def test_constant_padding_has_no_weight(phantom):
+    array = np.pad(phantom.image.array, ((0, 0), (0, 0), (10, 0)), constant_values=-1000)
+    geometry = phantom.image.geometry
+    where = Geometry(array.shape, geometry.spacing, geometry.origin, geometry.direction)
+    weight = describe(Volume(array, where), SPACING, CPU, finest=False).weight
+    assert float(weight[:, :, :9].max()) == 0, "constant padding must weigh 0"
+
+
+def test_constant_padding_does_not_move_the_result(template, bent, body):
+    array = np.pad(bent[0].array, ((0, 0), (0, 0), (12, 0)), constant_values=0)
+    geometry = bent[0].geometry
+    origin = (geometry.origin[0] - 12 * SPACING, *geometry.origin[1:])
+    padded = Volume(array, Geometry(array.shape, geometry.spacing, origin, geometry.direction))
+    one = propagator(use_affine=False)
+    found = one.propagate(one.prepare([template]), padded, geometry).transforms[0]
+    points = space_points(geometry)
+    error = np.linalg.norm((found.to_template(points) - points).numpy() - bend(points.numpy()), axis=0)[body].mean()
+    assert error < 1.5, f"with padding on one side the mean error is {error:.2f} mm, expected below 1.5"
+
+
+def test_template_weight_zero_point_one_loses_against_one(template, bent):
+    """Two templates that contradict each other: the heavier decides."""
+    wrong = LabelledCase(
+        "wrong", template.image, Volume(np.full_like(template.label.array, 2), template.label.geometry)
+    )
+    light = LabelledCase(wrong.id, wrong.image, wrong.label, weight=0.1)
+    one = propagator(use_affine=False)
+    found = one.propagate(one.prepare([template, light]), bent[0], bent[0].geometry).probabilities.argmax(0).numpy()
+    assert dice(found, bent[1].array, 1) > 0.9, "a template of weight 0.1 overruled one of weight 1"
+
+
+def test_background_of_a_template_with_an_unknown_class_has_no_confidence(template, bent):
+    partial = LabelledCase("t", template.image, template.label, unknown=(3,))
+    one = propagator(use_affine=False)
+    found = one.propagate(one.prepare([partial]), bent[0], bent[0].geometry)
+    corner = float(found.confidence[:3, :3, :3].max())
+    assert corner == 0, f"background of a template with an unknown class has confidence {corner:.3f}, expected 0"
+
+
+def test_working_spacing_keeps_the_grid_small():
+    grids = [Geometry((300, 300, 300), (1.0, 1.0, 1.0))]
+    side = working_spacing(grids, 1_000_000)
+    voxels = patient_aligned(grids[0], side).voxels
+    assert voxels <= 1_000_000, f"spacing {side:.2f} mm gives {voxels} voxels, the limit is 1,000,000"
+
+
+def test_working_spacing_of_anisotropic_scans_is_the_geometric_mean():
+    side = working_spacing([Geometry((20, 200, 200), (8.0, 1.0, 1.0))])
+    assert side == pytest.approx(2.0), f"8 × 1 × 1 mm have a geometric mean of 2 mm, got {side}"
+
+
+def test_small_scans_are_refined_on_every_voxel(phantom):
+    assert propagator().describe(phantom.image).fine is not None, "a small scan keeps descriptors of every voxel"
+
+
+def test_without_fine_descriptors_the_result_is_still_good(phantom, bent, body):
+    case, other = (describe(v, SPACING, CPU, finest=False) for v in (bent[0], phantom.image))
+    found = register(case, other, np.eye(4), Settings())
+    points = space_points(bent[0].geometry)
+    error = np.linalg.norm((found.to_template(points) - points).numpy() - bend(points.numpy()), axis=0)[body].mean()
+    assert error < 1.6, f"without the finest step the mean error is {error:.2f} mm, expected below 1.6"

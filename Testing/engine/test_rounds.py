@@ -1,0 +1,242 @@
+"""A whole run on small phantoms: every case in every round, resumed without doing anything twice."""
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from engine_helpers import Recorder, dice, tiny_config
+
+from SemiSAMO1Lib.engine import rounds
+from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
+from SemiSAMO1Lib.engine.data.grids import canonical, with_spacing
+from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.observer import Stopped
+from SemiSAMO1Lib.engine.planning import Plan
+from SemiSAMO1Lib.engine.rounds import run, segment_one
+from SemiSAMO1Lib.engine.sampling import PatchSource
+from SemiSAMO1Lib.phantoms import LABELS, PhantomSettings, make_phantom
+
+SMALL = PhantomSettings(spacing_mm=(3.5, 3.5, 3.5))
+CLASSES = 1 + len(LABELS)
+CONFIG = tiny_config(rounds=2, iterations=6, registration={"use_affine": False})
+
+
+@pytest.fixture(scope="module")
+def phantoms():
+    return [make_phantom(n, 1, SMALL) for n in range(4)]
+
+
+@pytest.fixture(scope="module")
+def template(phantoms):
+    return LabelledCase("template", phantoms[0].image, phantoms[0].label)
+
+
+@pytest.fixture(scope="module")
+def cases(phantoms):
+    return [EngineCase(p.name, p.image.geometry, lambda p=p: p.image) for p in phantoms[1:]]
+
+
+@pytest.fixture(scope="module")
+def finished(cases, template, tmp_path_factory):
+    """An undisturbed run: store, results, observer."""
+    store, observer = Store(tmp_path_factory.mktemp("run")), Recorder()
+    return store, list(run(cases, [template], CLASSES, CONFIG, store, observer)), observer
+
+
+def weights_files(store):
+    files = store.path("weights").iterdir()
+    return {path.name: (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files}
+
+
+def test_every_case_in_every_round(finished, cases):
+    expected = [(number, case.id) for number in (0, 1, 2) for case in cases]
+    assert [(r.round, r.case_id) for r in finished[1]] == expected
+
+
+def test_predictions_lie_on_the_scans_own_grid(finished, cases):
+    grids = {case.id: case.geometry for case in cases}
+    wrong = [
+        result.case_id
+        for result in finished[1]
+        if {result.prediction.geometry, result.uncertainty.geometry} != {grids[result.case_id]}
+    ]
+    assert not wrong, f"results of {wrong} lie on another grid than the scan"
+
+
+def test_predictions_hold_known_classes_only(finished):
+    assert all(int(r.prediction.array.max()) < CLASSES for r in finished[1])
+
+
+def test_uncertainty_is_a_percentage(finished):
+    assert all(r.uncertainty.array.dtype == np.uint8 and r.uncertainty.array.max() <= 100 for r in finished[1])
+
+
+def test_registration_finds_the_large_organ(finished, phantoms):
+    found = [dice(r.prediction.array, p.label.array, 1) for r, p in zip(finished[1], phantoms[1:], strict=False)]
+    assert min(found) > 0.75, f"Dice of the large organ in round 0: {np.round(found, 3)}; expected above 0.75"
+
+
+def test_a_barely_trained_network_does_not_ruin_the_registration(finished, phantoms):
+    """Six steps teach nothing; registration has its share in every round's answer."""
+    last = finished[1][-3:]
+    found = [dice(r.prediction.array, p.label.array, 1) for r, p in zip(last, phantoms[1:], strict=True)]
+    assert min(found) > 0.6, f"Dice of the large organ in round 2: {np.round(found, 3)}; expected above 0.6"
+
+
+def test_plan_is_written(finished):
+    assert Plan.model_validate(finished[0].json("plan.json")).classes == CLASSES
+
+
+def test_images_lie_on_the_planned_grid(finished, cases):
+    store = finished[0]
+    plan = Plan.model_validate(store.json("plan.json"))
+    expected = {c.id: with_spacing(canonical(c.geometry), plan.spacing).shape for c in cases}
+    assert {c.id: store.array("images", f"{c.id}.npy").shape for c in cases} == expected
+
+
+def test_network_has_the_planned_filters(finished):
+    store = finished[0]
+    student = store.tensors("weights", "round-1.pt")["learner"]["student"]
+    first = next(value for value in student.values() if value.ndim == 5)
+    assert first.shape[0] == store.json("plan.json")["filters"][0]
+
+
+def test_a_changed_plan_is_obeyed(cases, template, finished, tmp_path):
+    """What plan.json says counts, not what would be computed."""
+    store = Store(tmp_path)
+    store.save_json({**finished[0].json("plan.json"), "spacing": [5.0, 6.0, 7.0]}, "plan.json")
+    list(run(cases[:1], [template], CLASSES, CONFIG.model_copy(update={"rounds": 0}), store, Recorder()))
+    expected = with_spacing(canonical(cases[0].geometry), (5.0, 6.0, 7.0)).shape
+    assert store.array("confidence", f"{cases[0].id}.npy").shape == expected
+
+
+def test_second_run_trains_nothing(finished, cases, template):
+    before = weights_files(finished[0])
+    list(run(cases, [template], CLASSES, CONFIG, finished[0], Recorder()))
+    assert weights_files(finished[0]) == before, "a finished run trained again"
+
+
+def test_second_run_gives_the_same_results(finished, cases, template):
+    again = list(run(cases, [template], CLASSES, CONFIG, finished[0], Recorder()))
+    assert all(np.array_equal(a.prediction.array, b.prediction.array) for a, b in zip(again, finished[1], strict=True))
+
+
+def test_second_run_reports_no_losses(finished, cases, template):
+    observer = Recorder()
+    list(run(cases, [template], CLASSES, CONFIG, finished[0], observer))
+    assert not [kind for kind, _ in observer.events if kind == "losses"], "a finished run reported losses again"
+
+
+@pytest.mark.parametrize("stop_after", [2, 6, 11])
+def test_stopped_and_resumed_run_ends_bitwise_the_same(finished, cases, template, tmp_path, stop_after):
+    store = Store(tmp_path)
+    with pytest.raises(Stopped):
+        list(run(cases, [template], CLASSES, CONFIG, store, Recorder(stop_after)))
+    torch.manual_seed(99)
+    list(run(cases, [template], CLASSES, CONFIG, store, Recorder()))
+    states = [s.tensors("weights", "round-2.pt")["learner"]["teacher"] for s in (store, finished[0])]
+    same = all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+    assert same, f"stopped after {stop_after} questions and resumed: other weights"
+
+
+def test_engine_cases_have_no_label():
+    names = {f.name for f in dataclasses.fields(EngineCase)}
+    assert not [n for n in names if "label" in n or "truth" in n], f"a case must not hold a label; it has {names}"
+
+
+def test_only_scans_are_read(cases, template, tmp_path):
+    """All that the engine asks of a case is its scan: `load` is the only door, and it gives one volume."""
+    read = []
+
+    def listening(case):
+        def load():
+            read.append(case.id)
+            return case.load()
+
+        return EngineCase(case.id, case.geometry, load)
+
+    config = CONFIG.model_copy(update={"rounds": 0})
+    list(run([listening(c) for c in cases], [template], CLASSES, config, Store(tmp_path), Recorder()))
+    assert set(read) == {c.id for c in cases}
+
+
+def test_progress_only_grows(finished):
+    fractions = [f["fraction"] for kind, f in finished[2].events if kind == "progress" and "fraction" in f]
+    assert fractions == sorted(fractions) and fractions[-1] == 1, f"{fractions}"
+
+
+def test_every_round_is_announced(finished):
+    assert [f["round"] for kind, f in finished[2].events if kind == "round"] == [0, 1, 2]
+
+
+def test_events_are_plain_values(finished):
+    json.dumps(finished[2].events)
+
+
+def test_a_further_scan_is_segmented_like_one_of_the_cohort(finished, template, phantoms):
+    one = segment_one(phantoms[2].image, [template], CLASSES, CONFIG, finished[0])
+    same = np.mean(one.prediction.array == finished[1][-2].prediction.array)
+    assert same > 0.995, f"the same scan, segmented alone, agrees in {same:.4f} of its voxels"
+
+
+def test_a_further_scan_writes_nothing(finished, template, phantoms):
+    before = sorted(p for p in finished[0].folder.rglob("*"))
+    segment_one(phantoms[2].image, [template], CLASSES, CONFIG, finished[0])
+    assert sorted(p for p in finished[0].folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "changes", [{"warm_start": True}, {"soft_pseudo_labels": True}, {"refinement": "volume"}, {"optimizer": "sgd"}]
+)
+def test_other_settings_run(cases, template, tmp_path, changes):
+    config = CONFIG.model_copy(update={**changes, "iterations": 2})
+    found = list(run(cases[:2], [template], CLASSES, config, Store(tmp_path), Recorder()))
+    assert len(found) == 6
+
+
+def test_two_labelled_cases_run(cases, template, phantoms, tmp_path):
+    other = LabelledCase("other", phantoms[3].image, phantoms[3].label, 0.5, "corrected")
+    config = CONFIG.model_copy(update={"rounds": 1, "iterations": 2})
+    assert len(list(run(cases[:2], [template, other], CLASSES, config, Store(tmp_path), Recorder()))) == 4
+
+
+def test_rejected_cases_are_predicted_but_not_trained_on(cases, template, tmp_path, monkeypatch):
+    seen = []
+
+    def listening(labelled, pseudo, *rest):
+        seen.append(len(pseudo))
+        return PatchSource(labelled, pseudo, *rest)
+
+    monkeypatch.setattr(rounds, "PatchSource", listening)
+    config = CONFIG.model_copy(update={"rounds": 1, "iterations": 1})
+    rejected = [dataclasses.replace(cases[0], trainable=False), *cases[1:]]
+    found = list(run(rejected, [template], CLASSES, config, Store(tmp_path), Recorder()))
+    assert (len(found), seen) == (6, [2]), f"{len(found)} results, trained on {seen} cases; expected 6 and [2]"
+
+
+def test_without_memory_the_run_goes_on_smaller_and_says_so(cases, template, tmp_path, monkeypatch):
+    real, tried = rounds.train_round, []
+
+    def short_of_memory(number, source, plan, *rest):
+        tried.append(plan.batch * np.prod(plan.patch))
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(number, source, plan, *rest)
+
+    monkeypatch.setattr(rounds, "train_round", short_of_memory)
+    observer = Recorder()
+    config = CONFIG.model_copy(update={"rounds": 1, "iterations": 1, "batch": 2})
+    list(run(cases[:1], [template], CLASSES, config, Store(tmp_path), observer))
+    assert tried[1] < tried[0] and any("memory" in f.get("text", "") for _, f in observer.events)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_running_mean_is_the_mean(count):
+    maps = np.random.default_rng(0).random((count, 2, 3, 3, 3)).astype(np.float16)
+    mean = maps[0]
+    for number in range(2, count + 1):
+        mean = rounds.running_mean(mean, maps[number - 1], number)
+    assert np.abs(mean.astype(float) - maps.astype(float).mean(0)).max() < 2e-3
