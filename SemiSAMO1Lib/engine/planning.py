@@ -23,6 +23,9 @@ from .data.intensities import data_mask
 #: A feature map is not pooled below this many voxels along an axis.
 SMALLEST_FEATURE_MAP = 4
 
+#: Networks whose depth is not the plan's to choose.
+BUILT_IN_STRIDES = {"vnet": ((1, 1, 1), *[(2, 2, 2)] * 4)}
+
 #: CPU and GPU memory that one patch voxel of a 16-filter network needs in a training step, bytes (measured).
 BYTES_PER_VOXEL = 1_500
 
@@ -84,7 +87,7 @@ def make_plan(
     grids = [canonical(geometry) for geometry in geometries]
     spacing, shape = target_spacing(grids, config.training_voxels)
     budget = min(config.patch_voxels, max(4_096, int(memory_bytes * 0.5 / (BYTES_PER_VOXEL * config.filters / 16) / 4)))
-    patch, strides, kernels = network_shape(shape, spacing, budget)
+    patch, strides, kernels = network_shape(shape, spacing, budget, BUILT_IN_STRIDES.get(config.specialist))
     filters = tuple(min(config.filters * 2**level, 320) for level in range(len(strides)))
     batch = config.batch or max(1, min(4, config.patch_voxels // (2 * math.prod(patch))))
     intensity = intensity_plan(template, label)
@@ -138,11 +141,15 @@ def target_spacing(grids: Sequence[Geometry], voxels: int) -> tuple[tuple[float,
 
 
 def network_shape(
-    shape: tuple[int, int, int], spacing: tuple[float, float, float], budget: int
+    shape: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+    budget: int,
+    fixed: tuple[tuple[int, int, int], ...] | None = None,
 ) -> tuple[tuple[int, int, int], tuple[tuple[int, int, int], ...], tuple[tuple[int, int, int], ...]]:
     """Patch, strides and kernels (first level first) for a median shape, as nnU-Net reasons.
 
-    The patch keeps the proportions of the median case where it has to be smaller.
+    The patch keeps the proportions of the median case where it has to be smaller. `fixed`: the strides of a network
+    that has them built in.
     """
     size = np.array(shape, float)
     while np.prod(size) > budget:
@@ -150,7 +157,7 @@ def network_shape(
     current, mm = size.copy(), np.array(spacing)
     strides = [(1, 1, 1)]
     kernels = [tuple(3 if s <= 2 * min(mm) else 1 for s in mm)]
-    while len(strides) < 6:
+    while len(strides) < 6 and fixed is None:
         pool = (current / 2 >= SMALLEST_FEATURE_MAP) & (
             mm < 2 * mm[current / 2 >= SMALLEST_FEATURE_MAP].min(initial=np.inf)
         )
@@ -163,7 +170,11 @@ def network_shape(
     while len(strides) < 3:  # fewer levels than DynUNet builds: small scans get levels that do not pool
         strides.append((1, 1, 1))
         kernels.append(kernels[-1])
+    if fixed is not None:
+        strides, kernels = list(fixed), [(3, 3, 3)] * len(fixed)
     total = np.prod(strides, axis=0)
+    if fixed is not None:  # its coarsest level needs more than one voxel: instance norm
+        size[int(np.argmax(size))] = max(size.max(), 2 * total.max())
     patch = np.maximum(1, np.floor(size / total + 0.5)) * total
     while np.prod(patch) > 1.3 * budget and (patch > total).any():
         axis = int(np.argmax(np.where(patch > total, patch / np.array(shape), 0)))

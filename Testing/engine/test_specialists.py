@@ -6,7 +6,7 @@ import torch
 from engine_helpers import tiny_plan
 from torch import nn
 
-from SemiSAMO1Lib.engine.planning import network_shape
+from SemiSAMO1Lib.engine.planning import BUILT_IN_STRIDES, network_shape
 from SemiSAMO1Lib.engine.specialists import SPECIALISTS, make_specialist
 
 PATCH = (16, 16, 32)
@@ -92,3 +92,12 @@ def test_unknown_specialist_names_those_there_are():
 def test_plans_of_different_depth_build():
     depths = [len(network_shape((n, n, n), (1.0, 1.0, 1.0), 10**6)[1]) for n in (8, 24, 48, 96)]
     assert depths == sorted(depths) and np.ptp(depths) > 0, f"larger scans get deeper networks, got {depths}"
+
+
+@pytest.mark.parametrize("shape", [(36, 51, 35), (12, 20, 20), (44, 71, 96)])
+def test_a_planned_vnet_can_be_built(shape):
+    patch, strides, _ = network_shape(shape, (1.0, 1.0, 1.0), 90_000, BUILT_IN_STRIDES["vnet"])
+    network = make_specialist("vnet", tiny_plan(patch=patch, strides=strides))
+    with torch.no_grad():
+        logits = network(torch.zeros(1, 1, *patch))
+    assert logits.shape[2:] == patch, f"logits on the patch {patch} were expected, got {tuple(logits.shape)}"
