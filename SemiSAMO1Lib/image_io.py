@@ -80,6 +80,18 @@ def read_image(path: Path) -> sitk.Image:
         return _guard(path, lambda: sitk.ReadImage(name))
 
 
+def read_geometry(path: Path) -> Geometry:
+    """The grid of a 3D file of one or several components (layers), without its voxels. Raises UnreadableImage."""
+    with _readable(path) as name:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(name)
+        _guard(path, reader.ReadImageInformation)
+    check_scalar_3d(reader.GetSize(), 1)
+    x, y, z = reader.GetSize()
+    sx, sy, sz = reader.GetSpacing()
+    return Geometry((z, y, x), (sz, sy, sx), reader.GetOrigin(), reader.GetDirection())
+
+
 def read_volume(path: Path) -> Volume:
     """Read one scalar 3D volume. Raises UnreadableImage for 2D, 4D, colour, empty, or not finite everywhere."""
     image = read_image(path)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Preset = Literal["quick", "standard", "thorough"]
+
+
+def _known_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError(f"unknown device {name!r}; possible: auto, cpu, cuda, cuda:0, ...")
+    return name
 
 
 class _Strict(BaseModel):
@@ -60,7 +67,7 @@ class TrainingConfig(_Strict):
     uncertain_quantile: float = Field(0.9, gt=0, le=1)
     refinement: Literal["region", "volume", "none"] = "region"
     seed: int = Field(0, ge=0, lt=2**31)
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:0")
+    device: Annotated[str, AfterValidator(_known_device)] = Field("auto", description="auto, cpu, cuda or cuda:0")
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; None: all that may be used")
     checkpoint_seconds: float = Field(20.0, ge=0)
@@ -95,5 +102,9 @@ def make_config(preset: str = "standard", **changes: Any) -> TrainingConfig:
         KeyError: an unknown preset.
     """
     values: dict[str, Any] = {"preset": preset, **PRESETS[preset]}
-    values.update({key: value for key, value in changes.items() if value is not None})
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            values[key] = {**values[key], **value}
+        elif value is not None:
+            values[key] = value
     return TrainingConfig.model_validate(values)

@@ -88,6 +88,8 @@ def make_plan(
     spacing, shape = target_spacing(grids, config.training_voxels)
     budget = min(config.patch_voxels, max(4_096, int(memory_bytes * 0.5 / (BYTES_PER_VOXEL * config.filters / 16) / 4)))
     patch, strides, kernels = network_shape(shape, spacing, budget, BUILT_IN_STRIDES.get(config.specialist))
+    if config.augmentation.quarter_turns and patch[1] != patch[2]:
+        raise ValueError(f"quarter_turns needs a patch as wide as it is deep; the plan has {patch} (z, y, x)")
     filters = tuple(min(config.filters * 2**level, 320) for level in range(len(strides)))
     batch = config.batch or max(1, min(4, config.patch_voxels // (2 * math.prod(patch))))
     intensity = intensity_plan(template, label)

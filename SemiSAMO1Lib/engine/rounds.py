@@ -39,7 +39,7 @@ from .refinement.neighbours import in_template_space
 from .refinement.refine import combined, voxel_weights
 from .sampling import PatchSource
 from .specialists import make_specialist
-from .training import make_fabric, train_round
+from .training import load_weights, make_fabric, train_round
 
 
 def run(
@@ -49,6 +49,7 @@ def run(
     config: TrainingConfig,
     store: Store,
     observer: Observer,
+    completed: int = -1,
 ) -> Iterator[CaseResult]:
     """Segment a cohort from its labelled cases.
 
@@ -59,6 +60,7 @@ def run(
         config: every parameter.
         store: folder for everything between the stages.
         observer: gets progress, and is asked whether to stop.
+        completed: a resumed run does not yield the results of this round and earlier ones again.
 
     Yields:
         a result for every case and round, round 0 first.
@@ -83,12 +85,14 @@ def run(
     progress = Progress(observer, cohort, config)
 
     propagate(cohort, config, fabric.device, progress)
-    yield from results(cohort, 0, progress)
+    if completed < 0:
+        yield from results(cohort, 0, progress)
 
     for number in range(1, config.rounds + 1):
         learner = train(cohort, number, config, fabric, progress)
         predict(cohort, number, learner, config, fabric, progress)
-        yield from results(cohort, number, progress)
+        if number > completed:
+            yield from results(cohort, number, progress)
         if number < config.rounds:
             refine(cohort, number, config, progress)
     progress.finish()
@@ -130,7 +134,7 @@ def _predicted_by_all(
     for count, number in enumerate(range(max(first, 1), config.rounds + 1), start=1):
         learner = learner_named(config.learner)(plan, config)
         learner.setup(fabric)
-        learner.load_state_dict(store.tensors("weights", f"round-{number}.pt")["learner"])
+        load_weights(learner, store, f"round-{number}.pt")
         model, passes = learner.inference_model(), config.test_time_passes
         found = predict_probabilities(model, image, plan, fabric, passes, config.seed)
         mean = found if mean is None else running_mean(mean, found, count)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -48,16 +49,17 @@ def train_round(
     Raises:
         Stopped: the observer asked for it; the checkpoint holds everything.
     """
-    fabric.seed_everything(config.seed * 1_000 + number, workers=False, verbose=False)
+    fabric.seed_everything(hash_key(config.seed, number) % 2**32, workers=False, verbose=False)
     learner = learner_named(config.learner)(plan, config)
     learner.setup(fabric)
     checkpoint, weights = ("checkpoints", f"round-{number}.pt"), ("weights", f"round-{number}.pt")
     if store.has(*weights):
-        learner.load_state_dict(store.tensors(*weights)["learner"])
+        load_weights(learner, store, weights[-1])
         return learner
     first = 0
     if store.has(*checkpoint):
-        first = _restore(learner, store.tensors(*checkpoint))
+        with _of_this_architecture(store, *checkpoint):
+            first = _restore(learner, store.tensors(*checkpoint))
         observer.event("note", text=f"round {number}: going on from iteration {first}")
     elif start_from is not None:
         learner.load_state_dict({**store.tensors("weights", start_from)["learner"], "steps": 0})
@@ -83,13 +85,31 @@ def train_round(
     return learner
 
 
+def load_weights(learner: Learner, store: Store, name: str) -> None:
+    """Load the weights of a finished round. Raises ValueError for a damaged file or another architecture."""
+    with _of_this_architecture(store, "weights", name):
+        learner.load_state_dict(store.tensors("weights", name)["learner"])
+
+
+@contextmanager
+def _of_this_architecture(store: Store, *names: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[:4]
+        raise ValueError(
+            f"{store.path(*names)} belongs to another network than plan.json describes. Resume with the configuration "
+            f"it was made with, or start a new training. ({' '.join(reason)})"
+        ) from error
+
+
 def hash_key(*numbers: int) -> int:
     """One 63-bit seed from several numbers, spread well."""
     return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def make_fabric(device: str, precision: str) -> Fabric:
-    """A Fabric on one named device ('auto', 'cpu', 'cuda', 'cuda:0'), or on all that torchrun or SLURM gives.
+    """A Fabric on one named device: 'auto', 'cpu', 'cuda' or 'cuda:0'.
 
     Raises:
         ValueError: there is no such device here.

@@ -35,6 +35,8 @@ def start(job: JobFolder, python: Path | None = None, low_priority: bool = False
         JobError: a training is under way in this project already.
     """
     with locked(job.path.parent / ".launch.lock"):
+        if job.status.exists() and observe(job).state.active:
+            raise JobError(f"{job.id} is under way already")
         other = running_training(job.path.parent)
         if job.spec()["kind"] == JobKind.TRAIN and other is not None and other != job:
             raise JobError(

@@ -57,13 +57,16 @@ class LabelReading:
     notes: tuple[str, ...] = field(default=())
 
 
-def read_labels(path: Path, reference: Geometry, priority: Sequence[int] | None = None) -> LabelReading:
+def read_labels(
+    path: Path, reference: Geometry, priority: Sequence[int] | None = None, allow_empty: bool = False
+) -> LabelReading:
     """Read a label file onto the grid `reference`.
 
     Args:
         path: .seg.nrrd, or an integer label map in any volume format.
         reference: the grid of the case's image.
         priority: values from strongest to weakest, for voxels that several segments claim. None: refuse them.
+        allow_empty: a file without a labelled voxel is no error (a prediction that found nothing).
 
     Raises:
         LabelError: not a label file, no voxel inside the image, or overlapping segments without a priority.
@@ -79,11 +82,11 @@ def read_labels(path: Path, reference: Geometry, priority: Sequence[int] | None 
     if len(layers) > 1 and any(segment.value != segment.voxel_value for segment in segments):
         given = ", ".join(f"{segment.value} {segment.name}" for segment in segments)
         notes.append(f"{path.name}: values repeat between its layers; taken as {given}")
-    if not merged.array.any():
+    if not merged.array.any() and not allow_empty:
         raise LabelError(f"{path.name} has no labelled voxel. Paint the template, or choose another file.")
     volume, exact, moved = to_grid(merged, reference, path.name)
     present = set(np.unique(volume.array).tolist())
-    if present == {0}:
+    if present == {0} and not allow_empty:
         raise LabelError(f"{path.name}: no labelled voxel lies inside the image. Is it the label of another scan?")
     empty = tuple(sorted(set(names) - present))
     return LabelReading(volume, names, empty, exact, (*notes, *moved))

@@ -245,15 +245,20 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Compare predictions with references: Dice, Jaccard, 95HD and ASD in mm."""
-    from ..engine.evaluation.compare import compare, label_files
+    from ..tasks.compare import compare, label_files
     from ..tasks.report import predictions_of
 
     for folder in (predictions, references):
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder} is not a folder")
     is_project = (predictions / "project.json").exists()
-    found = predictions_of(Project(predictions)) if is_project else label_files(predictions)
-    value = compare(found, label_files(references), distances)
+    values = None
+    if is_project:
+        one = Project(predictions)
+        found, values = predictions_of(one), one.state.labels.values
+    else:
+        found = label_files(predictions)
+    value = compare(found, label_files(references), distances, values)
     if as_json:
         print(json.dumps(value))
         return

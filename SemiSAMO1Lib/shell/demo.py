@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..engine.evaluation.compare import compare, label_files
 from ..job import JobFolder, JobKind, start
 from ..phantoms import write_cohort
 from ..project import Project
 from ..project.training import request_training
+from ..tasks.compare import compare, label_files
 from ..tasks.report import predictions_of, write_report
 from .console import exit_for, follow
 

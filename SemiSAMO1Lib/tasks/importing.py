@@ -6,15 +6,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from ..engine.observer import Stopped
 from ..image_io import UnreadableImage
 from ..job.folder import JobFolder
 from ..project import Project, Skipped
 from ..project.importing import Candidate, Found, candidates, look
 from .reporter import Reporter
-
-
-class Stopped(Exception):
-    """The import was stopped; cases added so far stay."""
 
 
 def import_scans(job: JobFolder, reporter: Reporter) -> None:

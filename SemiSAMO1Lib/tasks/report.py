@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..engine.evaluation.compare import compare, label_files
 from ..engine.evaluation.report import CasePage, render_report
 from ..image_io import UnreadableImage, read_volume
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project, ProjectError
+from .compare import compare, label_files
 from .inputs import find_image
 from .reporter import Reporter
 
@@ -46,7 +46,8 @@ def write_report(job: JobFolder, path: Path, references: Path | None = None) -> 
     measures: dict[str, Any] | None = None
     if references is not None:
         predictions = {row["case"]: job.results / row["prediction"] for row in rows}
-        measures = compare(predictions, label_files(references))
+        values = LabelTable.from_json(job.spec()["labels"]).values
+        measures = compare(predictions, label_files(references), values=values)
     events, _ = files.read_lines(job.events)
     html = render_report(
         title=job.project.resolve().name,
@@ -58,7 +59,7 @@ def write_report(job: JobFolder, path: Path, references: Path | None = None) -> 
             "training": job.id,
             "created": job.spec()["created"],
             "round": index["round"],
-            "parameters": job.spec()["parameters"],
+            "parameters": files.read_json(job.work / "config.json"),
             "environment": files.read_json(job.work / "environment.json"),
             "plan": files.read_json(job.work / "plan.json"),
             "skipped": index["skipped"],

@@ -74,8 +74,8 @@ class Reporter:
             self._status.update(state=str(state), message=message, stopped=stopped, eta_s=None)
             if state is State.FINISHED:
                 self._status.update(fraction=1.0, stage="finished")
+        self._write()  # first: on a full disk the event may fail, the status replaces a file of its own size
         self.event("end", state=str(state), message=message)
-        self._write()
 
     # ------------------------------------------------------------------ inside
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import processes
+from ..engine.observer import Stopped
 from ..job.folder import JobFolder, JobKind
 from ..job.watch import State
 from ..lock import Locked, locked
@@ -25,10 +26,10 @@ def work(folder: Path, low_priority: bool = False) -> int:
         try:
             task = _task(JobKind(job.spec()["kind"]))
             task(job, reporter)
+        except Stopped as stop:
+            reporter.end(State.INTERRUPTED, str(stop), stopped=True)
+            return STOPPED
         except Exception as error:
-            if type(error).__name__ == "Stopped":
-                reporter.end(State.INTERRUPTED, str(error), stopped=True)
-                return STOPPED
             print(traceback.format_exc(), flush=True)
             reporter.end(State.FAILED, f"{_explained(error)} Log: {job.log}")
             return FAILED

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
+import shutil
+from importlib import metadata
 from typing import Any
 
 from .. import __version__, files
 from ..engine.cases import CaseResult, EngineCase
 from ..engine.config import TrainingConfig, make_config
 from ..engine.data.store import Store
+from ..engine.observer import stop_if_asked
 from ..image_io import write_volume
 from ..job.folder import JobFolder
 from ..project import Project
@@ -33,23 +36,41 @@ def train(job: JobFolder, reporter: Reporter) -> None:
     _sweep(job)
     inputs = read_inputs(job)
     _same_versions(job, versions, config)
+    files.write_json(job.work / "config.json", config.model_dump(mode="json"))
     inputs = _settle_skipped(job, inputs, reporter)
     _require_disk(job, inputs, config)
     from ..engine.rounds import run
 
     writer = ResultWriter(job, inputs, keep_rounds=bool(spec["parameters"].get("keep_rounds")))
     store = Store(job.work)
-    for result in run(inputs.cases, inputs.labelled, inputs.class_map.classes, config, store, reporter):
-        writer.add(result)
+    classes = inputs.class_map.classes
+    if writer.complete < config.rounds:  # else a worker was killed after its last round
+        for result in run(inputs.cases, inputs.labelled, classes, config, store, reporter, writer.complete):
+            writer.add(result)
     if (job.project / "project.json").exists():
         Project(job.project).set_current_training(job.id)
     from .report import write_report
 
     write_report(job, job.path / "report.html")
+    if not spec["parameters"].get("keep_rounds"):
+        _remove_working_files(job)
+
+
+def _remove_working_files(job: JobFolder) -> None:
+    """A finished training keeps its plan, weights, transforms and facts; images and probabilities can be made again."""
+    for name in ("propagation", "images", "probabilities", "pseudo", "weights-of-voxels", "confidence", "signatures"):
+        shutil.rmtree(job.work / name, ignore_errors=True)
 
 
 def config_of(job: JobFolder) -> TrainingConfig:
-    """The configuration in a training's job.json. Raises pydantic.ValidationError naming what is wrong."""
+    """The whole configuration of a training: as it was written down at its first start, else from job.json.
+
+    Raises:
+        pydantic.ValidationError: it names what is wrong.
+    """
+    path = job.work / "config.json"
+    if path.exists():
+        return TrainingConfig.model_validate(files.read_json(path))
     parameters = {k: v for k, v in job.spec()["parameters"].items() if k not in ("keep_rounds",)}
     return make_config(**parameters)
 
@@ -63,12 +84,12 @@ class ResultWriter:
         self.keep_rounds = keep_rounds
         self._rows: list[dict[str, Any]] = []
         index = files.read_json(job.index) if job.index.exists() else {"round": -1}
-        self._complete = int(index["round"])
+        self.complete = int(index["round"])
         self._remove_superseded()
 
     def add(self, result: CaseResult) -> None:
         """Write one case; the last of a round switches the set."""
-        if result.round <= self._complete:
+        if result.round <= self.complete:
             return  # a resumed run: this round is on disk
         folder = self.job.results / str(result.round) / result.case_id
         prediction = self.inputs.class_map.to_values(result.prediction)
@@ -98,14 +119,14 @@ class ResultWriter:
 
     def _switch(self, number: int) -> None:
         files.write_json(self.job.index, {"round": number, "cases": self._rows, "skipped": self.inputs.skipped})
-        self._rows, self._complete = [], number
+        self._rows, self.complete = [], number
         self._remove_superseded()
 
     def _remove_superseded(self) -> None:
         """Earlier rounds keep their scores only; also those that a killed run had no time to remove."""
         if self.keep_rounds:
             return
-        for earlier in range(self._complete):
+        for earlier in range(self.complete):
             for path in (self.job.results / str(earlier)).glob("*/*.nrrd"):
                 path.unlink()
 
@@ -131,7 +152,9 @@ def _settle_skipped(job: JobFolder, inputs: Inputs, reporter: Reporter) -> Input
             )
         usable = [case for case in inputs.cases if case.id not in names]
     else:
-        for case in inputs.cases:
+        for position, case in enumerate(inputs.cases):
+            stop_if_asked(reporter)
+            reporter.event("progress", stage="checking scans", done=position, of=len(inputs.cases), fraction=0.0)
             reason = _unreadable(case)
             if reason is None:
                 usable.append(case)
@@ -168,6 +191,10 @@ def _prepare_torch(spec: dict[str, Any], config: TrainingConfig) -> dict[str, st
         "torch": torch.__version__,
         "monai": monai.__version__,
         "numpy": np.__version__,
+        "scipy": metadata.version("scipy"),
+        "SimpleITK": metadata.version("SimpleITK"),
+        "lightning-fabric": metadata.version("lightning-fabric"),
+        "semisamo1": __version__,
     }
 
 
@@ -182,7 +209,9 @@ def _same_versions(job: JobFolder, versions: dict[str, str], config: TrainingCon
         files.write_json(path, now)
         return
     began = files.read_json(path)
-    if differences := [f"{key}: began with {began[key]}, now {now[key]}" for key in now if began.get(key) != now[key]]:
+    if differences := [
+        f"{key}: began with {began.get(key, 'nothing')}, now {now[key]}" for key in now if began.get(key) != now[key]
+    ]:
         raise ResumeError(
             "this training was begun in another environment (" + "; ".join(differences) + "). "
             "Resume it there, or start a new training."
@@ -197,6 +226,7 @@ def _require_disk(job: JobFolder, inputs: Inputs, config: TrainingConfig) -> Non
         voxels = min(case.geometry.voxels, 2 * config.training_voxels)
         need += voxels * (_BYTES_PER_VOXEL + _BYTES_PER_PROBABILITY * classes * (config.rounds + 1))
         need += case.geometry.voxels * 2
+    need -= sum(path.stat().st_size for path in job.path.rglob("*") if path.is_file())  # a resumed run has them already
     free = files.free_bytes(job.path)
     if free < need:
         raise OSError(28, f"the training needs about {need >> 20} MiB, the disk has {free >> 20} MiB free")

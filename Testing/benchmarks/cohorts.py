@@ -21,10 +21,10 @@ import numpy as np
 from common import keep, machine, reference_of, scans
 
 from SemiSAMO1Lib import files
-from SemiSAMO1Lib.engine.evaluation.compare import compare
 from SemiSAMO1Lib.job import JobFolder, JobKind, observe, start
 from SemiSAMO1Lib.project import Project
 from SemiSAMO1Lib.project.training import request_training
+from SemiSAMO1Lib.tasks.compare import compare
 
 
 def wait(job: JobFolder) -> int:

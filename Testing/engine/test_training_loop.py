@@ -5,9 +5,10 @@ import torch
 from engine_helpers import Recorder, random_batch, tiny_config, tiny_plan
 
 from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.learners import learner_named
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.engine.specialists import make_specialist
-from SemiSAMO1Lib.engine.training import hash_key, make_fabric, train_round
+from SemiSAMO1Lib.engine.training import hash_key, load_weights, make_fabric, train_round
 
 
 def train(folder, observer=None, sample=random_batch, number=1, start_from=None, **changes):
@@ -196,3 +197,30 @@ def test_checkpoint_is_loaded_without_running_code(tmp_path):
         train(tmp_path, Recorder(2), checkpoint_seconds=1000)
     state = torch.load(tmp_path / "checkpoints" / "round-1.pt", weights_only=True)
     assert set(state) >= {"learner", "iteration", "random"}, f"the checkpoint holds {sorted(state)}"
+
+
+class _Code:
+    """A pickled object that would run something when it is loaded."""
+
+    def __reduce__(self):
+        return print, ("ran",)
+
+
+def test_weights_with_program_code_are_refused(tmp_path):
+    store = Store(tmp_path)
+    (tmp_path / "weights").mkdir()
+    torch.save({"learner": _Code()}, tmp_path / "weights" / "round-1.pt")
+    with pytest.raises(ValueError, match="program code"):
+        store.tensors("weights", "round-1.pt")
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    store = Store(tmp_path)
+    store.save_tensors(
+        {"learner": {"student": {}, "teacher": {}, "optimizer": {}, "steps": 0}}, "weights", "round-1.pt"
+    )
+    fabric = make_fabric("cpu", "32-true")
+    learner = learner_named("mean_teacher")(tiny_plan(), tiny_config())
+    learner.setup(fabric)
+    with pytest.raises(ValueError, match="another network"):
+        load_weights(learner, store, "round-1.pt")

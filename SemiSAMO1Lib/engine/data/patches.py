@@ -122,8 +122,9 @@ def _centre(
 ) -> NDArray[np.float64]:
     """Centre of the patch as an index (z, y, x); along axes that the patch covers it stays near the middle."""
     size = np.array(case.image.shape)
-    if foreground is not None and foreground in case.centres:
-        voxels = case.centres[foreground]
+    if foreground is not None and case.centres:
+        after = [value for value in sorted(case.centres) if value >= foreground]
+        voxels = case.centres[after[0] if after else min(case.centres)]  # a class that is absent here: the next one
         centre = voxels[generator.integers(len(voxels))].astype(float)
         centre += generator.uniform(-0.25, 0.25, 3) * shape
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,14 @@ class Store:
             torch.save(dict(tensors), temporary)
 
     def tensors(self, *names: str) -> dict[str, Any]:
-        loaded: dict[str, Any] = torch.load(self.path(*names), map_location="cpu", weights_only=True)
+        path = self.path(*names)
+        try:
+            loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+            raise ValueError(
+                f"{path} cannot be used: it is damaged, or holds program code, which is never run. "
+                "Only files that this program wrote are loaded; remove it and resume to make it again."
+            ) from error
         return loaded
 
     def save_json(self, value: Any, *names: str) -> None:

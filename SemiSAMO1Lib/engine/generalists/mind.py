@@ -63,15 +63,21 @@ def box_mean(channels: Tensor, radius: int) -> Tensor:
 
 def box_mean_3(channels: Tensor) -> Tensor:
     """Mean over 3³ voxels of (c, z, y, x), borders replicated; sums along lines, much faster than a 3D pooling."""
+    source, target = channels, torch.empty_like(channels)
+    spare = torch.empty_like(channels)
     for axis in (1, 2, 3):
-        n = channels.shape[axis]
-        if n == 1:
-            channels = channels * 3
-            continue
-        total = torch.empty_like(channels)
-        torch.add(channels.narrow(axis, 0, n - 1), channels.narrow(axis, 1, n - 1), out=total.narrow(axis, 0, n - 1))
-        torch.mul(channels.narrow(axis, n - 1, 1), 2, out=total.narrow(axis, n - 1, 1))
-        total.narrow(axis, 1, n - 1).add_(channels.narrow(axis, 0, n - 1))
-        total.narrow(axis, 0, 1).add_(channels.narrow(axis, 0, 1))
-        channels = total
-    return channels.div_(27)
+        _sum_of_three(source, axis, target)
+        source, target = target, spare if source is channels else source
+    return source.div_(27)
+
+
+def _sum_of_three(source: Tensor, axis: int, target: Tensor) -> None:
+    """target = every voxel plus its two neighbours along an axis, borders replicated."""
+    n = source.shape[axis]
+    if n == 1:
+        torch.mul(source, 3, out=target)
+        return
+    torch.add(source.narrow(axis, 0, n - 1), source.narrow(axis, 1, n - 1), out=target.narrow(axis, 0, n - 1))
+    torch.mul(source.narrow(axis, n - 1, 1), 2, out=target.narrow(axis, n - 1, 1))
+    target.narrow(axis, 1, n - 1).add_(source.narrow(axis, 0, n - 1))
+    target.narrow(axis, 0, 1).add_(source.narrow(axis, 0, 1))

@@ -57,12 +57,12 @@ class Settings:
         relinearise: steps between two linearisations.
     """
 
-    levels: tuple[Search, ...] = (Search(0.11, 3), Search(0.055, 2))
-    coupling: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    levels: tuple[Search, ...] = (Search(0.11, 2), Search(0.055, 2))
+    coupling: tuple[float, ...] = (0.003, 0.03, 0.3, 1.0)
     iterations: int = 5
     finest_iterations: int = 1
     smoothness: float = 0.3
-    sweeps: int = 4
+    sweeps: int = 3
     relinearise: int = 3
 
 
@@ -80,7 +80,7 @@ class Deformation:
         residual: mean squared difference of the descriptors where both scans have data.
         round_trip: (z, y, x) mm, how far a point ends from itself after going there and back.
         folded: share of the control grid with a negative Jacobian.
-        overlap: share of the case's data that meets data of the template (or the reverse, whichever is larger).
+        overlap: share of the smaller scan's data, in mm³, that meets data of the other.
     """
 
     geometry: Geometry
@@ -116,7 +116,7 @@ def register(case: Described, template: Described, start: NDArray[np.float64], s
         found = _search(here, _Source(template.averaged(level.step), start), forward, level)
         back = _search(there, _Source(case.averaged(level.step), np.eye(4)), backward, level)
         forward, backward = _compose(found, forward), _compose(back, backward)
-        forward, backward = _inverse_consistent(forward, backward, 15 if number == 0 else 5)
+        forward, backward = _inverse_consistent(forward, backward, 8 if number == 0 else 4)
     forward = _refine(
         here, _Source(template.coarse, start), forward, settings.iterations, settings.smoothness, settings
     )
@@ -127,30 +127,22 @@ def register(case: Described, template: Described, start: NDArray[np.float64], s
         forward, backward = (_to_grid(field, here.geometry, geometry) for field in (forward, backward))
         n, smoothness = settings.finest_iterations, 2 * settings.smoothness
         forward = _refine(fixed, source, forward, n, smoothness, settings)
-        moved = _moved(template.fine, geometry, start)
-        backward = _refine(moved, _Source(fixed, np.eye(4)), backward, n, smoothness, settings)
-    return _judged(fixed, source, forward, backward, geometry, start, there)
+    return _judged(fixed, source, forward, backward)
 
 
-def _judged(
-    fixed: Features,
-    source: _Source,
-    forward: Tensor,
-    backward: Tensor,
-    geometry: Geometry,
-    start: NDArray[np.float64],
-    there: Features,
-) -> Deformation:
+def _judged(fixed: Features, source: _Source, forward: Tensor, backward: Tensor) -> Deformation:
+    """Put a pair of fields (voxels of the fixed grid) into a Deformation, with the figures that judge it."""
+    geometry, start, voxel = fixed.geometry, source.start, fixed.geometry.spacing[0]
     warped = source.at(geometry, forward)
     both = fixed.weight * warped[-1]
     difference = (fixed.values - warped[:-1]).float().square().mean(0)
     weight = float(both.float().sum())
-    voxel = geometry.spacing[0]
     trip = (forward + _warp(backward, forward)).norm(dim=0) * voxel
-    share = weight / max(min(float(fixed.weight.float().sum()), float(there.weight.float().sum()) or 1.0), 1.0)
-    if fixed.geometry != there.geometry:  # counted on another grid: compare in mm³
-        volume = there.geometry.spacing[0] ** 3 * float(there.weight.float().sum())
-        share = weight * voxel**3 / max(min(float(fixed.weight.float().sum()) * voxel**3, volume), 1e-6)
+    # how much data there is, in mm³ of the case's space: the start may shrink the template
+    in_case = float(fixed.weight.float().sum()) * voxel**3
+    in_template = float(source.features.weight.float().sum()) * source.features.geometry.spacing[0] ** 3
+    in_template /= abs(float(np.linalg.det(start[:3, :3])))
+    share = weight * voxel**3 / max(min(in_case, in_template), 1e-6)
     return Deformation(
         geometry=geometry,
         start=start,

@@ -7,12 +7,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from ...volume import Geometry, Volume
 from ..data.grids import inside, patient_aligned, pooled, resample_image, space_points
 from ..data.intensities import data_mask
 from ..generalists.mind import mind_ssc
+
+#: Voxels that a descriptor looks away from its own: dilation and radius of MIND-SSC.
+DESCRIPTOR_REACH = 3
 
 #: Largest working grid, voxels.
 LARGEST_GRID = 2_000_000
@@ -90,6 +94,7 @@ def describe(volume: Volume, spacing: float, device: torch.device, finest: bool)
     array = resample_image(volume, grid)
     has_data = Volume(data_mask(volume.array).astype(np.float32), volume.geometry)
     weight = torch.from_numpy(resample_image(has_data, grid).clip(0, 1)) * inside(volume.geometry, space_points(grid))
+    weight = _away_from_padding(weight)
     low, high = np.percentile(array[weight.numpy() > 0.5], (0.5, 99.5)) if (weight > 0.5).any() else (0.0, 1.0)
     scaled = torch.from_numpy((array.clip(low, high) - low) / max(float(high - low), 1e-6)).to(device)
     weight = weight.to(device)
@@ -99,6 +104,15 @@ def describe(volume: Volume, spacing: float, device: torch.device, finest: bool)
     coarse = Features(coarse.geometry, coarse.channels.to(kind))
     fine = Features(grid, torch.cat([values, weight[None]]).to(kind)) if finest else None
     return Described(Volume(array, grid), weight, coarse, fine)
+
+
+def _away_from_padding(weight: Tensor) -> Tensor:
+    """No weight near padding: a descriptor there would describe its edge. Kept as it is where too little is left."""
+    mask = weight.numpy() > 0.5
+    eroded = ndimage.binary_erosion(mask, iterations=DESCRIPTOR_REACH, border_value=1)
+    if 2 * np.count_nonzero(eroded) < np.count_nonzero(mask):
+        return weight
+    return weight * torch.from_numpy(eroded)
 
 
 def _moving_average(features: Features, width: int) -> Features:

@@ -49,11 +49,14 @@ class RegistrationSettings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A labelled case ready to be carried to many others; its descriptors are computed once."""
+    """A labelled case ready to be carried to many others; its descriptors are computed once.
+
+    `label` (z, y, x) class indices and `known` (1, z, y, x) lie on the labelled scan's own grid.
+    """
 
     labelled: LabelledCase
     described: Described
-    one_hot: Tensor
+    label: Tensor
     known: Tensor
 
 
@@ -83,10 +86,9 @@ class RegistrationPropagator:
         """Describe the labelled cases once."""
         prepared = []
         for case in labelled:
-            classes = torch.arange(self.classes).reshape(-1, 1, 1, 1)
-            one_hot = (torch.from_numpy(case.label.array.astype(np.int64))[None] == classes).float()
-            known = torch.from_numpy(case.known_voxels()).float()[None]
-            prepared.append(Prepared(case, self.describe(case.image), one_hot.to(self.device), known.to(self.device)))
+            label = torch.from_numpy(case.label.array.astype(np.int32)).to(self.device)
+            known = torch.from_numpy(case.known_voxels()).float()[None].to(self.device)
+            prepared.append(Prepared(case, self.describe(case.image), label, known))
         return prepared
 
     @torch.no_grad()
@@ -143,14 +145,15 @@ class RegistrationPropagator:
             seen = inside(geometry, there).float() * sample(one.known, geometry, there)[0]
             trip = sample(deformation.round_trip[None], deformation.geometry, points)[0]
             trust = torch.exp(-0.5 * (trip / scale).square()) * seen
-            warped = sample(one.one_hot, geometry, there)
             # outside its field a template votes next to nothing, but a place nobody saw still has a nearest guess
-            total += warped * (share * (trust + 1e-6))
-            weight += share * (trust + 1e-6)
+            vote = share * (trust + 1e-6)
+            for value in range(1, self.classes):  # one class at a time: memory does not grow with their number
+                total[value] += vote * sample((one.label == value).float()[None], geometry, there)[0]
+            weight += vote
             confidence = torch.maximum(confidence, trust)
-        probabilities = total / weight.clamp(min=1e-12)
-        probabilities[0] += 1 - probabilities.sum(0)
-        return Propagation(grid, probabilities, confidence, [d for _, d, _ in found], facts)
+        total /= weight.clamp(min=1e-12)
+        total[0] = (1 - total[1:].sum(0)).clamp(min=0)  # background is what no class has
+        return Propagation(grid, total, confidence, [d for _, d, _ in found], facts)
 
 
 def score(deformation: Deformation) -> float:

@@ -50,14 +50,17 @@ def refine_cohort(cohort: Cohort, number: int, config: TrainingConfig, observer:
     certain = [case for case, value in uncertainty.items() if value < limit] or list(uncertainty)
     checks = {case: check(cohort, number, case) for case in cohort.ids}
     taken = accepted(checks, before) if config.refinement != "none" else dict.fromkeys(checks, True)
+    signatures = {case: np.asarray(cohort.signature(case), np.float32) for case in cohort.ids}
+    neighbours = {case: nearest(case, certain, signatures, config.neighbours) for case in cohort.ids}
     for position, case in enumerate(cohort.ids):
         stop_if_asked(observer)
         if taken[case]:
-            _write_new(cohort, number, case, certain, uncertainty[case] >= limit, config)
+            chosen = [(other, similarity) for other, similarity in neighbours[case] if similarity > 0]
+            _write_new(cohort, number, case, chosen, uncertainty[case] >= limit, config)
         else:
             _keep_old(cohort, number, case)
         observer.event("progress", stage=f"refine {number}", done=position + 1, of=len(cohort.ids))
-    in_force = {case: checks[case] if taken[case] else before[case] for case in cohort.ids}
+    in_force = {case: max(checks[case], before[case] or 0.0) if taken[case] else before[case] for case in cohort.ids}
     return Refinement(uncertainty, certain, checks, taken, in_force)
 
 
@@ -91,7 +94,12 @@ def _volume_uncertainty(cohort: Cohort, number: int, case_id: str) -> float:
 
 
 def _write_new(
-    cohort: Cohort, number: int, case_id: str, certain: list[str], is_uncertain: bool, config: TrainingConfig
+    cohort: Cohort,
+    number: int,
+    case_id: str,
+    chosen: list[tuple[str, float]],
+    is_uncertain: bool,
+    config: TrainingConfig,
 ) -> None:
     confidence = as_tensor(cohort.confidence(case_id))
     predicted = as_tensor(cohort.probabilities(number, case_id))
@@ -99,10 +107,10 @@ def _write_new(
     if config.refinement != "none":
         mean = combined(as_tensor(cohort.probabilities(0, case_id)), confidence, predicted)
     if config.refinement == "region":
-        mean = _with_votes(cohort, number, case_id, certain, mean, normalised_entropy(predicted), config)
+        mean = _with_votes(cohort, number, case_id, chosen, mean, normalised_entropy(predicted))
     label = mean.argmax(0).numpy()
     if config.refinement == "volume" and is_uncertain:
-        label = _volume_vote(cohort, number, case_id, certain, label, config)
+        label = _volume_vote(cohort, number, chosen, label)
     names = (str(number + 1), f"{case_id}.npy")
     kind = np.uint8 if cohort.plan.classes <= 256 else np.uint16
     if config.soft_pseudo_labels:
@@ -134,14 +142,12 @@ def _with_votes(
     cohort: Cohort,
     number: int,
     case_id: str,
-    certain: list[str],
+    chosen: list[tuple[str, float]],
     mean: Tensor,
     entropy: Tensor,
-    config: TrainingConfig,
 ) -> Tensor:
     """Let the aligned neighbours vote in voxels above the uncertainty threshold; the others stay as they are."""
     where = entropy > UNCERTAIN_VOXEL
-    chosen = _neighbours(cohort, case_id, certain, config)
     if not bool(where.any()) or not chosen:
         return mean
     grid = cohort.grid(cohort.case(case_id).geometry)
@@ -157,18 +163,10 @@ def _with_votes(
     return changed
 
 
-def _volume_vote(
-    cohort: Cohort, number: int, case_id: str, certain: list[str], label: Any, config: TrainingConfig
-) -> Any:
+def _volume_vote(cohort: Cohort, number: int, chosen: list[tuple[str, float]], label: Any) -> Any:
     """The published version: an uncertain volume's pseudo-label is replaced as a whole."""
-    chosen = _neighbours(cohort, case_id, certain, config)
     template = cohort.labelled[0]
-    labels = [(s, np.asarray(cohort.probabilities(number, other)).argmax(0)) for other, s in chosen]
+    others = chosen[: max(1, len(chosen) - 1)]  # the template is one of the K
+    labels = [(s, np.asarray(cohort.probabilities(number, other)).argmax(0)) for other, s in others]
     labels.append((1.0, np.asarray(resample_labels(template.label, cohort.grid(template.image.geometry)))))
     return whole_volume_vote(label.shape, labels, cohort.plan.classes)
-
-
-def _neighbours(cohort: Cohort, case_id: str, certain: list[str], config: TrainingConfig) -> list[tuple[str, float]]:
-    signatures = {other: cohort.signature(other) for other in {*certain, case_id}}
-    chosen = nearest(case_id, certain, signatures, config.neighbours)
-    return [(other, similarity) for other, similarity in chosen if similarity > 0]

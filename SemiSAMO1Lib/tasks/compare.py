@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...image_io import SUFFIXES, read_volume, stem_of, suffix_of
-from ...volume import Volume, copy_on_lattice
-from .metrics import case_metrics, mean_of
+from ..engine.evaluation.metrics import case_metrics, mean_of
+from ..image_io import SUFFIXES, read_geometry, stem_of, suffix_of
+from ..project.label_reader import read_labels
+from ..volume import Geometry, Volume
 
 
 class NothingToCompare(ValueError):
@@ -30,10 +31,20 @@ def label_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def compare(predictions: Mapping[str, Path], references: Mapping[str, Path], distances: bool = True) -> dict[str, Any]:
+def compare(
+    predictions: Mapping[str, Path],
+    references: Mapping[str, Path],
+    distances: bool = True,
+    values: Sequence[int] | None = None,
+) -> dict[str, Any]:
     """Measures of every case that has a reference.
 
     Dice is computed on the reference's own grid.
+
+    Args:
+        predictions, references: label files by case name.
+        distances: compute surface distances too.
+        values: label values to compare, also where neither file has them; None: those that one of the two has.
 
     Returns:
         {'mean_dice', 'mean_jaccard', 'mean_hd95_mm', 'mean_asd_mm', 'cases': [...], 'without_reference': [...]}; the
@@ -48,7 +59,7 @@ def compare(predictions: Mapping[str, Path], references: Mapping[str, Path], dis
             f"no prediction has a reference of the same name. Predictions: {sorted(predictions)[:3]}, "
             f"references: {sorted(references)[:3]}"
         )
-    rows = [{"case": name, **_one(predictions[name], references[name], distances)} for name in common]
+    rows = [{"case": name, **_one(predictions[name], references[name], distances, values)} for name in common]
     names = ("mean_dice", "mean_jaccard", "mean_hd95_mm", "mean_asd_mm") if distances else ("mean_dice", "mean_jaccard")
     return {
         **{name: mean_of(row[name] for row in rows) for name in names},
@@ -58,19 +69,18 @@ def compare(predictions: Mapping[str, Path], references: Mapping[str, Path], dis
     }
 
 
-def _one(prediction_file: Path, reference_file: Path, distances: bool) -> dict[str, Any]:
-    reference = read_volume(reference_file)
-    prediction = _on_grid(read_volume(prediction_file), reference, prediction_file)
-    values = sorted((set(np.unique(reference.array).tolist()) | set(np.unique(prediction.array).tolist())) - {0})
-    values = [int(value) for value in values]
+def _one(prediction_file: Path, reference_file: Path, distances: bool, values: Sequence[int] | None) -> dict[str, Any]:
+    reference = _labels(reference_file, read_geometry(reference_file))
+    prediction = _labels(prediction_file, reference.geometry)
+    if values is None:
+        found = set(np.unique(reference.array).tolist()) | set(np.unique(prediction.array).tolist())
+        values = [int(value) for value in sorted(found - {0})]
     return case_metrics(prediction.array, reference.array, values, reference.geometry.spacing, distances)
 
 
-def _on_grid(prediction: Volume, reference: Volume, path: Path) -> Volume:
-    copied = copy_on_lattice(prediction, reference.geometry)
-    if copied is None:
-        raise ValueError(
-            f"{path.name} lies on another grid than its reference "
-            f"({prediction.geometry} against {reference.geometry}); resample one of them first"
-        )
-    return copied
+def _labels(path: Path, grid: Geometry) -> Volume:
+    """A label file by the one reader. Raises ValueError where it lies on another grid than its reference."""
+    reading = read_labels(path, grid, allow_empty=True)
+    if not reading.exact:
+        raise ValueError(f"{path.name} lies on another grid than its reference {grid}; resample one of them first")
+    return reading.volume
