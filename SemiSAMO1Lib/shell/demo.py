@@ -17,8 +17,8 @@ from .console import exit_for, follow
 #: Scans of the demo, the template included.
 CASES = 8
 
-#: What the demo trains with: the quick preset, made smaller for the small phantoms.
-PARAMETERS = {"preset": "quick", "rounds": 2, "iterations": 80, "device": "auto", "seed": 0, "keep_rounds": True}
+#: What the demo trains with.
+PARAMETERS = {"preset": "quick", "device": "auto", "seed": 0, "keep_rounds": True}
 
 
 def run_demo(folder: Path, quiet: bool) -> dict[str, Any]:
