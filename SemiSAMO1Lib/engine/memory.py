@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+
+from .observer import Observer
+
+T = TypeVar("T")
 
 #: GPU memory left to others (the screen, Slicer's views), bytes.
 LEFT_ON_GPU = 1 << 30
@@ -14,7 +20,26 @@ def usable_memory(device: torch.device) -> int:
     """Bytes that training on this device may use: free GPU memory less 1 GiB, or half of the main memory."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return max(free - LEFT_ON_GPU, LEFT_ON_GPU)
+        return max(free - LEFT_ON_GPU, 0)
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return 4 << 30
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for what torch and Python raise when memory does not suffice, on a GPU or a CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def or_on_cpu(work: Callable[[torch.device], T], device: torch.device, observer: Observer, what: str) -> T:
+    """Do `work` on a device, or on the CPU when the GPU's memory does not suffice; the observer is told."""
+    try:
+        return work(device)
+    except (RuntimeError, MemoryError) as error:
+        if device.type == "cpu" or not is_out_of_memory(error):
+            raise
+        observer.event("warning", text=f"{what}: the GPU's memory does not suffice; done on the CPU")
+        torch.cuda.empty_cache()
+    return work(torch.device("cpu"))

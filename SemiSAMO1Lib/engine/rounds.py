@@ -21,19 +21,19 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from ..volume import Volume
-from .cases import CaseResult, EngineCase, LabelledCase
+from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
 from .data.store import Store
 from .inference.sliding import predict_probabilities
 from .inference.uncertainty import case_scores, to_case_grid
 from .learners import Learner, learner_named
-from .memory import usable_memory
+from .memory import is_out_of_memory, or_on_cpu, usable_memory
 from .observer import Observer, stop_if_asked
 from .planning import Plan, make_plan, plan_to_json, smaller
 from .progress import Progress
 from .propagation.descriptors import working_spacing
-from .propagation.registration import RegistrationPropagator, RegistrationSettings
+from .propagation.registration import Prepared, RegistrationPropagator, RegistrationSettings
 from .refinement import refine_cohort
 from .refinement.neighbours import in_template_space
 from .refinement.refine import combined, voxel_weights
@@ -99,13 +99,19 @@ def run(
 
 
 def segment_one(
-    volume: Volume, labelled: Sequence[LabelledCase], classes: int, config: TrainingConfig, store: Store
+    volume: Volume,
+    labelled: Sequence[LabelledCase],
+    classes: int,
+    config: TrainingConfig,
+    store: Store,
+    observer: Observer,
 ) -> CaseResult:
     """Segment a further scan with a finished run's last specialist and its registration.
 
     Args:
         volume: the scan.
         labelled, classes, config, store: of the finished run; nothing is written to its store.
+        observer: gets progress.
 
     Raises:
         FileNotFoundError: the run is not finished.
@@ -118,7 +124,8 @@ def segment_one(
     found = propagator.propagate(propagator.prepare(labelled), volume, grid)
     confidence = found.confidence.cpu().numpy()
     probabilities = found.probabilities.cpu().numpy()
-    predicted = _predicted_by_all(cohort.scaled(volume, grid), plan, config, fabric, store)
+    observer.event("progress", stage="registration", done=1, of=1, fraction=1 / (1 + config.rounds))
+    predicted = _predicted_by_all(cohort.scaled(volume, grid), plan, config, fabric, store, observer)
     if predicted is not None:
         probabilities = fused(probabilities, confidence, predicted)
     prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
@@ -126,7 +133,7 @@ def segment_one(
 
 
 def _predicted_by_all(
-    image: NDArray[Any], plan: Plan, config: TrainingConfig, fabric: Fabric, store: Store
+    image: NDArray[Any], plan: Plan, config: TrainingConfig, fabric: Fabric, store: Store, observer: Observer
 ) -> NDArray[np.float16] | None:
     """Mean prediction of the specialists that the last round used; None when no round trained one."""
     mean = None
@@ -138,6 +145,8 @@ def _predicted_by_all(
         model, passes = learner.inference_model(), config.test_time_passes
         found = predict_probabilities(model, image, plan, fabric, passes, config.seed)
         mean = found if mean is None else running_mean(mean, found, count)
+        done = (1 + number) / (1 + config.rounds)
+        observer.event("progress", stage="prediction", done=number, of=config.rounds, fraction=done)
     return mean
 
 
@@ -165,22 +174,35 @@ def plan_of(
 
 def propagate(cohort: Cohort, config: TrainingConfig, device: torch.device, progress: Progress) -> None:
     """Round 0: registration carries the template's label to every case; argmax = first pseudo-label."""
-    propagator = _propagator(cohort.plan, config, device)
-    prepared = None
+    prepared: dict[str, list[Prepared]] = {}
+
+    def register_on(where: torch.device) -> tuple[Propagation, NDArray[np.float16]]:
+        propagator = _propagator(cohort.plan, config, where)
+        if where.type not in prepared:
+            prepared[where.type] = propagator.prepare(cohort.labelled)
+        return _registered(cohort, case, propagator, prepared[where.type])
+
     for position, case in enumerate(cohort.cases):
         if not cohort.store.has("propagation", f"{case.id}.json"):
             stop_if_asked(progress.observer)
-            prepared = prepared or propagator.prepare(cohort.labelled)
-            volume = case.load()
-            found = propagator.propagate(prepared, volume, cohort.grid(case.geometry))
-            described = propagator.describe(volume).coarse
-            template = prepared[0].described.coarse.geometry
-            aligned = in_template_space(described.values.float(), described.geometry, found.transforms[0], template)
-            width = [min(3, n) for n in aligned.shape[1:]]  # thin scans have fewer than three voxels along an axis
-            signature = torch.nn.functional.avg_pool3d(aligned[None], width, ceil_mode=True)[0]
-            cohort.save_propagation(case.id, found, signature.cpu().numpy().astype(np.float16))
+            found, signature = or_on_cpu(register_on, device, progress.observer, f"registration of {case.id}")
+            cohort.save_propagation(case.id, found, signature)
         _first_pseudo_label(cohort, case.id, config)
         progress.step("registration", position + 1, len(cohort.cases))
+
+
+def _registered(
+    cohort: Cohort, case: EngineCase, propagator: RegistrationPropagator, prepared: list[Prepared]
+) -> tuple[Propagation, NDArray[np.float16]]:
+    """A case's propagation, and its signature: its descriptors in the template's space, pooled."""
+    volume = case.load()
+    found = propagator.propagate(prepared, volume, cohort.grid(case.geometry))
+    described = propagator.describe(volume).coarse
+    template = prepared[0].described.coarse.geometry
+    aligned = in_template_space(described.values.float(), described.geometry, found.transforms[0], template)
+    width = [min(3, n) for n in aligned.shape[1:]]  # thin scans have fewer than three voxels along an axis
+    signature = torch.nn.functional.avg_pool3d(aligned[None], width, ceil_mode=True)[0]
+    return found, signature.cpu().numpy().astype(np.float16)
 
 
 def _propagator(plan: Plan, config: TrainingConfig, device: torch.device) -> RegistrationPropagator:
@@ -214,9 +236,9 @@ def train(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, p
         source = PatchSource(labelled, pseudo, cohort.plan, config, number)
         try:
             return train_round(number, source, cohort.plan, config, cohort.store, fabric, observer, start_from)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
             plan = smaller(cohort.plan)
-            if plan is None:
+            if plan is None or not is_out_of_memory(error):
                 raise
             observer.event(
                 "warning", text=f"out of memory ({error}); going on with batch {plan.batch}, patch {plan.patch}"
@@ -230,14 +252,18 @@ def predict(
     cohort: Cohort, number: int, learner: Learner, config: TrainingConfig, fabric: Fabric, progress: Progress
 ) -> None:
     """Class probabilities of every case: the trained network's running average, averaged with earlier rounds'."""
+
+    def predict_on(where: torch.device) -> NDArray[np.float16]:
+        runner = fabric if where.type == fabric.device.type else make_fabric("cpu", "32-true")
+        model = learner.inference_model().to(where)
+        return predict_probabilities(model, image, cohort.plan, runner, config.test_time_passes, config.seed + position)
+
     for position, case_id in enumerate(cohort.ids):
         names = ("probabilities", str(number), f"{case_id}.npy")
         if not cohort.store.has(*names):
             stop_if_asked(progress.observer)
-            seed = config.seed + position
             image = cohort.image(case_id)
-            model = learner.inference_model()
-            found = predict_probabilities(model, image, cohort.plan, fabric, config.test_time_passes, seed)
+            found = or_on_cpu(predict_on, fabric.device, progress.observer, f"prediction of {case_id}")
             if config.ensemble_rounds and number > 1:
                 found = running_mean(np.asarray(cohort.probabilities(number - 1, case_id)), found, number)
             cohort.store.save_array(found, *names)

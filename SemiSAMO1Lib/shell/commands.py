@@ -13,7 +13,7 @@ from .. import __version__, files
 from ..job import JobError, JobFolder, JobKind, cancel, kill, observe, resume, running_training, start
 from ..job.watch import all_jobs, latest_training
 from ..project import Project, ProjectError, Role
-from .console import WRONG_USE, exit_for, fail, follow, guarded, out, say
+from .console import WRONG_USE, Bar, exit_for, fail, follow, guarded, out, say
 
 app = typer.Typer(
     help="One labelled volume in, a segmented cohort out.",
@@ -232,7 +232,8 @@ def predict(
     from ..tasks.predict import predict_file
 
     one = Project(project)
-    scores = predict_file(one, input_file, output, uncertainty, device)
+    with Bar("predict", as_json) as bar:
+        scores = predict_file(one, input_file, output, uncertainty, device, bar)
     say({"output": str(output), **scores}, as_json, f"{output}")
 
 
@@ -258,7 +259,8 @@ def evaluate(
         found, values = predictions_of(one), one.state.labels.values
     else:
         found = label_files(predictions)
-    value = compare(found, label_files(references), distances, values)
+    with Bar("evaluate", as_json) as bar:
+        value = compare(found, label_files(references), distances, values, bar)
     if as_json:
         print(json.dumps(value))
         return
@@ -282,7 +284,8 @@ def report(
 
     job = current_training(Project(project))
     path = output or job.path / "report.html"
-    write_report(job, path, references)
+    with Bar("report", as_json) as bar:
+        write_report(job, path, references, bar)
     say({"report": str(path)}, as_json, str(path))
 
 

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..image_io import UnreadableImage
 from ..job import JobError, JobFolder, Observed, State, observe
@@ -89,6 +89,31 @@ def follow(job: JobFolder, as_json: bool) -> Observed:
         except KeyboardInterrupt:
             err.print(f"{job.id} goes on in the background. Watch it: semisamo1 status; stop it: semisamo1 cancel")
             raise typer.Exit(STOPPED) from None
+
+
+class Bar:
+    """A progress bar for work in this process: an observer that draws on the terminal. Use as a context manager."""
+
+    def __init__(self, title: str, hidden: bool) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=err, disable=hidden, transient=True)
+        self._title = title
+        self._bar = self._bars.add_task(title, total=1.0)
+
+    def __enter__(self) -> Bar:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def event(self, kind: str, **fields: Any) -> None:
+        if kind == "progress":
+            description = f"{self._title}  {fields['stage']} {fields['done']}/{fields['of']}"
+            self._bars.update(self._bar, completed=fields["fraction"], description=description)
+
+    def should_stop(self) -> bool:
+        return False
 
 
 def exit_for(job: JobFolder, seen: Observed) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.evaluation.metrics import case_metrics, mean_of
+from ..engine.observer import Observer
 from ..image_io import SUFFIXES, read_geometry, stem_of, suffix_of
 from ..project.label_reader import read_labels
 from ..volume import Geometry, Volume
@@ -36,6 +37,7 @@ def compare(
     references: Mapping[str, Path],
     distances: bool = True,
     values: Sequence[int] | None = None,
+    observer: Observer | None = None,
 ) -> dict[str, Any]:
     """Measures of every case that has a reference.
 
@@ -45,6 +47,7 @@ def compare(
         predictions, references: label files by case name.
         distances: compute surface distances too.
         values: label values to compare, also where neither file has them; None: those that one of the two has.
+        observer: gets progress.
 
     Returns:
         {'mean_dice', 'mean_jaccard', 'mean_hd95_mm', 'mean_asd_mm', 'cases': [...], 'without_reference': [...]}; the
@@ -59,7 +62,12 @@ def compare(
             f"no prediction has a reference of the same name. Predictions: {sorted(predictions)[:3]}, "
             f"references: {sorted(references)[:3]}"
         )
-    rows = [{"case": name, **_one(predictions[name], references[name], distances, values)} for name in common]
+    rows = []
+    for name in common:
+        rows.append({"case": name, **_one(predictions[name], references[name], distances, values)})
+        if observer is not None:
+            done = len(rows)
+            observer.event("progress", stage="comparing", done=done, of=len(common), fraction=done / len(common))
     names = ("mean_dice", "mean_jaccard", "mean_hd95_mm", "mean_asd_mm") if distances else ("mean_dice", "mean_jaccard")
     return {
         **{name: mean_of(row[name] for row in rows) for name in names},

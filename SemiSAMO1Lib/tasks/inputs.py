@@ -70,10 +70,7 @@ def read_inputs(job: JobFolder) -> Inputs:
     """
     listing = files.read_json(job.inputs / "cases.json")
     table = LabelTable.from_json(job.spec()["labels"])
-    class_map = ClassMap.of(table)
-    if class_map.classes < 2:
-        raise UnusableTemplate("the label table is empty: label the template first")
-    labelled = [_labelled(job, row, class_map) for row in listing["labelled"]]
+    class_map, labelled = read_labelled(job)
     cases, skipped = [], []
     for row in listing["cases"]:
         try:
@@ -84,6 +81,15 @@ def read_inputs(job: JobFolder) -> Inputs:
         trainable = row.get("review") != "rejected"
         cases.append(EngineCase(row["id"], Geometry.from_json(row), partial(checked_volume, path), trainable))
     return Inputs(table, class_map, labelled, cases, skipped)
+
+
+def read_labelled(job: JobFolder) -> tuple[ClassMap, list[LabelledCase]]:
+    """The labelled cases of a training alone. Raises UnusableTemplate."""
+    class_map = ClassMap.of(LabelTable.from_json(job.spec()["labels"]))
+    if class_map.classes < 2:
+        raise UnusableTemplate("the label table is empty: label the template first")
+    rows = files.read_json(job.inputs / "cases.json")["labelled"]
+    return class_map, [_labelled(job, row, class_map) for row in rows]
 
 
 def find_image(row: dict[str, Any]) -> Path:

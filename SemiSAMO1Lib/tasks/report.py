@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import files
 from ..engine.evaluation.report import CasePage, render_report
+from ..engine.observer import Observer, Silent
 from ..image_io import UnreadableImage, read_volume
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project, ProjectError
@@ -39,8 +40,8 @@ def report(job: JobFolder, reporter: Reporter) -> None:
     write_report(training, Path(parameters["output"]), Path(references) if references else None)
 
 
-def write_report(job: JobFolder, path: Path, references: Path | None = None) -> None:
-    """Write one self-contained HTML file about a training's results."""
+def write_report(job: JobFolder, path: Path, references: Path | None = None, observer: Observer | None = None) -> None:
+    """Write one self-contained HTML file about a training's results; the observer gets progress."""
     index = files.read_json(job.index)
     rows = index["cases"]
     measures: dict[str, Any] | None = None
@@ -52,7 +53,7 @@ def write_report(job: JobFolder, path: Path, references: Path | None = None) -> 
     html = render_report(
         title=job.project.resolve().name,
         table=LabelTable.from_json(job.spec()["labels"]).to_json(),
-        pages=_pages(job, rows),
+        pages=_pages(job, rows, observer or Silent()),
         losses=[event for event in events if event["kind"] == "losses"],
         measures=measures,
         facts={
@@ -68,10 +69,12 @@ def write_report(job: JobFolder, path: Path, references: Path | None = None) -> 
     files.write_text(path, html)
 
 
-def _pages(job: JobFolder, rows: list[dict[str, Any]]) -> Iterator[CasePage]:
+def _pages(job: JobFolder, rows: list[dict[str, Any]], observer: Observer) -> Iterator[CasePage]:
     """One case after the other, worst first, each read when it is drawn."""
     listing = {row["id"]: row for row in files.read_json(job.inputs / "cases.json")["cases"]}
-    for row in sorted(rows, key=lambda r: (-(r["scores"]["label_uncertainty"] or 1.0), r["case"])):
+    worst_first = sorted(rows, key=lambda r: (-(r["scores"]["label_uncertainty"] or 1.0), r["case"]))
+    for position, row in enumerate(worst_first):
+        observer.event("progress", stage="drawing", done=position, of=len(rows), fraction=position / len(rows))
         try:
             image = read_volume(find_image(listing[row["case"]]))
         except UnreadableImage as error:

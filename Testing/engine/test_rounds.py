@@ -13,7 +13,8 @@ from SemiSAMO1Lib.engine import rounds
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
 from SemiSAMO1Lib.engine.data.grids import canonical, with_spacing
 from SemiSAMO1Lib.engine.data.store import Store
-from SemiSAMO1Lib.engine.observer import Stopped
+from SemiSAMO1Lib.engine.memory import or_on_cpu
+from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.engine.planning import Plan
 from SemiSAMO1Lib.engine.rounds import run, segment_one
 from SemiSAMO1Lib.engine.sampling import PatchSource
@@ -177,14 +178,14 @@ def test_events_are_plain_values(finished):
 
 
 def test_a_further_scan_is_segmented_like_one_of_the_cohort(finished, template, phantoms):
-    one = segment_one(phantoms[2].image, [template], CLASSES, CONFIG, finished[0])
+    one = segment_one(phantoms[2].image, [template], CLASSES, CONFIG, finished[0], Silent())
     same = np.mean(one.prediction.array == finished[1][-2].prediction.array)
     assert same > 0.995, f"the same scan, segmented alone, agrees in {same:.4f} of its voxels"
 
 
 def test_a_further_scan_writes_nothing(finished, template, phantoms):
     before = sorted(p for p in finished[0].folder.rglob("*"))
-    segment_one(phantoms[2].image, [template], CLASSES, CONFIG, finished[0])
+    segment_one(phantoms[2].image, [template], CLASSES, CONFIG, finished[0], Silent())
     assert sorted(p for p in finished[0].folder.rglob("*")) == before
 
 
@@ -240,3 +241,37 @@ def test_running_mean_is_the_mean(count):
     for number in range(2, count + 1):
         mean = rounds.running_mean(mean, maps[number - 1], number)
     assert np.abs(mean.astype(float) - maps.astype(float).mean(0)).max() < 2e-3
+
+
+class _Warnings:
+    def __init__(self):
+        self.texts = []
+
+    def event(self, kind, **fields):
+        if kind == "warning":
+            self.texts.append(fields["text"])
+
+    def should_stop(self):
+        return False
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_work_that_the_gpu_has_no_memory_for_is_done_on_the_cpu(error):
+    def work(where):
+        if where.type == "cuda":
+            raise error
+        return where.type
+
+    watcher = _Warnings()
+    assert or_on_cpu(work, torch.device("cuda"), watcher, "prediction of a") == "cpu"
+    assert len(watcher.texts) == 1 and "prediction of a" in watcher.texts[0], "the fallback was to be told once"
+
+
+def test_another_error_on_the_gpu_is_not_hidden():
+    def work(where):
+        raise RuntimeError("an illegal memory access")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        or_on_cpu(work, torch.device("cuda"), _Warnings(), "prediction of a")
