@@ -386,3 +386,12 @@ def test_without_fine_descriptors_the_result_is_still_good(phantom, bent, body):
     points = space_points(bent[0].geometry)
     error = np.linalg.norm((found.to_template(points) - points).numpy() - bend(points.numpy()), axis=0)[body].mean()
     assert error < 1.6, f"without the finest step the mean error is {error:.2f} mm, expected below 1.6"
+
+
+def test_a_start_that_leaves_a_quarter_of_the_scans_on_each_other_is_disqualified():
+    phantom = make_phantom(0, settings=PhantomSettings(spacing_mm=(4, 4, 4), oblique_degrees=0, spacing_variation=0))
+    scan = describe(phantom.image, 4.0, torch.device("cpu"), finest=False)
+    start = np.eye(4)
+    start[0, 3] = 0.75 * phantom.image.geometry.extent[2]
+    found = register(scan, scan, start, Settings(iterations=1))
+    assert found.overlap < 0.45 and score(found) == np.inf, f"about a quarter overlaps, {found.overlap:.2f} was counted"
