@@ -91,7 +91,7 @@ def make_plan(
     if config.augmentation.quarter_turns and patch[1] != patch[2]:
         raise ValueError(f"quarter_turns needs a patch as wide as it is deep; the plan has {patch} (z, y, x)")
     filters = tuple(min(config.filters * 2**level, 320) for level in range(len(strides)))
-    batch = config.batch or max(1, min(4, config.patch_voxels // (2 * math.prod(patch))))
+    batch = config.batch or batch_size(math.prod(patch), config, device_type, memory_bytes)
     intensity = intensity_plan(template, label)
     precision = config.precision
     if precision == "auto":
@@ -116,6 +116,15 @@ def make_plan(
         precision=precision,
         reasons=reasons,
     )
+
+
+def batch_size(patch_voxels: int, config: TrainingConfig, device_type: str, memory_bytes: int) -> int:
+    """Pseudo-labelled patches a step, 1 to 4: on a GPU as many as half of its memory holds; on a CPU, where time counts
+    and not memory, as many small patches as make up half of the patch budget."""
+    if device_type == "cuda":
+        patches = 0.5 * memory_bytes / (BYTES_PER_VOXEL * config.filters / 16 * patch_voxels)
+        return max(1, min(4, int((patches - 1) * 3 / 4)))  # one labelled patch; the teacher needs a third more
+    return max(1, min(4, config.patch_voxels // (2 * patch_voxels)))
 
 
 def cpu_has_bf16() -> bool:

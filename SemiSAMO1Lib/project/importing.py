@@ -30,6 +30,12 @@ from ..image_io import (
 from ..volume import Geometry, Volume
 from .cases import Skipped, check_scan, check_voxels, fingerprint
 
+#: Image files that are not read, and HDF5 files outside of the published layout; they are listed, not passed over.
+UNREAD_FORMATS = (
+    *(".img", ".hdr", ".gipl", ".mnc", ".mgh", ".mgz", ".vtk", ".par", ".rec"),
+    *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".h5", ".hdf5"),
+)
+
 #: Largest difference of neighbouring slice distances in a DICOM series, as a share of their median.
 UNEVEN_SLICES = 0.02
 
@@ -99,6 +105,8 @@ def _below(folder: Path, root: Path, project: Path) -> Iterator[Candidate | Skip
             yield Skipped(_shown(entry, root), "a segmentation, not a scan")
         elif suffix_of(entry) in SUFFIXES:
             yield Candidate(_shown(entry, root), partial(_look_at_file, entry))
+        elif suffix_of(entry) in UNREAD_FORMATS:
+            yield Skipped(_shown(entry, root), "a format that is not read; convert it to NIfTI, NRRD or MetaImage")
         elif suffix_of(entry) in (".dcm", ".ima", "") or entry.suffix[1:].isdigit():
             rest.append(entry)
     if any(_is_dicom(entry) for entry in rest):

@@ -48,11 +48,10 @@ def import_scans(job: JobFolder, reporter: Reporter) -> None:
 
 def _candidates(folder: Path, project: Path) -> Iterator[Candidate | Skipped]:
     layout = sorted((folder / "data").glob("*.h5")) if (folder / "data").is_dir() else []
-    if not layout:
-        yield from candidates(folder, project)
-        return
     for path in layout:
         yield Candidate(path.name, partial(_from_hdf5, path))
+    read = {path.relative_to(folder).as_posix() for path in layout}
+    yield from (one for one in candidates(folder, project) if one.name not in read)
 
 
 def _from_hdf5(path: Path) -> Found:

@@ -12,6 +12,7 @@ from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.planning import (
     IntensityPlan,
     Plan,
+    batch_size,
     intensity_plan,
     make_plan,
     network_shape,
@@ -291,3 +292,9 @@ def test_smaller_plans_stay_divisible_until_none_is_left():
         assert not (np.array(plan.patch) % np.prod(plan.strides, axis=0)).any(), f"patch {plan.patch}"
         plan = smaller(plan)
     assert seen == sorted(set(seen), reverse=True), f"voxels of a step must fall with every try: {seen}"
+
+
+def test_a_gpu_with_more_memory_gets_a_larger_batch():
+    config = make_config("quick")
+    small, large = (batch_size(100_000, config, "cuda", gib << 30) for gib in (1, 24))
+    assert small < large <= 4, f"1 GiB gave {small} patches, 24 GiB {large}"

@@ -18,7 +18,8 @@ from SemiSAMO1Lib.engine.data.hdf5_layout import read_case, read_list, write_cas
 from SemiSAMO1Lib.files import read_lines
 from SemiSAMO1Lib.image_io import read_volume, to_sitk
 from SemiSAMO1Lib.job.folder import JobFolder, JobKind
-from SemiSAMO1Lib.project import Project
+from SemiSAMO1Lib.project import Project, Skipped
+from SemiSAMO1Lib.project.importing import candidates
 from SemiSAMO1Lib.project.store import State
 from SemiSAMO1Lib.tasks.run import FAILED, FINISHED, work
 from SemiSAMO1Lib.volume import Geometry, Volume
@@ -283,3 +284,13 @@ def test_a_folder_that_does_not_exist_fails_by_name(project: Project, tmp_path: 
     code = work(job.path)
     status = job.read_status() or {}
     assert (code, "nowhere" in status["message"]) == (FAILED, True), f"the failure should name the folder: {status}"
+
+
+@pytest.mark.parametrize("name", ["scan.img", "scan.mgz", "photo.png", "stray.h5"])
+def test_formats_that_are_not_read_are_listed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / name).write_bytes(b"something")
+    found = list(candidates(tmp_path / "scans", tmp_path / "project"))
+    assert [one.name for one in found if isinstance(one, Skipped)] == [name], (
+        f"{name} was to be listed, not passed over"
+    )
