@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,13 @@ from SemiSAMO1Lib.project.training import request_training
 #: Voxels so large that a whole training takes two seconds.
 SMALL = PhantomSettings(spacing_mm=(4.5, 4.0, 4.0))
 
-#: The training of these tests.
+#: The training of these tests; longer when it is to be killed more often (see test_kill_and_resume.py).
+ITERATIONS = 8 if int(os.environ.get("SEMISAMO1_KILLS", "3")) <= 3 else 120
+
 PARAMETERS: dict[str, Any] = {
     "preset": "quick",
     "rounds": 2,
-    "iterations": 8,
+    "iterations": ITERATIONS,
     "patch_voxels": 4096,
     "filters": 4,
     "checkpoint_seconds": 0,
