@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,14 +125,6 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def once(path: Path, make: Callable[[Path], None]) -> Path:
-    """Make a file unless it is there already; `make` writes to a temporary name. How a resumed run skips work."""
-    if not path.exists():
-        with atomic_path(path) as temporary:
-            make(temporary)
-    return path
 
 
 def _umask() -> int:

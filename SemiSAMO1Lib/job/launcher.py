@@ -15,7 +15,7 @@ from .watch import Observed, State, observe, running_training
 #: On Linux the C allocator gives every big tensor back to the kernel; half of a step's time was spent on that.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 
-#: Threads that wait must sleep, not spin: with another busy program beside it a training was ten times slower.
+#: Threads that wait should sleep, not spin: two trainings at once on two cores were about ten times slower than one.
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
 

@@ -208,13 +208,6 @@ def test_a_line_that_does_not_fit_on_the_disk_leaves_no_half(tmp_path: Path) -> 
     assert (shown.stdout.strip(), path.read_bytes()) == ("refused", b'{"n": 1}\n')
 
 
-def test_once_makes_a_file_once(tmp_path: Path) -> None:
-    made: list[int] = []
-    for _ in range(2):
-        files.once(tmp_path / "a", lambda temporary: made.append(temporary.write_text("x", encoding="utf-8")))
-    assert len(made) == 1
-
-
 def test_free_space_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
     assert files.free_bytes(tmp_path / "not" / "yet" / "there") > 0
 
