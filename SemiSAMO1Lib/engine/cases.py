@@ -61,7 +61,7 @@ class Propagation:
 
     Attributes:
         geometry: the working grid.
-        probabilities: (C, z, y, x) float32, sum 1.
+        probabilities: (C, z, y, x) float16, sum 1.
         confidence: (z, y, x) float32 in [0, 1]; 0 = unknown, outside what the template shows.
         transforms: the transforms behind it, best first; empty without registration.
         facts: scores of the starts and the like, JSON-able.

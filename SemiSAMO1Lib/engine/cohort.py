@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..volume import Geometry, Volume
@@ -135,8 +134,3 @@ def _deformation_to_file(deformation: Deformation) -> dict[str, Any]:
 def _deformation_from_file(value: dict[str, Any]) -> Deformation:
     fields = {key: one for key, one in value.items() if key not in ("geometry", "start")}
     return Deformation(geometry=Geometry.from_json(value["geometry"]), start=np.array(value["start"]), **fields)
-
-
-def as_tensor(array: NDArray[Any]) -> torch.Tensor:
-    """An array (possibly mapped from disk) as a float32 tensor of its own."""
-    return torch.from_numpy(np.array(array, dtype=np.float32))

@@ -62,6 +62,7 @@ class TrainingConfig(_Strict):
     patch_voxels: int = Field(200_000, ge=4_096, description="voxels of a patch at most")
     filters: int = Field(16, ge=4, le=64, description="channels of the finest level")
     ensemble_rounds: bool = Field(True, description="a round predicts with the mean of all specialists so far")
+    propagation_share: float = Field(0.5, ge=0, description="weight of the propagation beside a round's prediction")
     test_time_passes: int = Field(2, ge=1, le=16)
     neighbours: int = Field(5, ge=1, description="K of the vote")
     uncertain_quantile: float = Field(0.9, gt=0, le=1)

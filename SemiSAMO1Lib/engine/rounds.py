@@ -35,8 +35,8 @@ from .progress import Progress
 from .propagation.descriptors import working_spacing
 from .propagation.registration import Prepared, RegistrationPropagator, RegistrationSettings
 from .refinement import refine_cohort
+from .refinement.fusion import fused, voxel_weights
 from .refinement.neighbours import in_template_space
-from .refinement.refine import combined, voxel_weights
 from .sampling import PatchSource
 from .specialists import make_specialist
 from .training import load_weights, make_fabric, train_round
@@ -86,13 +86,13 @@ def run(
 
     propagate(cohort, config, fabric.device, progress)
     if completed < 0:
-        yield from results(cohort, 0, progress)
+        yield from results(cohort, 0, config, progress)
 
     for number in range(1, config.rounds + 1):
         learner = train(cohort, number, config, fabric, progress)
         predict(cohort, number, learner, config, fabric, progress)
         if number > completed:
-            yield from results(cohort, number, progress)
+            yield from results(cohort, number, config, progress)
         if number < config.rounds:
             refine(cohort, number, config, progress)
     progress.finish()
@@ -120,14 +120,18 @@ def segment_one(
     fabric = make_fabric(config.device, plan.precision)
     cohort = Cohort([EngineCase("scan", volume.geometry, lambda: volume)], labelled, plan, store)
     grid = cohort.grid(volume.geometry)
-    propagator = _propagator(plan, config, fabric.device)
-    found = propagator.propagate(propagator.prepare(labelled), volume, grid)
+
+    def register_on(where: torch.device) -> Propagation:
+        propagator = _propagator(plan, config, where)
+        return propagator.propagate(propagator.prepare(labelled), volume, grid)
+
+    found = or_on_cpu(register_on, fabric.device, observer, "registration")
     confidence = found.confidence.cpu().numpy()
     probabilities = found.probabilities.cpu().numpy()
     observer.event("progress", stage="registration", done=1, of=1, fraction=1 / (1 + config.rounds))
     predicted = _predicted_by_all(cohort.scaled(volume, grid), plan, config, fabric, store, observer)
     if predicted is not None:
-        probabilities = fused(probabilities, confidence, predicted)
+        probabilities = fused(probabilities, confidence, predicted, config.propagation_share)
     prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
     return CaseResult(config.rounds, "scan", prediction, uncertainty, case_scores(prediction, uncertainty, classes))
 
@@ -138,12 +142,17 @@ def _predicted_by_all(
     """Mean prediction of the specialists that the last round used; None when no round trained one."""
     mean = None
     first = 1 if config.ensemble_rounds else config.rounds
+
+    def predict_on(where: torch.device) -> NDArray[np.float16]:
+        runner = fabric if where.type == fabric.device.type else make_fabric("cpu", "32-true")
+        model = learner.inference_model().to(where)
+        return predict_probabilities(model, image, plan, runner, config.test_time_passes, config.seed)
+
     for count, number in enumerate(range(max(first, 1), config.rounds + 1), start=1):
         learner = learner_named(config.learner)(plan, config)
         learner.setup(fabric)
         load_weights(learner, store, f"round-{number}.pt")
-        model, passes = learner.inference_model(), config.test_time_passes
-        found = predict_probabilities(model, image, plan, fabric, passes, config.seed)
+        found = or_on_cpu(predict_on, fabric.device, observer, "prediction")
         mean = found if mean is None else running_mean(mean, found, count)
         done = (1 + number) / (1 + config.rounds)
         observer.event("progress", stage="prediction", done=number, of=config.rounds, fraction=done)
@@ -223,8 +232,7 @@ def _first_pseudo_label(cohort: Cohort, case_id: str, config: TrainingConfig) ->
     kind = np.uint8 if cohort.plan.classes <= 256 else np.uint16
     target = probabilities if config.soft_pseudo_labels else probabilities.argmax(0).astype(kind)
     cohort.store.save_array(target, "pseudo", *names)
-    weights = voxel_weights(torch.from_numpy(np.asarray(cohort.confidence(case_id), np.float32)))
-    cohort.store.save_array(weights.numpy().astype(np.float16), "weights-of-voxels", *names)
+    cohort.store.save_array(voxel_weights(cohort.confidence(case_id)), "weights-of-voxels", *names)
 
 
 def train(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, progress: Progress) -> Learner:
@@ -286,23 +294,13 @@ def running_mean(before: NDArray[Any], new: NDArray[Any], count: int) -> NDArray
     return mean
 
 
-def fused(registered: NDArray[Any], confidence: NDArray[Any], predicted: NDArray[Any]) -> NDArray[np.float16]:
-    """A round's answer: the confidence-weighted mean of registration and prediction, class by class."""
-    result = np.empty(predicted.shape, np.float16)
-    trust = torch.from_numpy(np.array(confidence, np.float32))
-    for value in range(len(predicted)):
-        one, other = (torch.from_numpy(np.array(p[value], np.float32)) for p in (registered, predicted))
-        result[value] = combined(one, trust, other).numpy()
-    return result
-
-
-def results(cohort: Cohort, number: int, progress: Progress) -> Iterator[CaseResult]:
+def results(cohort: Cohort, number: int, config: TrainingConfig, progress: Progress) -> Iterator[CaseResult]:
     """A round's results on every case's own grid."""
     for case in cohort.cases:
         confidence = np.asarray(cohort.confidence(case.id), np.float32)
         probabilities = cohort.probabilities(number, case.id)
         if number > 0:
-            probabilities = fused(cohort.probabilities(0, case.id), confidence, probabilities)
+            probabilities = fused(cohort.probabilities(0, case.id), confidence, probabilities, config.propagation_share)
         seen = confidence > 0
         prediction, uncertainty = to_case_grid(probabilities, cohort.grid(case.geometry), seen, case.geometry)
         scores = case_scores(prediction, uncertainty, cohort.plan.classes)

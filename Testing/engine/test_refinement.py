@@ -9,19 +9,13 @@ from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase, Propagation
 from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.data.grids import space_points
 from SemiSAMO1Lib.engine.data.store import Store
-from SemiSAMO1Lib.engine.inference.uncertainty import normalised_entropy
+from SemiSAMO1Lib.engine.inference.uncertainty import normalised_entropy, voxel_entropy
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.engine.refinement import acceptance
-from SemiSAMO1Lib.engine.refinement.acceptance import TOLERANCE, accepted, one_hot, reverse_dice, soft_dice
+from SemiSAMO1Lib.engine.refinement.acceptance import TOLERANCE, accepted, mean_dice, reverse_dice
+from SemiSAMO1Lib.engine.refinement.fusion import fused, voxel_weights
 from SemiSAMO1Lib.engine.refinement.neighbours import aligned_vote, nearest, whole_volume_vote
-from SemiSAMO1Lib.engine.refinement.refine import (
-    REGISTRATION_SHARE,
-    UNCERTAIN_VOXEL,
-    combined,
-    refine_cohort,
-    voxel_weights,
-)
-from SemiSAMO1Lib.engine.rounds import fused
+from SemiSAMO1Lib.engine.refinement.refine import UNCERTAIN_VOXEL, refine_cohort
 from SemiSAMO1Lib.volume import Geometry, Volume
 
 GRID = Geometry((8, 9, 10))
@@ -59,7 +53,7 @@ def cohort(tmp_path, monkeypatch):
         propagation = Propagation(GRID, registered, confidence, [identity_deformation(GRID)], {})
         found.save_propagation(name, propagation, (base + 0.1 * number * smooth_noise((4, 4, 4), 2 + number)))
         found.store.save_array(np.ones_like(TRUTH), "pseudo", "1", f"{name}.npy")
-        weights = voxel_weights(confidence).numpy().astype(np.float16)
+        weights = voxel_weights(confidence.numpy())
         found.store.save_array(weights, "weights-of-voxels", "1", f"{name}.npy")
         found.store.save_array(probabilities(TRUTH), "probabilities", "1", f"{name}.npy")
     return found
@@ -113,12 +107,16 @@ def test_without_refinement_the_prediction_is_the_pseudo_label(cohort):
 def test_certain_places_get_the_mean_of_registration_and_prediction(cohort):
     predict(cohort, "a", probabilities(moved(1), 0.97))
     refine(cohort, soft_pseudo_labels=True)
-    expected = combined(
-        torch.from_numpy(np.asarray(cohort.probabilities(0, "a"), np.float32)),
-        torch.from_numpy(np.asarray(cohort.confidence("a"), np.float32)),
-        torch.from_numpy(probabilities(moved(1), 0.97).astype(np.float32)),
-    )
-    assert np.abs(labels(cohort).astype(np.float32) - expected.numpy()).max() < 1e-3
+    share = 0.5 * np.asarray(cohort.confidence("a"), np.float32)
+    registered = np.asarray(cohort.probabilities(0, "a"), np.float32)
+    expected = (share * registered + probabilities(moved(1), 0.97)) / (1 + share)
+    assert np.abs(labels(cohort).astype(np.float32) - expected).max() < 1e-3
+
+
+def test_the_share_of_the_propagation_is_the_configured_one(cohort):
+    predict(cohort, "a", probabilities(moved(1), 0.97))
+    refine(cohort, soft_pseudo_labels=True, propagation_share=0)
+    assert np.array_equal(labels(cohort), probabilities(moved(1), 0.97)), "share 0: the prediction alone"
 
 
 def test_volume_mode_replaces_the_uncertain_volume(cohort):
@@ -304,48 +302,49 @@ def test_equal_cases_are_all_accepted():
     assert all(accepted(now, dict.fromkeys(now)).values())
 
 
-def test_soft_dice_by_hand():
-    a = torch.tensor([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]).reshape(2, 1, 1, 3)
-    b = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]).reshape(2, 1, 1, 3)
-    assert soft_dice(a, b, torch.ones(1)) == pytest.approx(2 * 1 / (2 + 1))
+def test_mean_dice_by_hand():
+    """Class 1: 2 of 3 + 2 voxels in common: 4/5; class 2: none of 0 + 1."""
+    assert mean_dice(np.array([1, 1, 1, 0]), np.array([1, 1, 2, 0]), 3) == pytest.approx((4 / 5 + 0) / 2)
 
 
-def test_soft_dice_leaves_out_what_nobody_has():
-    a = one_hot(TRUTH, 5)
-    assert soft_dice(a, a, torch.ones(1)) == pytest.approx(1)
+def test_mean_dice_leaves_out_what_nobody_has():
+    assert mean_dice(TRUTH, TRUTH, 5) == pytest.approx(1)
 
 
 def test_reverse_dice_of_the_truth_is_one():
-    label = one_hot(TRUTH, 2)
-    assert reverse_dice(label, GRID, identity_deformation(GRID), label, GRID) == pytest.approx(1, abs=1e-4)
+    assert reverse_dice(TRUTH, GRID, identity_deformation(GRID), TRUTH, GRID, 2) == pytest.approx(1, abs=1e-4)
 
 
 def test_reverse_dice_falls_with_an_error():
-    label = one_hot(TRUTH, 2)
-    assert reverse_dice(one_hot(moved(2), 2), GRID, identity_deformation(GRID), label, GRID) < 0.8
+    assert reverse_dice(moved(2), GRID, identity_deformation(GRID), TRUTH, GRID, 2) < 0.8
+
+
+def test_reverse_dice_looks_only_where_the_case_was_seen():
+    """The case's field ends in the middle of the organ: what lies outside of it cannot be wrong."""
+    half = Geometry((8, 9, 5))
+    found = reverse_dice(TRUTH[:, :, :5], half, identity_deformation(GRID), TRUTH, GRID, 2)
+    assert found == pytest.approx(1, abs=0.02)
 
 
 # ---------------------------------------------------------------------- fusion
 
 
 def test_fusion_by_hand():
-    """Confidence 0.5 and the registration's share s: (0.5 s · 0.9 + 0.3) / (1 + 0.5 s)."""
-    share = 0.5 * REGISTRATION_SHARE
-    found = fused(np.full((1, 1, 1, 1), 0.9), np.full((1, 1, 1), 0.5), np.full((1, 1, 1, 1), 0.3))
-    assert float(found[0, 0, 0, 0]) == pytest.approx((share * 0.9 + 0.3) / (1 + share), abs=1e-3)
+    """Confidence 0.5 and share 0.4: (0.2 · 0.9 + 0.3) / 1.2."""
+    found = fused(np.full((1, 1, 1, 1), 0.9), np.full((1, 1, 1), 0.5), np.full((1, 1, 1, 1), 0.3), 0.4)
+    assert float(found[0, 0, 0, 0]) == pytest.approx((0.2 * 0.9 + 0.3) / 1.2, abs=1e-3)
 
 
 def test_fusion_without_confidence_is_the_prediction():
     p = probabilities(moved(1))
-    assert np.array_equal(fused(probabilities(TRUTH), np.zeros(GRID.shape), p), p)
+    assert np.array_equal(fused(probabilities(TRUTH), np.zeros(GRID.shape), p, 0.5), p)
 
 
-def test_both_fusions_agree():
-    p, q, trust = probabilities(TRUTH), probabilities(moved(2)), np.abs(smooth_noise(GRID.shape, 0)).clip(0, 1)
-    tensor = combined(*(torch.from_numpy(np.asarray(one, np.float32)) for one in (p, trust, q)))
-    assert np.abs(tensor.numpy() - fused(p, trust, q)).max() < 1e-3
+def test_entropy_class_by_class_is_that_of_all_classes_at_once():
+    p = np.stack([np.full((2, 2, 2), v, np.float16) for v in (0.7, 0.2, 0.1)])
+    assert np.abs(voxel_entropy(p) - normalised_entropy(torch.from_numpy(p).float()).numpy()).max() < 1e-5
 
 
 @pytest.mark.parametrize(("confidence", "expected"), [(0.0, 0.0), (0.005, 0.0), (0.5, 0.75), (1.0, 1.0)])
 def test_weights_of_voxels(confidence, expected):
-    assert float(voxel_weights(torch.tensor(confidence))) == pytest.approx(expected)
+    assert float(voxel_weights(np.array(confidence))) == pytest.approx(expected)

@@ -23,6 +23,15 @@ def normalised_entropy(probabilities: Tensor) -> Tensor:
     return (-(p * p.log()).sum(0) / math.log(max(len(p), 2))).clamp(0, 1)
 
 
+def voxel_entropy(probabilities: NDArray[Any]) -> NDArray[np.float32]:
+    """The same of a map (C, z, y, x) of any float type, possibly mapped from disk; one class at a time in memory."""
+    entropy = np.zeros(probabilities.shape[1:], np.float32)
+    for channel in probabilities:
+        p = channel.astype(np.float32).clip(1e-7)
+        entropy -= p * np.log(p)
+    return (entropy / math.log(max(len(probabilities), 2))).clip(0, 1)
+
+
 def to_case_grid(
     probabilities: NDArray[Any], grid: Geometry, seen: NDArray[np.bool_], target: Geometry
 ) -> tuple[Volume, Volume]:

@@ -135,10 +135,10 @@ class RegistrationPropagator:
         self, found: list[tuple[Prepared, Deformation, float]], grid: Geometry, facts: dict[str, Any]
     ) -> Propagation:
         points = space_points(grid, self.device)
-        total = torch.zeros(self.classes, *grid.shape, device=self.device)
         weight = torch.zeros(grid.shape, device=self.device)
         confidence = torch.zeros(grid.shape, device=self.device)
         scale = self.settings.round_trip_mm or 3 * self.spacing
+        votes = []
         for one, deformation, share in found:
             there = deformation.to_template(points)
             geometry = one.labelled.label.geometry
@@ -147,13 +147,20 @@ class RegistrationPropagator:
             trust = torch.exp(-0.5 * (trip / scale).square()) * seen
             # outside its field a template votes next to nothing, but a place nobody saw still has a nearest guess
             vote = share * (trust + 1e-6)
-            for value in range(1, self.classes):  # one class at a time: memory does not grow with their number
-                total[value] += vote * sample((one.label == value).float()[None], geometry, there)[0]
+            votes.append((one, there, vote))
             weight += vote
             confidence = torch.maximum(confidence, trust)
-        total /= weight.clamp(min=1e-12)
-        total[0] = (1 - total[1:].sum(0)).clamp(min=0)  # background is what no class has
-        return Propagation(grid, total, confidence, [d for _, d, _ in found], facts)
+        probabilities = torch.empty(self.classes, *grid.shape, dtype=torch.float16, device=self.device)
+        background = torch.ones(grid.shape, device=self.device)  # background is what no class has
+        for value in range(1, self.classes):  # one class at a time: memory does not grow with their number
+            total = torch.zeros(grid.shape, device=self.device)
+            for one, there, vote in votes:
+                total += vote * sample((one.label == value).float()[None], one.labelled.label.geometry, there)[0]
+            total /= weight.clamp(min=1e-12)
+            background -= total
+            probabilities[value] = total
+        probabilities[0] = background.clamp(min=0)
+        return Propagation(grid, probabilities, confidence, [d for _, d, _ in found], facts)
 
 
 def score(deformation: Deformation) -> float:

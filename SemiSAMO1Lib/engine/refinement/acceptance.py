@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ...volume import Geometry
 from ..data.grids import sample, space_points
@@ -20,36 +20,45 @@ TOLERANCE = 0.02
 OUTLIER = 3.0
 
 
-def soft_dice(a: Tensor, b: Tensor, weight: Tensor) -> float:
-    """Mean Dice over the foreground classes of two (C, z, y, x) maps; classes that neither has count nothing."""
-    axes = (1, 2, 3)
-    overlap, size = (weight * a * b).sum(axes)[1:], (weight * (a + b)).sum(axes)[1:]
-    there = size > 0
-    return float((2 * overlap[there] / size[there]).mean()) if bool(there.any()) else 1.0
+def mean_dice(a: NDArray[Any], b: NDArray[Any], classes: int) -> float:
+    """Mean Dice over the foreground classes of two label maps; classes that neither has count nothing."""
+    overlaps = [float(np.count_nonzero((a == value) & (b == value))) for value in range(1, classes)]
+    sizes = [float(np.count_nonzero(a == value) + np.count_nonzero(b == value)) for value in range(1, classes)]
+    return _mean_of(overlaps, sizes)
 
 
 def reverse_dice(
-    prediction: Tensor, grid: Geometry, deformation: Deformation, template_label: Tensor, template: Geometry
+    prediction: NDArray[Any],
+    grid: Geometry,
+    deformation: Deformation,
+    template_label: NDArray[Any],
+    template: Geometry,
+    classes: int,
 ) -> float:
-    """Dice with the template's label of a prediction carried back to the template.
+    """Dice with the template's label of a prediction carried back to the template, where the case's field covers it.
 
     Args:
-        prediction: (C, z, y, x) one-hot or probabilities on the case's training grid.
+        prediction: class indices (z, y, x) on the case's training grid.
         grid: that grid.
         deformation: between the case and the template.
-        template_label: (C, z, y, x) one-hot on `template`.
+        template_label: class indices (z, y, x) on `template`.
         template: the template's grid.
+        classes: number of classes, background included.
     """
     there = deformation.to_case(space_points(template))
-    carried = sample(prediction, grid, there, padding="zeros")
-    covered = carried.sum(0, keepdim=True)
-    return soft_dice(carried, template_label, covered)
+    covered = sample(torch.ones(1, *grid.shape), grid, there, padding="zeros")
+    overlaps, sizes = [], []
+    for value in range(1, classes):  # one class at a time: memory does not grow with their number
+        carried = sample(torch.from_numpy(prediction == value)[None].float(), grid, there, padding="zeros")
+        wanted = torch.from_numpy(template_label == value)[None].float()
+        overlaps.append(float((covered * carried * wanted).sum()))
+        sizes.append(float((covered * (carried + wanted)).sum()))
+    return _mean_of(overlaps, sizes)
 
 
-def one_hot(label: NDArray[np.generic], classes: int) -> Tensor:
-    """(C, z, y, x) float32."""
-    values = torch.arange(classes).reshape(-1, 1, 1, 1)
-    return (torch.from_numpy(np.asarray(label).astype(np.int64))[None] == values).float()
+def _mean_of(overlaps: list[float], sizes: list[float]) -> float:
+    there = [2 * overlap / size for overlap, size in zip(overlaps, sizes, strict=True) if size > 0]
+    return float(np.mean(there)) if there else 1.0
 
 
 def accepted(now: Mapping[str, float], before: Mapping[str, float | None]) -> dict[str, bool]:

@@ -47,15 +47,14 @@ def aligned_vote(
         (C, Z, Y, X), sum 1; weights are the similarities.
     """
     in_template = own.to_template(points)
-    votes, total = None, 0.0
+    votes = torch.zeros(len(neighbours[0][2]), *points.shape[1:])
+    total = sum(similarity for similarity, *_ in neighbours)
     for similarity, deformation, probabilities, grid in neighbours:
         there = deformation.to_case(in_template)
-        channels = torch.from_numpy(np.asarray(probabilities, np.float32))
-        vote = sample(channels, grid, there) * similarity
-        votes = vote if votes is None else votes + vote
-        total += similarity
-    assert votes is not None and total > 0, "at least one neighbour with a similarity above 0"
-    return votes / total
+        for value in range(len(votes)):  # one class at a time: memory does not grow with their number
+            channel = torch.from_numpy(probabilities[value : value + 1].astype(np.float32))
+            votes[value] += sample(channel, grid, there)[0] * (similarity / total)
+    return votes
 
 
 def whole_volume_vote(

@@ -11,18 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from ..cohort import Cohort, as_tensor
+from ..cohort import Cohort
 from ..config import TrainingConfig
 from ..data.grids import resample_labels, space_points
-from ..inference.uncertainty import normalised_entropy
+from ..inference.uncertainty import voxel_entropy
 from ..observer import Observer, stop_if_asked
-from .acceptance import accepted, one_hot, reverse_dice, soft_dice
+from .acceptance import accepted, mean_dice, reverse_dice
+from .fusion import fused, voxel_weights
 from .neighbours import aligned_vote, nearest, whole_volume_vote
-
-#: Weight of a fully confident registration beside a prediction (measured: docs/benchmarks.md).
-REGISTRATION_SHARE = 0.5
 
 #: A voxel whose normalised entropy exceeds this is uncertain: its neighbours vote.
 UNCERTAIN_VOXEL = 0.4
@@ -68,14 +66,11 @@ def check(cohort: Cohort, number: int, case_id: str) -> float:
     """Mean of two agreements that need no label: with the template's label after carrying the prediction back, and
     with the registration."""
     template = cohort.labelled[0]
-    grid = cohort.grid(cohort.case(case_id).geometry)
-    classes = cohort.plan.classes
-    prediction = one_hot(np.asarray(cohort.probabilities(number, case_id)).argmax(0), classes)
-    template_grid = cohort.grid(template.image.geometry)
-    label = one_hot(resample_labels(template.label, template_grid), classes)
-    back = reverse_dice(prediction, grid, cohort.deformation(case_id), label, template_grid)
-    registered = one_hot(np.asarray(cohort.probabilities(0, case_id)).argmax(0), classes)
-    return 0.5 * (back + soft_dice(prediction, registered, torch.ones(1)))
+    grid, template_grid = cohort.grid(cohort.case(case_id).geometry), cohort.grid(template.image.geometry)
+    prediction, registered = (np.asarray(cohort.probabilities(n, case_id)).argmax(0) for n in (number, 0))
+    label = resample_labels(template.label, template_grid)
+    back = reverse_dice(prediction, grid, cohort.deformation(case_id), label, template_grid, cohort.plan.classes)
+    return 0.5 * (back + mean_dice(prediction, registered, cohort.plan.classes))
 
 
 def _in_force(cohort: Cohort, number: int) -> dict[str, float | None]:
@@ -88,9 +83,9 @@ def _in_force(cohort: Cohort, number: int) -> dict[str, float | None]:
 
 def _volume_uncertainty(cohort: Cohort, number: int, case_id: str) -> float:
     """Mean voxel uncertainty of a volume (0-1), where the template had something to say."""
-    entropy = normalised_entropy(as_tensor(cohort.probabilities(number, case_id)))
-    seen = torch.from_numpy(np.asarray(cohort.confidence(case_id)) > 0)
-    return float(entropy[seen].mean()) if bool(seen.any()) else 1.0
+    entropy = voxel_entropy(cohort.probabilities(number, case_id))
+    seen = np.asarray(cohort.confidence(case_id)) > 0
+    return float(entropy[seen].mean()) if seen.any() else 1.0
 
 
 def _write_new(
@@ -101,23 +96,19 @@ def _write_new(
     is_uncertain: bool,
     config: TrainingConfig,
 ) -> None:
-    confidence = as_tensor(cohort.confidence(case_id))
-    predicted = as_tensor(cohort.probabilities(number, case_id))
-    mean = predicted  # 'none': the naive way, for comparison
+    confidence, predicted = cohort.confidence(case_id), cohort.probabilities(number, case_id)
+    mean = np.asarray(predicted)  # 'none': the naive way, for comparison
     if config.refinement != "none":
-        mean = combined(as_tensor(cohort.probabilities(0, case_id)), confidence, predicted)
+        mean = fused(cohort.probabilities(0, case_id), confidence, predicted, config.propagation_share)
     if config.refinement == "region":
-        mean = _with_votes(cohort, number, case_id, chosen, mean, normalised_entropy(predicted))
-    label = mean.argmax(0).numpy()
+        _let_vote(cohort, number, case_id, chosen, mean, voxel_entropy(predicted) > UNCERTAIN_VOXEL)
+    label = mean.argmax(0)
     if config.refinement == "volume" and is_uncertain:
         label = _volume_vote(cohort, number, chosen, label)
     names = (str(number + 1), f"{case_id}.npy")
     kind = np.uint8 if cohort.plan.classes <= 256 else np.uint16
-    if config.soft_pseudo_labels:
-        cohort.store.save_array(mean.numpy().astype(np.float16), "pseudo", *names)
-    else:
-        cohort.store.save_array(label.astype(kind), "pseudo", *names)
-    cohort.store.save_array(voxel_weights(confidence).numpy().astype(np.float16), "weights-of-voxels", *names)
+    cohort.store.save_array(mean if config.soft_pseudo_labels else label.astype(kind), "pseudo", *names)
+    cohort.store.save_array(voxel_weights(confidence), "weights-of-voxels", *names)
 
 
 def _keep_old(cohort: Cohort, number: int, case_id: str) -> None:
@@ -127,40 +118,24 @@ def _keep_old(cohort: Cohort, number: int, case_id: str) -> None:
         )
 
 
-def combined(registered: Tensor, confidence: Tensor, predicted: Tensor) -> Tensor:
-    """Confidence-weighted mean of registration and prediction, (C, z, y, x)."""
-    share = REGISTRATION_SHARE * confidence
-    return (registered * share + predicted) / (1 + share)
-
-
-def voxel_weights(confidence: Tensor) -> Tensor:
-    """How much a voxel's pseudo-label counts: ½ to 1 with the confidence; 0 where the template saw nothing."""
-    return torch.where(confidence > 0.01, 0.5 + 0.5 * confidence, torch.zeros(()))
-
-
-def _with_votes(
+def _let_vote(
     cohort: Cohort,
     number: int,
     case_id: str,
     chosen: list[tuple[str, float]],
-    mean: Tensor,
-    entropy: Tensor,
-) -> Tensor:
-    """Let the aligned neighbours vote in voxels above the uncertainty threshold; the others stay as they are."""
-    where = entropy > UNCERTAIN_VOXEL
-    if not bool(where.any()) or not chosen:
-        return mean
-    grid = cohort.grid(cohort.case(case_id).geometry)
-    points = space_points(grid)[:, where][:, None, None, :]
+    mean: NDArray[np.float16],
+    where: NDArray[np.bool_],
+) -> None:
+    """Let the aligned neighbours vote in the uncertain voxels, in place; the others stay as they are."""
+    if not where.any() or not chosen:
+        return
+    points = space_points(cohort.grid(cohort.case(case_id).geometry))[:, torch.from_numpy(where)][:, None, None, :]
     votes = []
     for other, similarity in chosen:
         other_grid = cohort.grid(cohort.case(other).geometry)
         votes.append((similarity, cohort.deformation(other), cohort.probabilities(number, other), other_grid))
-    own = cohort.deformation(case_id)
-    vote = aligned_vote(points, own, votes)[:, 0, 0]
-    changed = mean.clone()
-    changed[:, where] = 0.5 * (mean[:, where] + vote)
-    return changed
+    for value, vote in enumerate(aligned_vote(points, cohort.deformation(case_id), votes)):
+        mean[value][where] = 0.5 * (mean[value][where] + vote[0, 0].numpy())
 
 
 def _volume_vote(cohort: Cohort, number: int, chosen: list[tuple[str, float]], label: Any) -> Any:
