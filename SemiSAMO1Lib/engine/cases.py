@@ -65,6 +65,8 @@ class Propagation:
         confidence: (z, y, x) float32 in [0, 1]; 0 = unknown, outside what the template shows.
         transforms: the transforms behind it, best first; empty without registration.
         facts: scores of the starts and the like, JSON-able.
+        reliability: how far this way can be trusted at all, 0 to 1, where several ways are fused.
+        signature: what the scan looks like; the similarity of two scans is the cosine of theirs, clipped at 0.
     """
 
     geometry: Geometry
@@ -72,6 +74,8 @@ class Propagation:
     confidence: Tensor
     transforms: Sequence[Any] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    signature: NDArray[np.float16] | None = None
+    reliability: float = 1.0
 
 
 @dataclass(frozen=True)

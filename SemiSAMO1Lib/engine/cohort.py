@@ -54,17 +54,21 @@ class Cohort:
 
     # ------------------------------------------------------------------ propagation
 
-    def save_propagation(self, case_id: str, found: Propagation, signature: NDArray[Any] | None) -> None:
+    def save_propagation(self, case_id: str, found: Propagation) -> None:
         """Keep a propagation: probabilities and confidence as float16, the transforms, the signature."""
         best = found.transforms[0] if found.transforms else None
         if best is not None:
             self.store.save_tensors(_deformation_to_file(best), "transforms", f"{case_id}.pt")
-        if signature is not None:
-            self.store.save_array(signature, "signatures", f"{case_id}.npy")
+        if found.signature is not None:
+            self.store.save_array(found.signature, "signatures", f"{case_id}.npy")
         self.store.save_array(found.confidence.cpu().numpy().astype(np.float16), "confidence", f"{case_id}.npy")
         probabilities = found.probabilities.cpu().numpy().astype(np.float16)
         self.store.save_array(probabilities, "probabilities", "0", f"{case_id}.npy")
         self.store.save_json(found.facts, "propagation", f"{case_id}.json")  # last: its presence means finished
+
+    def has_deformations(self) -> bool:
+        """True when the cases were registered, and not only carried by features."""
+        return all(self.store.has("transforms", f"{case_id}.pt") for case_id in self.ids)
 
     def deformation(self, case_id: str) -> Deformation:
         """The best transform between a case and the template."""
@@ -74,8 +78,11 @@ class Cohort:
         return self.store.array("confidence", f"{case_id}.npy")
 
     def signature(self, case_id: str) -> NDArray[Any]:
-        """Descriptors of a case in the template's space."""
+        """What a case looks like: see `Propagation.signature`."""
         return self.store.array("signatures", f"{case_id}.npy")
+
+    def template_signature(self) -> NDArray[Any]:
+        return self.store.array("template-signature.npy")
 
     def probabilities(self, number: int, case_id: str) -> NDArray[Any]:
         """Class probabilities (C, z, y, x) float16 of a round; round 0 is the propagation."""

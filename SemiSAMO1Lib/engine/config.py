@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Preset = Literal["quick", "standard", "thorough"]
 
@@ -40,6 +40,26 @@ class AugmentationConfig(_Strict):
     intensity: bool = Field(True, description="noise, blur, brightness, contrast, gamma, bias field")
 
 
+class GeneralistConfig(_Strict):
+    """Frozen models: what they see, and how labels are carried by it."""
+
+    checkpoint: str | None = Field(None, description="SAM-Med3D's file; None: it is looked for; random: random weights")
+    architecture: Literal["full", "small"] = Field("full", description="small exists for tests only")
+    random_seed: int = Field(0, ge=0, description="of random weights")
+    preprocessing: Literal["official", "released"] = Field("official", description="1.5 mm RAS+, or SemiSAM-O1's")
+    coverage: Literal["full", "centre"] = Field("full", description="centre: one 128³ window, as in the paper")
+    prototypes: int = Field(1, ge=1, le=20, description="per class, by k-means; 1 is the paper")
+    upsampling: Literal["trilinear", "nearest"] = Field("trilinear", description="nearest is the released one")
+    label_cells: Literal["share", "nearest"] = Field("share", description="nearest is the released one")
+    temperature: float = Field(0.1, gt=0, description="of the softmax over cosines")
+
+    @model_validator(mode="after")
+    def _nearest_needs_the_centre(self) -> GeneralistConfig:
+        if self.label_cells == "nearest" and self.coverage != "centre":
+            raise ValueError("label_cells 'nearest' reproduces the released code and needs coverage 'centre'")
+        return self
+
+
 class TrainingConfig(_Strict):
     """A whole training: one press of Train."""
 
@@ -47,6 +67,7 @@ class TrainingConfig(_Strict):
     rounds: int = Field(3, ge=0, le=20, description="training rounds; 0 = registration alone")
     iterations: int = Field(400, ge=1, description="optimizer steps per round")
     batch: int | None = Field(None, ge=1, description="pseudo-labelled patches a step; None: from the plan")
+    generalist: str = Field("registration", description="carries labels: registration, sam-med3d, mind or fused")
     learner: str = "mean_teacher"
     specialist: str = "dynunet"
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd is the published one, for long runs")
@@ -67,12 +88,17 @@ class TrainingConfig(_Strict):
     neighbours: int = Field(5, ge=1, description="K of the vote")
     uncertain_quantile: float = Field(0.9, gt=0, le=1)
     refinement: Literal["region", "volume", "none"] = "region"
+    check_pseudo_labels: bool = Field(True, description="a case takes a new pseudo-label only if it is not worse")
+    confidence_weights: bool = Field(
+        True, description="pseudo-labels count by the propagation's confidence; else all 1"
+    )
     seed: int = Field(0, ge=0, lt=2**31)
     device: Annotated[str, AfterValidator(_known_device)] = Field("auto", description="auto, cpu, cuda or cuda:0")
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; None: all that may be used")
     checkpoint_seconds: float = Field(20.0, ge=0)
     registration: RegistrationConfig = RegistrationConfig()
+    generalists: GeneralistConfig = GeneralistConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
 
 

@@ -13,6 +13,7 @@ Every stage leaves whole files in the store; a run that is started again on the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,11 @@ from .memory import is_out_of_memory, or_on_cpu, usable_memory
 from .observer import Observer, stop_if_asked
 from .planning import Plan, make_plan, plan_to_json, smaller
 from .progress import Progress
+from .propagation.base import Propagator
 from .propagation.descriptors import working_spacing
-from .propagation.registration import Prepared, RegistrationPropagator, RegistrationSettings
+from .propagation.registry import Request, make_propagator
 from .refinement import refine_cohort
 from .refinement.fusion import fused, voxel_weights
-from .refinement.neighbours import in_template_space
 from .sampling import PatchSource
 from .specialists import make_specialist
 from .training import load_weights, make_fabric, train_round
@@ -50,6 +51,7 @@ def run(
     store: Store,
     observer: Observer,
     completed: int = -1,
+    features: Path | None = None,
 ) -> Iterator[CaseResult]:
     """Segment a cohort from its labelled cases.
 
@@ -61,6 +63,7 @@ def run(
         store: folder for everything between the stages.
         observer: gets progress, and is asked whether to stop.
         completed: a resumed run does not yield the results of this round and earlier ones again.
+        features: folder where a generalist's features are kept over runs; None: they are not kept.
 
     Yields:
         a result for every case and round, round 0 first.
@@ -84,7 +87,7 @@ def run(
     cohort = Cohort(cases, labelled, plan, store)
     progress = Progress(observer, cohort, config)
 
-    propagate(cohort, config, fabric.device, progress)
+    propagate(cohort, config, fabric.device, progress, features)
     if completed < 0:
         yield from results(cohort, 0, config, progress)
 
@@ -105,13 +108,15 @@ def segment_one(
     config: TrainingConfig,
     store: Store,
     observer: Observer,
+    features: Path | None = None,
 ) -> CaseResult:
-    """Segment a further scan with a finished run's last specialist and its registration.
+    """Segment a further scan with a finished run's specialists and its propagation.
 
     Args:
         volume: the scan.
         labelled, classes, config, store: of the finished run; nothing is written to its store.
         observer: gets progress.
+        features: folder of kept features.
 
     Raises:
         FileNotFoundError: the run is not finished.
@@ -121,11 +126,11 @@ def segment_one(
     cohort = Cohort([EngineCase("scan", volume.geometry, lambda: volume)], labelled, plan, store)
     grid = cohort.grid(volume.geometry)
 
-    def register_on(where: torch.device) -> Propagation:
-        propagator = _propagator(plan, config, where)
+    def carry(where: torch.device) -> Propagation:
+        propagator = make_propagator(Request(plan, config, where, observer, features))
         return propagator.propagate(propagator.prepare(labelled), volume, grid)
 
-    found = or_on_cpu(register_on, fabric.device, observer, "registration")
+    found = or_on_cpu(carry, fabric.device, observer, "propagation")
     confidence = found.confidence.cpu().numpy()
     probabilities = found.probabilities.cpu().numpy()
     observer.event("progress", stage="registration", done=1, of=1, fraction=1 / (1 + config.rounds))
@@ -181,47 +186,32 @@ def plan_of(
     return Plan.model_validate(store.once(compute, "plan.json"))
 
 
-def propagate(cohort: Cohort, config: TrainingConfig, device: torch.device, progress: Progress) -> None:
-    """Round 0: registration carries the template's label to every case; argmax = first pseudo-label."""
-    prepared: dict[str, list[Prepared]] = {}
+def propagate(
+    cohort: Cohort, config: TrainingConfig, device: torch.device, progress: Progress, cache: Path | None
+) -> None:
+    """Round 0: the generalist carries the template's label to every case; argmax = first pseudo-label."""
+    ready: dict[str, tuple[Propagator, Any]] = {}
 
-    def register_on(where: torch.device) -> tuple[Propagation, NDArray[np.float16]]:
-        propagator = _propagator(cohort.plan, config, where)
-        if where.type not in prepared:
-            prepared[where.type] = propagator.prepare(cohort.labelled)
-        return _registered(cohort, case, propagator, prepared[where.type])
+    def on(where: torch.device) -> tuple[Propagator, Any]:
+        if where.type not in ready:
+            propagator = make_propagator(Request(cohort.plan, config, where, progress.observer, cache))
+            ready[where.type] = (propagator, propagator.prepare(cohort.labelled))
+        return ready[where.type]
+
+    def carry(where: torch.device) -> Propagation:
+        propagator, prepared = on(where)
+        return propagator.propagate(prepared, case.load(), cohort.grid(case.geometry))
 
     for position, case in enumerate(cohort.cases):
         if not cohort.store.has("propagation", f"{case.id}.json"):
             stop_if_asked(progress.observer)
-            found, signature = or_on_cpu(register_on, device, progress.observer, f"registration of {case.id}")
-            cohort.save_propagation(case.id, found, signature)
+            found = or_on_cpu(carry, device, progress.observer, f"propagation to {case.id}")
+            cohort.save_propagation(case.id, found)
         _first_pseudo_label(cohort, case.id, config)
         progress.step("registration", position + 1, len(cohort.cases))
-
-
-def _registered(
-    cohort: Cohort, case: EngineCase, propagator: RegistrationPropagator, prepared: list[Prepared]
-) -> tuple[Propagation, NDArray[np.float16]]:
-    """A case's propagation, and its signature: its descriptors in the template's space, pooled."""
-    volume = case.load()
-    found = propagator.propagate(prepared, volume, cohort.grid(case.geometry))
-    described = propagator.describe(volume).coarse
-    template = prepared[0].described.coarse.geometry
-    aligned = in_template_space(described.values.float(), described.geometry, found.transforms[0], template)
-    width = [min(3, n) for n in aligned.shape[1:]]  # thin scans have fewer than three voxels along an axis
-    signature = torch.nn.functional.avg_pool3d(aligned[None], width, ceil_mode=True)[0]
-    return found, signature.cpu().numpy().astype(np.float16)
-
-
-def _propagator(plan: Plan, config: TrainingConfig, device: torch.device) -> RegistrationPropagator:
-    settings = RegistrationSettings(
-        use_affine=config.registration.use_affine,
-        affine_margin=config.registration.affine_margin,
-        tie=config.registration.tie,
-        seed=config.seed,
-    )
-    return RegistrationPropagator(plan.registration_spacing, plan.classes, device, settings)
+    if not cohort.store.has("template-signature.npy"):
+        propagator, prepared = or_on_cpu(on, device, progress.observer, "the template")
+        cohort.store.save_array(propagator.template_signature(prepared), "template-signature.npy")
 
 
 def _first_pseudo_label(cohort: Cohort, case_id: str, config: TrainingConfig) -> None:
@@ -232,7 +222,9 @@ def _first_pseudo_label(cohort: Cohort, case_id: str, config: TrainingConfig) ->
     kind = np.uint8 if cohort.plan.classes <= 256 else np.uint16
     target = probabilities if config.soft_pseudo_labels else probabilities.argmax(0).astype(kind)
     cohort.store.save_array(target, "pseudo", *names)
-    cohort.store.save_array(voxel_weights(cohort.confidence(case_id)), "weights-of-voxels", *names)
+    cohort.store.save_array(
+        voxel_weights(cohort.confidence(case_id), config.confidence_weights), "weights-of-voxels", *names
+    )
 
 
 def train(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, progress: Progress) -> Learner:

@@ -56,4 +56,5 @@ def _segment(job: JobFolder, scan: Path, device: str, observer: Observer) -> Cas
 
     config = config_of(job).model_copy(update={"device": device})
     class_map, labelled = read_labelled(job)
-    return segment_one(checked_volume(scan), labelled, class_map.classes, config, Store(job.work), observer)
+    features = job.project / "cache" / "features"
+    return segment_one(checked_volume(scan), labelled, class_map.classes, config, Store(job.work), observer, features)

@@ -45,7 +45,8 @@ def train(job: JobFolder, reporter: Reporter) -> None:
     store = Store(job.work)
     classes = inputs.class_map.classes
     if writer.complete < config.rounds:  # else a worker was killed after its last round
-        for result in run(inputs.cases, inputs.labelled, classes, config, store, reporter, writer.complete):
+        features = job.project / "cache" / "features"
+        for result in run(inputs.cases, inputs.labelled, classes, config, store, reporter, writer.complete, features):
             writer.add(result)
     if (job.project / "project.json").exists():
         Project(job.project).set_current_training(job.id)

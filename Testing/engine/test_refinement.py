@@ -50,12 +50,14 @@ def cohort(tmp_path, monkeypatch):
         confidence = torch.full(GRID.shape, 0.5)
         confidence[:, :, -1] = 0
         registered = torch.from_numpy(probabilities(TRUTH).astype(np.float32))
-        propagation = Propagation(GRID, registered, confidence, [identity_deformation(GRID)], {})
-        found.save_propagation(name, propagation, (base + 0.1 * number * smooth_noise((4, 4, 4), 2 + number)))
+        signature = (base + 0.1 * number * smooth_noise((4, 4, 4), 2 + number)).astype(np.float16)
+        propagation = Propagation(GRID, registered, confidence, [identity_deformation(GRID)], {}, signature)
+        found.save_propagation(name, propagation)
         found.store.save_array(np.ones_like(TRUTH), "pseudo", "1", f"{name}.npy")
         weights = voxel_weights(confidence.numpy())
         found.store.save_array(weights, "weights-of-voxels", "1", f"{name}.npy")
         found.store.save_array(probabilities(TRUTH), "probabilities", "1", f"{name}.npy")
+    found.store.save_array(base, "template-signature.npy")
     return found
 
 
@@ -84,8 +86,8 @@ def test_region_mode_changes_uncertain_voxels_only(cohort):
     p[:, 3] = 0.5
     predict(cohort, "a", p.astype(np.float16))
     uncertain = normalised_entropy(torch.from_numpy(p)).numpy() > UNCERTAIN_VOXEL
-    refine(cohort, refinement="volume", uncertain_quantile=1.0, soft_pseudo_labels=True)
-    before = labels(cohort).astype(np.float32)  # the mean of registration and prediction, without votes
+    mean = fused(cohort.probabilities(0, "a"), cohort.confidence("a"), p.astype(np.float16), 0.5)
+    before = mean.astype(np.float32)  # of registration and prediction, without votes
     refine(cohort, refinement="region", soft_pseudo_labels=True)
     changed = (np.abs(labels(cohort).astype(np.float32) - before) > 1e-3).any(0)
     assert changed.any() and not changed[~uncertain].any(), "a voxel below the threshold was changed by the vote"
@@ -251,17 +253,17 @@ def test_ties_are_broken_by_name():
 def test_whole_volume_vote_by_hand():
     """Weights 0.5, 0.3, 0.3: two weaker ones that agree win over a stronger one."""
     labels_ = [np.array([[[1, 1, 0]]]), np.array([[[2, 1, 0]]]), np.array([[[2, 0, 1]]])]
-    found = whole_volume_vote((1, 1, 3), list(zip((0.5, 0.3, 0.3), labels_, strict=True)), 3)
+    found = whole_volume_vote((1, 1, 3), list(zip((0.5, 0.3, 0.3), labels_, strict=True)), 3).argmax(0)
     assert found.tolist() == [[[2, 1, 0]]]
 
 
 def test_whole_volume_vote_resizes_to_the_nearest_voxel():
-    found = whole_volume_vote((1, 1, 4), [(1.0, np.array([[[1, 2]]]))], 3)
+    found = whole_volume_vote((1, 1, 4), [(1.0, np.array([[[1, 2]]]))], 3).argmax(0)
     assert found.tolist() == [[[1, 1, 2, 2]]]
 
 
 def test_whole_volume_vote_on_its_own_shape_changes_nothing():
-    assert np.array_equal(whole_volume_vote(GRID.shape, [(0.7, TRUTH)], 2), TRUTH)
+    assert np.array_equal(whole_volume_vote(GRID.shape, [(0.7, TRUTH)], 2).argmax(0), TRUTH)
 
 
 def test_aligned_vote_is_the_weighted_mean():

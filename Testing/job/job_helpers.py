@@ -19,7 +19,7 @@ from SemiSAMO1Lib.project.training import request_training
 SMALL = PhantomSettings(spacing_mm=(4.5, 4.0, 4.0))
 
 #: The training of these tests; longer when it is to be killed more often (see test_kill_and_resume.py).
-ITERATIONS = 8 if int(os.environ.get("SEMISAMO1_KILLS", "3")) <= 3 else 120
+ITERATIONS = 8 if int(os.environ.get("SEMISAMO1_KILLS", "3")) <= 3 else 300
 
 PARAMETERS: dict[str, Any] = {
     "preset": "quick",

@@ -116,7 +116,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
 def moments(chance: random.Random) -> list[float | None]:
     """Fractions of the run, growing; one of them is None: in the middle of a round's training."""
     early = sorted(chance.uniform(0, 0.3) for _ in range(KILLS // 2))
-    late = sorted(chance.uniform(0.3, 0.75) for _ in range(KILLS - KILLS // 2 - 1))
+    late = sorted(chance.uniform(0.3, 0.65) for _ in range(KILLS - KILLS // 2 - 1))
     return [*early, None, *late]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...volume import Geometry, Volume
@@ -91,6 +92,11 @@ class RegistrationPropagator:
             prepared.append(Prepared(case, self.describe(case.image), label, known))
         return prepared
 
+    def template_signature(self, prepared: Sequence[Prepared]) -> NDArray[np.float16]:
+        """The template's descriptors, pooled; see `signature`."""
+        coarse = prepared[0].described.coarse
+        return signature(coarse.values)
+
     @torch.no_grad()
     def propagate(self, prepared: Sequence[Prepared], volume: Volume, grid: Geometry) -> Propagation:
         """Carry all labels to a scan and fuse them on `grid`, each voxel by the confidences.
@@ -107,7 +113,10 @@ class RegistrationPropagator:
             kept, all_of_it = self._best(case, one)
             found += [(one, deformation, share * one.labelled.weight) for deformation, share in kept]
             tried += all_of_it
-        return self._fuse(found, grid, {"starts": tried})
+        result = self._fuse(found, grid, {"starts": tried})
+        template = prepared[0].described.coarse.geometry
+        there = found[0][1].to_case(space_points(template, self.device))
+        return replace(result, signature=signature(sample(case.coarse.values, case.coarse.geometry, there)))
 
     def describe(self, volume: Volume) -> Described:
         grown = [n * s / self.spacing for n, s in zip(volume.geometry.shape, volume.geometry.spacing, strict=True)]
@@ -161,6 +170,13 @@ class RegistrationPropagator:
             probabilities[value] = total
         probabilities[0] = background.clamp(min=0)
         return Propagation(grid, probabilities, confidence, [d for _, d, _ in found], facts)
+
+
+def signature(values: Tensor) -> NDArray[np.float16]:
+    """Descriptors (c, z, y, x) in the template's space, averaged over 3³ voxels, their mean removed."""
+    width = [min(3, n) for n in values.shape[1:]]  # thin scans have fewer than three voxels along an axis
+    pooled = torch.nn.functional.avg_pool3d(values.float()[None], width, ceil_mode=True)[0].cpu().numpy()
+    return np.asarray(pooled - pooled.mean(), np.float16)
 
 
 def score(deformation: Deformation) -> float:

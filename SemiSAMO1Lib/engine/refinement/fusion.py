@@ -25,7 +25,9 @@ def fused(
     return result
 
 
-def voxel_weights(confidence: NDArray[Any]) -> NDArray[np.float16]:
-    """How much a voxel's pseudo-label counts: ½ to 1 with the confidence; 0 where the template saw nothing."""
+def voxel_weights(confidence: NDArray[Any], by_confidence: bool = True) -> NDArray[np.float16]:
+    """How much a voxel's pseudo-label counts: ½ to 1 by the confidence, 0 where the template saw nothing; or all 1."""
     trust = np.asarray(confidence, np.float32)
+    if not by_confidence:
+        return np.ones(trust.shape, np.float16)
     return np.where(trust > 0.01, 0.5 + 0.5 * trust, 0).astype(np.float16)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...volume import Geometry
-from ..data.grids import sample, space_points
+from ..data.grids import sample
 from ..propagation.deformable import Deformation
 
 
@@ -23,11 +23,11 @@ def nearest(
 ) -> list[tuple[str, float]]:
     """The `count` most similar certain cases and their similarities in [0, 1], most similar first.
 
-    The similarity of two cases is the cosine of their descriptors in the template's space, means removed, clipped at 0
-    (method, section 1.4, with aligned descriptors in place of the encoder's global feature).
+    The similarity of two cases is the cosine of their signatures, clipped at 0 (method, section 1.4): the encoder's
+    global features, or with registration the descriptors in the template's space, means removed.
     """
-    own = _centred(signatures[case_id])
-    scored = [(other, max(0.0, float(own @ _centred(signatures[other])))) for other in certain if other != case_id]
+    own = _unit(signatures[case_id])
+    scored = [(other, max(0.0, float(own @ _unit(signatures[other])))) for other in certain if other != case_id]
     return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:count]
 
 
@@ -58,26 +58,25 @@ def aligned_vote(
 
 
 def whole_volume_vote(
-    shape: tuple[int, int, int], neighbours: Sequence[tuple[float, NDArray[Any]]], classes: int
-) -> NDArray[np.intp]:
-    """The published volume vote: neighbours' label maps resized (nearest) to `shape`, weighted by similarity."""
-    votes = np.zeros((classes, *shape), np.float32)
+    shape: tuple[int, ...], neighbours: Sequence[tuple[float, NDArray[Any]]], classes: int
+) -> NDArray[np.float16]:
+    """The published volume vote: neighbours' label maps resized (nearest) to `shape`, weighted by similarity.
+
+    Returns:
+        (C, z, y, x) shares of the votes, sum 1.
+    """
+    total = sum(similarity for similarity, _ in neighbours)
+    votes = np.zeros((classes, *shape), np.float16)
     for similarity, label in neighbours:
         index = [
             np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(int) for n, m in zip(shape, label.shape, strict=True)
         ]
         resized = np.asarray(label)[np.ix_(*index)]
         for value in range(classes):
-            votes[value] += similarity * (resized == value)
-    return votes.argmax(0)
+            votes[value] += np.float16(similarity / total) * (resized == value)
+    return votes
 
 
-def in_template_space(channels: Tensor, grid: Geometry, deformation: Deformation, template: Geometry) -> Tensor:
-    """Descriptors of a case, (c, z, y, x) on `grid`, carried to the template's grid."""
-    return sample(channels, grid, deformation.to_case(space_points(template, channels.device)))
-
-
-def _centred(signature: NDArray[Any]) -> NDArray[np.float64]:
+def _unit(signature: NDArray[Any]) -> NDArray[np.float64]:
     vector = np.asarray(signature, np.float64).ravel()
-    vector = vector - vector.mean()
     return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12))

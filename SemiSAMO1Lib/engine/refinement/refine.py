@@ -6,6 +6,7 @@ network is unsure, its neighbours vote too. It is taken only if a check without 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,21 +41,89 @@ class Refinement:
         return dict(vars(self))
 
 
+@dataclass(frozen=True)
+class Situation:
+    """What a refiner knows when it makes the pseudo-labels of round `number` + 1.
+
+    Attributes:
+        cohort: predictions, propagation, transforms and signatures of every case, on disk.
+        number: the round that has just been predicted.
+        config: of the training.
+        uncertain: cases whose mean uncertainty reaches the configured quantile.
+        neighbours: case -> its most similar certain cases, the template among them, with their similarities.
+    """
+
+    cohort: Cohort
+    number: int
+    config: TrainingConfig
+    uncertain: frozenset[str]
+    neighbours: dict[str, list[tuple[str, float]]]
+
+    def mean(self, case_id: str) -> NDArray[np.float16]:
+        """Confidence-weighted mean of propagation and prediction, (C, z, y, x)."""
+        propagated, confidence = self.cohort.probabilities(0, case_id), self.cohort.confidence(case_id)
+        predicted = self.cohort.probabilities(self.number, case_id)
+        return fused(propagated, confidence, predicted, self.config.propagation_share)
+
+
+#: Makes a case's new pseudo-label: class probabilities (C, z, y, x).
+Refiner = Callable[[Situation, str], NDArray[np.float16]]
+
+
+def region(situation: Situation, case_id: str) -> NDArray[np.float16]:
+    """Uncertain voxels get the vote of neighbours that registration aligned with the case."""
+    mean = situation.mean(case_id)
+    where = voxel_entropy(situation.cohort.probabilities(situation.number, case_id)) > UNCERTAIN_VOXEL
+    template = situation.cohort.labelled[0].id
+    chosen = [(other, s) for other, s in situation.neighbours[case_id] if s > 0 and other != template]
+    _let_vote(situation.cohort, situation.number, case_id, chosen, mean, where)
+    return mean
+
+
+def volume(situation: Situation, case_id: str) -> NDArray[np.float16]:
+    """As published: an uncertain volume is replaced as a whole by the vote of its neighbours (method, section 1.4)."""
+    mean = situation.mean(case_id)
+    chosen = [(other, s) for other, s in situation.neighbours[case_id] if s > 0]
+    if case_id not in situation.uncertain or not chosen:
+        return mean
+    cohort, template = situation.cohort, situation.cohort.labelled[0]
+    labels = []
+    for other, similarity in chosen:
+        if other == template.id:
+            label = resample_labels(template.label, cohort.grid(template.image.geometry))
+        else:
+            label = np.asarray(cohort.probabilities(situation.number, other)).argmax(0)
+        labels.append((similarity, label))
+    return whole_volume_vote(mean.shape[1:], labels, cohort.plan.classes)
+
+
+def none(situation: Situation, case_id: str) -> NDArray[np.float16]:
+    """The prediction itself: the naive way, for comparison."""
+    return np.asarray(situation.cohort.probabilities(situation.number, case_id))
+
+
+#: How pseudo-labels are refined, by name. A new way is one function and one line here.
+REFINERS: dict[str, Refiner] = {"region": region, "volume": volume, "none": none}
+
+
 def refine_cohort(cohort: Cohort, number: int, config: TrainingConfig, observer: Observer) -> Refinement:
     """Write the pseudo-labels of round `number` + 1 from the predictions of round `number`."""
+    name = config.refinement
+    if name == "region" and not cohort.has_deformations():
+        name = "volume"
+        observer.event("note", text="no registration aligns the cases: uncertain volumes are refined as a whole")
     before = _in_force(cohort, number)
     uncertainty = {case: _volume_uncertainty(cohort, number, case) for case in cohort.ids}
     limit = float(np.quantile(list(uncertainty.values()), config.uncertain_quantile))
     certain = [case for case, value in uncertainty.items() if value < limit] or list(uncertainty)
     checks = {case: check(cohort, number, case) for case in cohort.ids}
-    taken = accepted(checks, before) if config.refinement != "none" else dict.fromkeys(checks, True)
-    signatures = {case: np.asarray(cohort.signature(case), np.float32) for case in cohort.ids}
-    neighbours = {case: nearest(case, certain, signatures, config.neighbours) for case in cohort.ids}
+    taken = accepted(checks, before) if config.check_pseudo_labels else dict.fromkeys(checks, True)
+    uncertain = frozenset(case for case, value in uncertainty.items() if value >= limit)
+    situation = Situation(cohort, number, config, uncertain, _neighbours(cohort, certain, config.neighbours))
     for position, case in enumerate(cohort.ids):
         stop_if_asked(observer)
         if taken[case]:
-            chosen = [(other, similarity) for other, similarity in neighbours[case] if similarity > 0]
-            _write_new(cohort, number, case, chosen, uncertainty[case] >= limit, config)
+            _write(cohort, number, case, REFINERS[name](situation, case), config)
         else:
             _keep_old(cohort, number, case)
         observer.event("progress", stage=f"refine {number}", done=position + 1, of=len(cohort.ids))
@@ -62,15 +131,25 @@ def refine_cohort(cohort: Cohort, number: int, config: TrainingConfig, observer:
     return Refinement(uncertainty, certain, checks, taken, in_force)
 
 
+def _neighbours(cohort: Cohort, certain: list[str], count: int) -> dict[str, list[tuple[str, float]]]:
+    signatures = {case: np.asarray(cohort.signature(case), np.float32) for case in cohort.ids}
+    template = cohort.labelled[0].id
+    signatures[template] = np.asarray(cohort.template_signature(), np.float32)
+    return {case: nearest(case, [*certain, template], signatures, count) for case in cohort.ids}
+
+
 def check(cohort: Cohort, number: int, case_id: str) -> float:
     """Mean of two agreements that need no label: with the template's label after carrying the prediction back, and
-    with the registration."""
+    with the propagation; the latter alone where nothing was registered."""
+    prediction, propagated = (np.asarray(cohort.probabilities(n, case_id)).argmax(0) for n in (number, 0))
+    agreement = mean_dice(prediction, propagated, cohort.plan.classes)
+    if not cohort.has_deformations():
+        return agreement
     template = cohort.labelled[0]
     grid, template_grid = cohort.grid(cohort.case(case_id).geometry), cohort.grid(template.image.geometry)
-    prediction, registered = (np.asarray(cohort.probabilities(n, case_id)).argmax(0) for n in (number, 0))
     label = resample_labels(template.label, template_grid)
     back = reverse_dice(prediction, grid, cohort.deformation(case_id), label, template_grid, cohort.plan.classes)
-    return 0.5 * (back + mean_dice(prediction, registered, cohort.plan.classes))
+    return 0.5 * (back + agreement)
 
 
 def _in_force(cohort: Cohort, number: int) -> dict[str, float | None]:
@@ -88,27 +167,12 @@ def _volume_uncertainty(cohort: Cohort, number: int, case_id: str) -> float:
     return float(entropy[seen].mean()) if seen.any() else 1.0
 
 
-def _write_new(
-    cohort: Cohort,
-    number: int,
-    case_id: str,
-    chosen: list[tuple[str, float]],
-    is_uncertain: bool,
-    config: TrainingConfig,
-) -> None:
-    confidence, predicted = cohort.confidence(case_id), cohort.probabilities(number, case_id)
-    mean = np.asarray(predicted)  # 'none': the naive way, for comparison
-    if config.refinement != "none":
-        mean = fused(cohort.probabilities(0, case_id), confidence, predicted, config.propagation_share)
-    if config.refinement == "region":
-        _let_vote(cohort, number, case_id, chosen, mean, voxel_entropy(predicted) > UNCERTAIN_VOXEL)
-    label = mean.argmax(0)
-    if config.refinement == "volume" and is_uncertain:
-        label = _volume_vote(cohort, number, chosen, label)
+def _write(cohort: Cohort, number: int, case_id: str, new: NDArray[np.float16], config: TrainingConfig) -> None:
     names = (str(number + 1), f"{case_id}.npy")
     kind = np.uint8 if cohort.plan.classes <= 256 else np.uint16
-    cohort.store.save_array(mean if config.soft_pseudo_labels else label.astype(kind), "pseudo", *names)
-    cohort.store.save_array(voxel_weights(confidence), "weights-of-voxels", *names)
+    cohort.store.save_array(new if config.soft_pseudo_labels else new.argmax(0).astype(kind), "pseudo", *names)
+    weights = voxel_weights(cohort.confidence(case_id), config.confidence_weights)
+    cohort.store.save_array(weights, "weights-of-voxels", *names)
 
 
 def _keep_old(cohort: Cohort, number: int, case_id: str) -> None:
@@ -136,12 +200,3 @@ def _let_vote(
         votes.append((similarity, cohort.deformation(other), cohort.probabilities(number, other), other_grid))
     for value, vote in enumerate(aligned_vote(points, cohort.deformation(case_id), votes)):
         mean[value][where] = 0.5 * (mean[value][where] + vote[0, 0].numpy())
-
-
-def _volume_vote(cohort: Cohort, number: int, chosen: list[tuple[str, float]], label: Any) -> Any:
-    """The published version: an uncertain volume's pseudo-label is replaced as a whole."""
-    template = cohort.labelled[0]
-    others = chosen[: max(1, len(chosen) - 1)]  # the template is one of the K
-    labels = [(s, np.asarray(cohort.probabilities(number, other)).argmax(0)) for other, s in others]
-    labels.append((1.0, np.asarray(resample_labels(template.label, cohort.grid(template.image.geometry)))))
-    return whole_volume_vote(label.shape, labels, cohort.plan.classes)

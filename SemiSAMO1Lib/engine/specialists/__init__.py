@@ -6,8 +6,14 @@ from torch import nn
 
 from ..planning import Plan
 from .networks import dynunet, vnet
+from .unet_3d import unet_3d, unet_3d_sdf
 
-SPECIALISTS: dict[str, Callable[[Plan], nn.Module]] = {"dynunet": dynunet, "vnet": vnet}
+SPECIALISTS: dict[str, Callable[[Plan], nn.Module]] = {
+    "dynunet": dynunet,
+    "vnet": vnet,
+    "unet_3d": unet_3d,
+    "unet_3d_sdf": unet_3d_sdf,
+}
 
 
 def make_specialist(name: str, plan: Plan) -> nn.Module:

@@ -1,0 +1,1 @@
+"""SAM-Med3D: an own implementation, exact to the published weights."""

@@ -1,0 +1,88 @@
+"""Propagators by name: what `--generalist` chooses. A new one is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..config import TrainingConfig
+from ..generalists.registry import features_named
+from ..generalists.sam_med3d.checkpoint import CheckpointError, find
+from ..generalists.sam_med3d.generalist import RANDOM
+from ..observer import Observer
+from ..planning import Plan
+from .base import Propagator
+from .fusion import FusedPropagator
+from .prototypes import PrototypePropagator
+from .registration import RegistrationPropagator, RegistrationSettings
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a propagator is made from; `cache` is the folder of kept features, or None."""
+
+    plan: Plan
+    config: TrainingConfig
+    device: torch.device
+    observer: Observer
+    cache: Path | None = None
+
+
+def registration(request: Request) -> Propagator:
+    """Deformable registration; needs nothing."""
+    plan, config = request.plan, request.config
+    settings = RegistrationSettings(
+        use_affine=config.registration.use_affine,
+        affine_margin=config.registration.affine_margin,
+        tie=config.registration.tie,
+        seed=config.seed,
+    )
+    return RegistrationPropagator(plan.registration_spacing, plan.classes, request.device, settings)
+
+
+def prototypes(name: str) -> Callable[[Request], Propagator]:
+    """Prototypes of a generalist's features."""
+
+    def make(request: Request) -> Propagator:
+        plan, settings = request.plan, request.config.generalists
+        generalist = features_named(name, plan, settings, request.device, request.observer, request.cache)
+
+        def warn(text: str) -> None:
+            request.observer.event("warning", text=text)
+
+        return PrototypePropagator(generalist, plan.classes, plan.spacing, settings, request.config.seed, warn)
+
+    return make
+
+
+def fused(request: Request) -> Propagator:
+    """Registration and prototypes together: of SAM-Med3D when its checkpoint is at hand, else of MIND-SSC."""
+    name = "sam-med3d"
+    try:
+        if request.config.generalists.checkpoint != RANDOM:
+            find(request.config.generalists.checkpoint)
+    except CheckpointError:
+        if request.config.generalists.checkpoint is not None:
+            raise  # a file that was named and is not there is an error, not a choice
+        name = "mind"
+    request.observer.event("note", text=f"registration is fused with the prototypes of {name}")
+    return FusedPropagator([registration(request), prototypes(name)(request)])
+
+
+PROPAGATORS: dict[str, Callable[[Request], Propagator]] = {
+    "registration": registration,
+    "sam-med3d": prototypes("sam-med3d"),
+    "mind": prototypes("mind"),
+    "fused": fused,
+}
+
+
+def make_propagator(request: Request) -> Propagator:
+    """The configured propagator. Raises ValueError naming those there are, or CheckpointError."""
+    name = request.config.generalist
+    if name not in PROPAGATORS:
+        raise ValueError(f"unknown generalist {name!r}; there are: {', '.join(sorted(PROPAGATORS))}")
+    return PROPAGATORS[name](request)
