@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from ..volume import Geometry, Volume
 from .cases import EngineCase, LabelledCase, Propagation
@@ -90,6 +91,12 @@ class Cohort:
 
     # ------------------------------------------------------------------ training data
 
+    def _distances(self, case_id: str, label: NDArray[Any]) -> NDArray[Any]:
+        names = ("distances", f"{case_id}.npy")
+        if not self.store.has(*names):
+            self.store.save_array(signed_distances(label, self.plan.classes, self.plan.spacing), *names)
+        return self.store.array(*names)
+
     def pseudo_label(self, number: int, case_id: str) -> NDArray[Any]:
         """The pseudo-label that round `number` trains on: class indices, or probabilities (soft)."""
         return self.store.array("pseudo", str(number), f"{case_id}.npy")
@@ -108,8 +115,13 @@ class Cohort:
             found.append(TrainingCase(self.image(case_id), target, weight, centres))
         return found
 
-    def labelled_cases(self, seed: int) -> list[TrainingCase]:
-        """Training data of the labelled cases; unknown voxels have weight 0."""
+    def labelled_cases(self, seed: int, with_distances: bool = False) -> list[TrainingCase]:
+        """Training data of the labelled cases; unknown voxels have weight 0.
+
+        Args:
+            seed: of the patch centres.
+            with_distances: signed distance maps too; they are computed once per case and kept on disk.
+        """
         found = []
         for position, case in enumerate(self.labelled):
             grid = self.grid(case.image.geometry)
@@ -119,8 +131,34 @@ class Cohort:
             generator = np.random.default_rng([seed, 0, position])
             centres = find_centres(label, self.plan.classes, generator)
             image = self.scaled(case.image, grid)
-            found.append(TrainingCase(image, label, weight, centres, case.weight))
+            distances = self._distances(case.id, label) if with_distances else None
+            found.append(TrainingCase(image, label, weight, centres, case.weight, distances))
         return found
+
+
+def signed_distances(label: NDArray[Any], classes: int, spacing: tuple[float, float, float]) -> NDArray[np.float16]:
+    """Signed distance maps of the foreground classes (method, section 1.3, DTC).
+
+    Distance outside over its maximum minus distance inside over its maximum, zero on the inner boundary.
+
+    Args:
+        label: (z, y, x) class indices.
+        classes: number of classes, background included.
+        spacing: (z, y, x) mm.
+
+    Returns:
+        (C - 1, z, y, x) in [-1, 1], positive outside; NaN throughout for a class that the label lacks.
+    """
+    maps = np.full((classes - 1, *label.shape), np.nan, np.float16)
+    for value in range(1, classes):
+        mask = label == value
+        if not mask.any():
+            continue
+        outside, within = (ndimage.distance_transform_edt(one, sampling=spacing) for one in (~mask, mask))
+        signed = outside / max(float(outside.max()), 1e-6) - within / max(float(within.max()), 1e-6)
+        signed[mask & ~ndimage.binary_erosion(mask, border_value=1)] = 0
+        maps[value - 1] = signed
+    return maps
 
 
 def _deformation_to_file(deformation: Deformation) -> dict[str, Any]:

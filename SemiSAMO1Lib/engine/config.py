@@ -60,6 +60,16 @@ class GeneralistConfig(_Strict):
         return self
 
 
+class AssistanceConfig(_Strict):
+    """How promptable generalists teach the student: SemiSAM and SemiSAM+."""
+
+    generalists: tuple[str, ...] = Field(("sam-med3d",), min_length=1, description="who is asked")
+    prompts: Literal["points", "mask", "both"] = Field("points", description="what the student's prediction gives")
+    points: int = Field(5, ge=1, le=50, description="inside, and as many outside")
+    answers: int = Field(2, ge=1, le=8, description="sets of points a class, semisam_plus only")
+    weight: float = Field(0.1, ge=0, description="of the masks' term at its height")
+
+
 class TrainingConfig(_Strict):
     """A whole training: one press of Train."""
 
@@ -78,6 +88,8 @@ class TrainingConfig(_Strict):
     ema_decay: float = Field(0.99, ge=0, lt=1)
     consistency: float = Field(0.1, ge=0)
     pseudo_ramp: float = Field(0.3, gt=0, le=1, description="share of a round in which w(t) reaches 1")
+    pseudo_weight: float = Field(1.0, ge=0, description="factor of L_pseudo; 0: as in SemiSAM and SemiSAM+")
+    uncertainty_passes: int = Field(8, ge=2, le=64, description="T of uncertainty_mean_teacher")
     soft_pseudo_labels: bool = Field(False, description="train on probabilities weighted by confidence, not on argmax")
     training_voxels: int = Field(1_000_000, ge=10_000, description="voxels of the median case on the training grid")
     patch_voxels: int = Field(200_000, ge=4_096, description="voxels of a patch at most")
@@ -99,6 +111,7 @@ class TrainingConfig(_Strict):
     checkpoint_seconds: float = Field(20.0, ge=0)
     registration: RegistrationConfig = RegistrationConfig()
     generalists: GeneralistConfig = GeneralistConfig()
+    assistance: AssistanceConfig = AssistanceConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
 
 

@@ -83,7 +83,9 @@ def run(
     if plan.precision != "32-true":
         fabric = make_fabric(config.device, plan.precision)
     if config.rounds:  # unknown names are refused before any work
-        learner_named(config.learner), make_specialist(config.specialist, plan)
+        learner = learner_named(config.learner)
+        make_specialist(config.specialist, plan, learner.with_distance)
+        learner.check(config, fabric.device, observer)
     cohort = Cohort(cases, labelled, plan, store)
     progress = Progress(observer, cohort, config)
 
@@ -92,8 +94,8 @@ def run(
         yield from results(cohort, 0, config, progress)
 
     for number in range(1, config.rounds + 1):
-        learner = train(cohort, number, config, fabric, progress)
-        predict(cohort, number, learner, config, fabric, progress)
+        trained = train(cohort, number, config, fabric, progress)
+        predict(cohort, number, trained, config, fabric, progress)
         if number > completed:
             yield from results(cohort, number, config, progress)
         if number < config.rounds:
@@ -229,7 +231,8 @@ def _first_pseudo_label(cohort: Cohort, case_id: str, config: TrainingConfig) ->
 
 def train(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, progress: Progress) -> Learner:
     """Train a specialist on the template's label and the pseudo-labels of this round."""
-    labelled, pseudo = cohort.labelled_cases(config.seed), cohort.pseudo_cases(number, config.seed)
+    labelled = cohort.labelled_cases(config.seed, learner_named(config.learner).with_distance)
+    pseudo = cohort.pseudo_cases(number, config.seed)
     observer = progress.training(number)
     start_from = f"round-{number - 1}.pt" if config.warm_start and number > 1 else None
     while True:

@@ -9,7 +9,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from SemiSAMO1Lib.engine.learners import LEARNERS, Batch, MeanTeacher, learner_named
-from SemiSAMO1Lib.engine.learners.mean_teacher import update_average, with_noise
+from SemiSAMO1Lib.engine.learners.averaged import update_average
+from SemiSAMO1Lib.engine.learners.mean_teacher import with_noise
 
 
 def learner(**changes):
@@ -196,7 +197,9 @@ def test_unknown_learner_is_named_with_those_there_are():
 
 def test_every_learner_gives_a_network_for_inference():
     for name, kind in LEARNERS.items():
-        one = kind(tiny_plan(), tiny_config(learner=name))
+        one = kind(
+            tiny_plan(), tiny_config(learner=name, generalists={"checkpoint": "random", "architecture": "small"})
+        )
         one.setup(Fabric(accelerator="cpu", devices=1, precision="32-true"))
         with torch.no_grad():
             logits = one.inference_model()(torch.zeros(1, 1, 8, 8, 8))

@@ -7,7 +7,7 @@ from engine_helpers import tiny_plan
 from torch import nn
 
 from SemiSAMO1Lib.engine.planning import BUILT_IN_STRIDES, network_shape
-from SemiSAMO1Lib.engine.specialists import SPECIALISTS, make_specialist
+from SemiSAMO1Lib.engine.specialists import SPECIALISTS, WITH_DISTANCE, make_specialist
 
 PATCH = (16, 16, 32)
 
@@ -37,8 +37,9 @@ def test_output_has_the_classes_and_the_patch(name):
 
 @pytest.mark.parametrize("name", sorted(SPECIALISTS))
 def test_every_parameter_learns(name):
-    network = make_specialist(name, tiny_plan(patch=PATCH))
-    network(torch.randn(2, 1, *PATCH)).square().mean().backward()
+    network = make_specialist(name, tiny_plan(patch=PATCH), with_distance=name in WITH_DISTANCE)
+    outputs = network(torch.randn(2, 1, *PATCH))
+    torch.cat(outputs if isinstance(outputs, tuple) else [outputs]).square().mean().backward()
     without = [n for n, p in network.named_parameters() if p.grad is None]
     assert not without, f"no gradient reaches {without}"
 
@@ -85,7 +86,7 @@ def test_vnet_refuses_a_patch_that_ends_in_one_voxel():
 
 
 def test_unknown_specialist_names_those_there_are():
-    with pytest.raises(ValueError, match=r"'unett'.*dynunet, vnet"):
+    with pytest.raises(ValueError, match=r"'unett'.*dynunet, unet_3d, unet_3d_sdf, vnet"):
         make_specialist("unett", tiny_plan())
 
 

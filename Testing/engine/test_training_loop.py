@@ -183,7 +183,7 @@ def test_unknown_specialist_is_named(tmp_path):
 
 
 def test_unknown_specialist_is_a_value_error():
-    with pytest.raises(ValueError, match="dynunet, vnet"):
+    with pytest.raises(ValueError, match="dynunet, unet_3d, unet_3d_sdf, vnet"):
         make_specialist("", tiny_plan())
 
 

@@ -34,6 +34,7 @@ class TrainingCase:
         weight: (z, y, x) in [0, 1]; 0 where the label is unknown.
         centres: class -> (n, 3) voxel indices (z, y, x) of that class, for patch centres.
         chance: how often the case is drawn beside others, relative.
+        distances: (C - 1, z, y, x) signed distance maps of the foreground classes, for learners that need them.
     """
 
     image: NDArray[Any]
@@ -41,19 +42,25 @@ class TrainingCase:
     weight: NDArray[Any]
     centres: dict[int, NDArray[np.intp]]
     chance: float = 1.0
+    distances: NDArray[Any] | None = None
 
 
 @dataclass
 class Patches:
-    """A batch: image (B, 1, z, y, x), target (B, C, z, y, x) probabilities, weight (B, 1, z, y, x); float32."""
+    """A batch: image (B, 1, z, y, x), target (B, C, z, y, x) probabilities, weight (B, 1, z, y, x); float32.
+
+    `distance`: (B, C - 1, z, y, x) signed distances of the foreground classes, NaN for a class that the case lacks.
+    """
 
     image: Tensor
     target: Tensor
     weight: Tensor
+    distance: Tensor | None = None
 
     def to(self, device: torch.device) -> Patches:
-        moved = (one.to(device, non_blocking=True) for one in (self.image, self.target, self.weight))
-        return Patches(*moved)
+        image, target, weight = (one.to(device, non_blocking=True) for one in (self.image, self.target, self.weight))
+        distance = None if self.distance is None else self.distance.to(device, non_blocking=True)
+        return Patches(image, target, weight, distance)
 
 
 def find_centres(label: NDArray[Any], classes: int, generator: np.random.Generator) -> dict[int, NDArray[np.intp]]:
@@ -103,9 +110,10 @@ def draw_patch(
     image = _sample(case.image[box][None], grid, "bilinear", "border")
     target = _target(case.target, box, grid, classes)
     weight = _sample(np.asarray(case.weight[box], np.float32)[None], grid, "nearest", "zeros")
+    distance = None if case.distances is None else _sample(case.distances[:, *box], grid, "bilinear", "border")[None]
     if settings.intensity:
         image = change_intensities(image, generator)
-    return Patches(image[None], target[None], weight[None])
+    return Patches(image[None], target[None], weight[None], distance)
 
 
 def collate(patches: Sequence[Patches]) -> Patches:
@@ -114,6 +122,7 @@ def collate(patches: Sequence[Patches]) -> Patches:
         torch.cat([p.image for p in patches]),
         torch.cat([p.target for p in patches]),
         torch.cat([p.weight for p in patches]),
+        torch.cat([p.distance for p in patches if p.distance is not None]) if patches[0].distance is not None else None,
     )
 
 

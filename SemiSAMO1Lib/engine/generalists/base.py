@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -47,15 +48,15 @@ class Generalist(Protocol):
 class Promptable(Protocol):
     """A model that answers prompts on patches; frozen, without gradients."""
 
-    def segment(self, image: Tensor, prompts: Prompts) -> Tensor:
-        """Probability of the asked structure.
+    def segment(self, image: Tensor, questions: Sequence[Prompts]) -> Tensor:
+        """Probabilities of the asked structures.
 
         Args:
             image: (1, 1, z, y, x), scaled intensities (about mean 0, deviation 1).
-            prompts: what is asked.
+            questions: n of them, about the same image.
 
         Returns:
-            (1, 1, z, y, x) in [0, 1].
+            (n, 1, z, y, x) in [0, 1].
         """
 
 

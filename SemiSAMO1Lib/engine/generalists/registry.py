@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..config import GeneralistConfig
-from ..observer import Observer
+from ..observer import Observer, Silent
 from ..planning import Plan
 from . import mind_features
 from .base import Card, Generalist, Promptable
@@ -68,11 +68,13 @@ def features_named(
     return CachedFeatures(FEATURES[name](plan, settings, device, observer), cache)
 
 
-def promptable_named(name: str, settings: GeneralistConfig, device: torch.device, observer: Observer) -> Promptable:
+def promptable_named(
+    name: str, settings: GeneralistConfig, device: torch.device, observer: Observer | None = None
+) -> Promptable:
     """The promptable generalist with this name. Raises ValueError naming those there are."""
     if name not in PROMPTABLE:
         raise ValueError(f"unknown promptable generalist {name!r}; there are: {', '.join(sorted(PROMPTABLE))}")
-    return PROMPTABLE[name](settings, device, observer)
+    return PROMPTABLE[name](settings, device, observer or Silent())
 
 
 def _tell(observer: Observer, notes: tuple[str, ...], identity: str) -> None:

@@ -1,12 +1,27 @@
 """How specialists learn, by name. A new learner is one file and one line here."""
 
+from .adversarial import Adversarial
+from .averaged import AveragedLearner
 from .base import Batch, Learner
-from .mean_teacher import MeanTeacher
+from .baselines import PseudoOnly, SupervisedOnly
+from .dual_task import DualTask
+from .mean_teacher import MeanTeacher, UncertaintyMeanTeacher
+from .sam_assisted import SemiSam, SemiSamPlus, SemiSamUncertainty
 
-LEARNERS: dict[str, type[Learner]] = {"mean_teacher": MeanTeacher}
+LEARNERS: dict[str, type[AveragedLearner]] = {
+    "mean_teacher": MeanTeacher,
+    "uncertainty_mean_teacher": UncertaintyMeanTeacher,
+    "adversarial": Adversarial,
+    "dual_task": DualTask,
+    "semisam": SemiSam,
+    "semisam_uncertainty": SemiSamUncertainty,
+    "semisam_plus": SemiSamPlus,
+    "supervised_only": SupervisedOnly,
+    "pseudo_only": PseudoOnly,
+}
 
 
-def learner_named(name: str) -> type[Learner]:
+def learner_named(name: str) -> type[AveragedLearner]:
     """The learner class. Raises ValueError naming those there are."""
     if name not in LEARNERS:
         raise ValueError(f"unknown learner {name!r}; there are: {', '.join(sorted(LEARNERS))}")

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..config import TrainingConfig
 from ..data.patches import Patches
+from ..observer import Observer
 from ..planning import Plan
 
 
@@ -32,6 +33,11 @@ class Learner(ABC):
     def __init__(self, plan: Plan, config: TrainingConfig) -> None:
         self.plan = plan
         self.config = config
+
+    @classmethod
+    def check(cls, config: TrainingConfig, device: torch.device, observer: Observer) -> None:
+        """Raise ValueError before any work when something that this learner needs is not there."""
+        del config, device, observer
 
     @abstractmethod
     def setup(self, fabric: Fabric) -> None:

@@ -15,6 +15,21 @@ def consistency_ramp(progress: float) -> float:
     return math.exp(-5 * (1 - 0.5 * progress) ** 2)
 
 
+def sigmoid_ramp(progress: float) -> float:
+    """exp(-5 (1 - t / t_max)²): from 0.007 to 1."""
+    return math.exp(-5 * (1 - progress) ** 2)
+
+
+def steep_ramp(progress: float) -> float:
+    """exp(-5 (1 - t / t_max)): the consistency ramp of SemiSAM (method, section 2)."""
+    return math.exp(-5 * (1 - progress))
+
+
+def ramp_down(progress: float) -> float:
+    """exp(-5 t / t_max): the ramp of SemiSAM's masks (method, section 2)."""
+    return math.exp(-5 * progress)
+
+
 def pseudo_ramp(progress: float, share: float) -> float:
     """w(t) = min(1, t / (share · t_max))."""
     return min(1.0, progress / share)

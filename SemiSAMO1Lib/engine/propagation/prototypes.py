@@ -71,7 +71,7 @@ class PrototypePropagator:
         """The prototypes of all labelled cases. Raises ValueError when none of them shows a foreground class."""
         maps = [self.generalist.features(case.image) for case in labelled]
         cells = [self._cells(case, found) for case, found in zip(labelled, maps, strict=True)]
-        features = [_unit(found.channels.reshape(len(found.channels), -1).T) for found in maps]
+        features = [found.channels.reshape(len(found.channels), -1).T.astype(np.float32) for found in maps]
         vectors = []
         for value in range(self.classes):
             members = [one[label.ravel() == value] for one, label in zip(features, cells, strict=True)]
@@ -83,7 +83,7 @@ class PrototypePropagator:
             )
         signature = maps[0].global_feature().astype(np.float16)
         unproven = Prototypes(vectors, 1.0, signature)
-        return Prototypes(vectors, self._reliability(unproven, labelled[0]), signature)
+        return Prototypes(vectors, self._reliability(unproven, labelled[0], maps[0]), signature)
 
     def template_signature(self, prepared: Prototypes) -> NDArray[np.float16]:
         return prepared.signature
@@ -112,16 +112,15 @@ class PrototypePropagator:
         points = space_points(grid)
         features = _unit(found.channels.reshape(len(found.channels), -1).T)
         mode = "nearest" if self.settings.upsampling == "nearest" else "bilinear"
+        there = [value for value, vectors in enumerate(prepared.vectors) if len(vectors)]
+        cosines = np.stack([(features @ prepared.vectors[value].T).max(1) for value in there])
+        cosines -= cosines.max(0)  # the same for all classes of a cell: near 0, half precision tells them apart
         logits = np.full((self.classes, *grid.shape), -np.inf, np.float16)
         total = np.full(grid.shape, -np.inf, np.float32)
-        for value, vectors in enumerate(
-            prepared.vectors
-        ):  # one class at a time: memory does not grow with their number
-            if len(vectors):
-                cosine = (features @ vectors.T).max(1).reshape(1, *found.geometry.shape)
-                fine = sample(torch.from_numpy(cosine), found.geometry, points, mode)[0].numpy()
-                logits[value] = fine / self.settings.temperature
-                total = np.logaddexp(total, logits[value].astype(np.float32))
+        for value, cosine in zip(there, cosines, strict=True):  # one class at a time: memory does not grow with them
+            cells = torch.from_numpy(cosine.reshape(1, *found.geometry.shape))
+            logits[value] = sample(cells, found.geometry, points, mode)[0].numpy() / self.settings.temperature
+            total = np.logaddexp(total, logits[value].astype(np.float32))
         for value in range(self.classes):
             logits[value] = np.exp(logits[value].astype(np.float32) - total)
         weight = torch.from_numpy(found.weight)[None]
@@ -134,39 +133,53 @@ class PrototypePropagator:
     def _cells(self, case: LabelledCase, found: FeatureMap) -> NDArray[np.intp]:
         """The class of every cell, (z, y, x); -1 where nothing was seen or the label does not say."""
         if self.settings.label_cells == "nearest":
-            return _first_voxels(case.label, found.geometry)
+            label = _first_voxels(case.label, found.geometry)
+            return np.where(label > 0, label, -1) if case.unknown else label
         shares = cell_shares(case, found.geometry, self.classes)
+        shares[:, found.weight <= 0] = 0
         label = np.where(shares.sum(0) > 0.5, shares.argmax(0), -1)
-        label[found.weight <= 0] = -1
         for value in range(1, self.classes):
-            largest = shares[value].max()
-            if largest > 0 and not (label == value).any():
-                label[np.unravel_index(int(shares[value].argmax()), label.shape)] = value
-                self.warn(
-                    f"class {value} of {case.id} fills no cell of the features (largest share {largest:.0%}); "
-                    "its prototype is that one cell"
-                )
+            if not shares[value].any() or (label == value).any():
+                continue
+            free = np.where(_last_of_a_class(label), 0, shares[value])  # no class may lose its only cell to another
+            if not free.any():
+                self.warn(f"class {value} of {case.id} has no cell of the features to itself; it is not carried")
+                continue
+            label[np.unravel_index(int(free.argmax()), label.shape)] = value
+            self.warn(
+                f"class {value} of {case.id} fills no cell of the features (largest share {free.max():.0%}); "
+                "its prototype is that one cell"
+            )
         return label
 
     def _prototypes(self, members: list[NDArray[np.float32]], weights: list[float]) -> NDArray[np.float32]:
-        """k prototypes of a class from its cells in each labelled case; k = 1: their means, averaged (the paper)."""
+        """k prototypes of a class from its cells in each labelled case; k = 1: their means, averaged (the paper).
+
+        Cells keep their length in a mean, as published; clusters are found among directions.
+        """
         there = [(one, weight) for one, weight in zip(members, weights, strict=True) if len(one)]
         if not there:
             return np.zeros((0, 0), np.float32)
         if self.settings.prototypes == 1:
             means = np.stack([_unit(one.mean(0, keepdims=True))[0] for one, _ in there])
             return _unit(np.average(means, axis=0, weights=[weight for _, weight in there])[None])
-        cells = np.concatenate(members)
+        cells = _unit(np.concatenate([one for one, _ in there]))
         count = min(self.settings.prototypes, len(np.unique(cells, axis=0)))
         if count == 1:
             return _unit(cells.mean(0, keepdims=True))
         centres, _ = kmeans2(cells.astype(np.float64), count, minit="++", seed=self.seed, missing="warn")
         return _unit(centres.astype(np.float32))
 
-    def _reliability(self, prepared: Prototypes, template: LabelledCase) -> float:
+    def _reliability(self, prepared: Prototypes, template: LabelledCase, features: FeatureMap) -> float:
         grid = with_spacing(canonical(template.image.geometry), self.spacing)
-        found, _ = self._probabilities(prepared, self.generalist.features(template.image), grid)
+        found, _ = self._probabilities(prepared, features, grid)
         return mean_dice(found.argmax(0), resample_labels(template.label, grid), self.classes)
+
+
+def _last_of_a_class(label: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """True in cells that are the only one of their foreground class."""
+    values, counts = np.unique(label, return_counts=True)
+    return np.isin(label, values[(counts == 1) & (values > 0)])
 
 
 def cell_shares(case: LabelledCase, cells: Geometry, classes: int) -> NDArray[np.float32]:

@@ -1,4 +1,7 @@
-"""Propagators by name: what `--generalist` chooses. A new one is one file and one line here."""
+"""Propagators by name: what `--generalist` chooses. A new one is one file and one line here.
+
+Every generalist that describes scans is one as well, by its prototypes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..config import TrainingConfig
-from ..generalists.registry import features_named
+from ..generalists.registry import FEATURES, features_named
 from ..generalists.sam_med3d.checkpoint import CheckpointError, find
 from ..generalists.sam_med3d.generalist import RANDOM
 from ..observer import Observer
@@ -74,8 +77,6 @@ def fused(request: Request) -> Propagator:
 
 PROPAGATORS: dict[str, Callable[[Request], Propagator]] = {
     "registration": registration,
-    "sam-med3d": prototypes("sam-med3d"),
-    "mind": prototypes("mind"),
     "fused": fused,
 }
 
@@ -83,6 +84,7 @@ PROPAGATORS: dict[str, Callable[[Request], Propagator]] = {
 def make_propagator(request: Request) -> Propagator:
     """The configured propagator. Raises ValueError naming those there are, or CheckpointError."""
     name = request.config.generalist
-    if name not in PROPAGATORS:
-        raise ValueError(f"unknown generalist {name!r}; there are: {', '.join(sorted(PROPAGATORS))}")
-    return PROPAGATORS[name](request)
+    if name not in PROPAGATORS and name not in FEATURES:
+        there = ", ".join(sorted({*PROPAGATORS, *FEATURES}))
+        raise ValueError(f"unknown generalist {name!r}; there are: {there}")
+    return PROPAGATORS.get(name, prototypes(name))(request)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from ..planning import Plan
+from .heads import LogitsOnly, TwoHeads
 from .networks import dynunet, vnet
 from .unet_3d import unet_3d, unet_3d_sdf
 
@@ -16,8 +17,28 @@ SPECIALISTS: dict[str, Callable[[Plan], nn.Module]] = {
 }
 
 
-def make_specialist(name: str, plan: Plan) -> nn.Module:
-    """The network with this name. Raises ValueError naming those there are."""
+#: Networks that give a signed distance map beside their logits.
+WITH_DISTANCE = {"unet_3d_sdf"}
+
+
+def make_specialist(name: str, plan: Plan, with_distance: bool = False) -> nn.Module:
+    """The network with this name.
+
+    Args:
+        name: in SPECIALISTS.
+        plan: its shape.
+        with_distance: the learner needs a signed distance map in (-1, 1) too: the network then gives (distances,
+            logits), each (B, C, z, y, x); channel 0 of the distances is not used.
+
+    Raises:
+        ValueError: an unknown name, naming those there are.
+    """
     if name not in SPECIALISTS:
         raise ValueError(f"unknown specialist {name!r}; there are: {', '.join(sorted(SPECIALISTS))}")
+    if name in WITH_DISTANCE:
+        return SPECIALISTS[name](plan) if with_distance else LogitsOnly(SPECIALISTS[name](plan))
+    if with_distance and name == "unet_3d":
+        return unet_3d_sdf(plan)
+    if with_distance:
+        return TwoHeads(SPECIALISTS[name](plan.model_copy(update={"classes": 2 * plan.classes})))
     return SPECIALISTS[name](plan)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import pickle
+import re
 import sys
 import urllib.error
 import urllib.request
@@ -47,7 +49,7 @@ def cache_folder() -> Path:
     elif sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "semisamo1"
 
 
@@ -57,7 +59,8 @@ def places(given: str | None = None) -> list[Path]:
     for one in (given, os.environ.get(VARIABLE), str(cache_folder())):
         if one:
             path = Path(one).expanduser()
-            found.append(path / NAME if path.is_dir() or path.suffix == "" else path)
+            folder = path.is_dir() or (path.suffix == "" and not path.is_file())
+            found.append(path / NAME if folder else path)
         if one == given and given:
             return found  # a file that was named must not be replaced by another one silently
     return found
@@ -98,11 +101,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         CheckpointError: not a checkpoint, truncated, or one that holds program code.
     """
     try:
+        _must_be_of_torch(path)
         content = _mapped(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds pickled program code or other objects than tensors, which are never loaded here "
-            f"({_first_line(error)}). Expected: tensors only, as in the published {NAME}. If, and only if, you trust "
+            f"({_refused(error)}). Expected: tensors only, as in the published {NAME}. If, and only if, you trust "
             "where the file comes from, convert it once: "
             "python -c \"import torch; c = torch.load('IN.pth', map_location='cpu', weights_only=False); "
             "torch.save({'model_state_dict': c['model_state_dict']}, 'OUT.pth')\""
@@ -165,6 +169,20 @@ def _mapped(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _must_be_of_torch(path: Path) -> None:
+    """Raises ValueError for a file that cannot have been written by torch.save, e.g. a web page saved in its place."""
+    with open(path, "rb") as stream:
+        begin = stream.read(4)
+    if begin != b"PK\x03\x04" and not begin.startswith(b"\x80"):
+        raise ValueError(f"it begins with {begin!r}, which torch.save never writes")
+
+
+def _refused(error: Exception) -> str:
+    """What exactly torch refused to load."""
+    found = re.search(r"WeightsUnpickler error: (.*? GLOBAL \S+|.{1,100})", str(error))
+    return found[1] if found else _first_line(error)
+
+
 def fetch(
     target: Path, url: str = CARD.url, tell: Callable[[int, int], None] = lambda done, of: None
 ) -> tuple[Path, str]:
@@ -202,7 +220,7 @@ def fetch(
     except urllib.error.HTTPError as error:
         if error.code != 416:  # 416: nothing is left to fetch
             raise CheckpointError(_by_hand(url, target, f"HTTP {error.code} {error.reason}")) from error
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise CheckpointError(_by_hand(url, target, str(error))) from error
     digest = sha256(part)
     if not is_published(digest):

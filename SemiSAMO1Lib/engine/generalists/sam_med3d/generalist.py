@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -76,7 +76,10 @@ class SamMed3DFeatures:
             total[:, *place] += blend * self._encoded(seen)
             weight[place] += blend
         if not weight.any():
-            raise ValueError("SAM-Med3D sees nothing in this scan: no voxel above 0; use --preprocessing released")
+            raise ValueError(
+                "SAM-Med3D sees nothing in this scan: no voxel is above 0, or all that are have one value. Look at the "
+                "scan; where its values are shifted below 0, use --preprocessing released"
+            )
         total /= np.maximum(weight, 1e-6)
         share = self._share_of_data(prepared.seen, cells) * (weight > 0)
         return FeatureMap(pooled(prepared.volume.geometry, patch), total.astype(np.float16), share.astype(np.float32))
@@ -102,19 +105,21 @@ class SamMed3DPrompts:
         self.model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def segment(self, image: Tensor, prompts: Prompts) -> Tensor:
-        size = self.model.shape.size
-        frame = _Frame(image.shape[2:], size)
-        cube = frame.to_cube(image).transpose(2, 4)  # the model's axes are (x, y, z)
+    def segment(self, image: Tensor, questions: Sequence[Prompts]) -> Tensor:
+        """Probabilities (n, 1, z, y, x) of the asked structures; see `Promptable`."""
+        frame = _Frame(image.shape[2:], self.model.shape.size)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=image.device.type == "cuda"):
-            features = self.model.image_encoder(cube).float()
+            features = self.model.image_encoder(frame.to_cube(image).transpose(2, 4)).float()  # its axes are (x, y, z)
+        return torch.cat([self._answer(features, frame, one) for one in questions])
+
+    def _answer(self, features: Tensor, frame: _Frame, question: Prompts) -> Tensor:
         low = [self.model.shape.grid * 4] * 3
-        if prompts.mask is None:
-            mask = image.new_zeros(1, 1, *low)  # what the model officially gets with a first click
+        if question.mask is None:
+            mask = features.new_zeros(1, 1, *low)  # what the model officially gets with a first click
         else:
-            mask = F.interpolate(frame.to_cube(prompts.mask, fill=-10.0).transpose(2, 4), size=low, mode="trilinear")
-        points = frame.points(prompts.points.to(image.device)).flip(-1)[None]
-        logits, _ = self.model.masks(features, points, prompts.inside.to(image.device)[None].long(), mask)
+            mask = F.interpolate(frame.to_cube(question.mask, fill=-10.0).transpose(2, 4), size=low, mode="trilinear")
+        points = frame.points(question.points.to(features.device)).flip(-1)[None]
+        logits, _ = self.model.masks(features, points, question.inside.to(features.device)[None].long(), mask)
         return frame.from_cube(torch.sigmoid(self.model.upscaled(logits)).transpose(2, 4))
 
 

@@ -63,7 +63,8 @@ def prepare(volume: Volume, how: Preprocessing, coverage: Coverage, size: int, p
     shape: tuple[int, ...] = (size, size, size)
     if coverage == "full":
         shape = tuple(max(size, -(-n // patch) * patch) for n in array.shape)
-    before = [(wanted - n) // 2 for wanted, n in zip(shape, array.shape, strict=True)]
+    # both ways the smaller half comes first, as released
+    before = [(w - n) // 2 if w >= n else -((n - w) // 2) for w, n in zip(shape, array.shape, strict=True)]
     padded = Volume(_placed(array, before, shape), _shifted(grid, before, shape))
     return Prepared(padded, _placed(seen, before, shape), how == "official")
 

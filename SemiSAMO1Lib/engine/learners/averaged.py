@@ -1,0 +1,136 @@
+"""What the learners share: one network, its running average, and a step that is a weighted sum of terms."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..specialists import make_specialist
+from ..specialists.heads import LogitsOnly
+from .base import Batch, Learner, make_optimizer
+from .losses import supervised_loss
+from .schedules import ema_decay, poly, pseudo_ramp
+
+#: Gradients longer than this are shortened.
+LONGEST_GRADIENT = 12.0
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the student says: logits (B, C, z, y, x) float32, and its distance maps, if it has any."""
+
+    labelled: Tensor
+    pseudo: Tensor
+    labelled_distance: Tensor | None = None
+    pseudo_distance: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of the loss: its factor at this moment, and its value."""
+
+    factor: float
+    value: Tensor
+
+
+class AveragedLearner(Learner):
+    """A student that learns and its running average, which predicts; some learners use the average as a teacher."""
+
+    #: The student gives a signed distance map too.
+    with_distance: ClassVar[bool] = False
+
+    def setup(self, fabric: Fabric) -> None:
+        self.fabric = fabric
+        network = make_specialist(self.config.specialist, self.plan, self.with_distance)
+        optimizer = make_optimizer(network, self.config)
+        self.teacher = fabric.to_device(copy.deepcopy(network)).requires_grad_(False)
+        self.student, self.optimizer = fabric.setup(network, optimizer)
+        self.steps = 0
+
+    @abstractmethod
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, generator: torch.Generator) -> dict[str, Term]:
+        """The parts of the loss by name. `progress` is t / t_max, the generator the source of all noise."""
+
+    def step(self, batch: Batch, progress: float, generator: torch.Generator) -> dict[str, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * poly(progress)
+        outputs = self.outputs(batch)
+        terms = self.terms(batch, outputs, progress, generator)
+        total = torch.stack([term.factor * term.value for term in terms.values()]).sum()
+        self.optimizer.zero_grad()
+        self.fabric.backward(total)
+        self.fabric.clip_gradients(self.student, self.optimizer, max_norm=LONGEST_GRADIENT, error_if_nonfinite=False)
+        self.optimizer.step()
+        update_average(self.teacher, self.student, ema_decay(self.steps, self._largest_decay()))
+        self.steps += 1
+        further = self.after_step(batch, outputs)
+        values = torch.stack([total.detach(), *(term.value.detach() for term in terms.values())]).tolist()
+        return {**dict(zip(["total", *terms], values, strict=True)), **further}
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """The student's answer to the whole batch, in one pass."""
+        count = len(batch.labelled.image)
+        found = self.student(torch.cat([batch.labelled.image, batch.pseudo.image]))
+        if not self.with_distance:
+            logits = found.float()
+            return Outputs(logits[:count], logits[count:])
+        distances, logits = (one.float() for one in found)
+        return Outputs(logits[:count], logits[count:], distances[:count], distances[count:])
+
+    def after_step(self, batch: Batch, outputs: Outputs) -> dict[str, float]:
+        """What else learns in a step, after the student; returns further losses by name."""
+        del batch, outputs
+        return {}
+
+    def learned(self, batch: Batch, outputs: Outputs, progress: float) -> dict[str, Term]:
+        """L_sup + w(t) L_pseudo of the method, section 1.3."""
+        labelled, pseudo = batch.labelled, batch.pseudo
+        factor = self.config.pseudo_weight * pseudo_ramp(progress, self.config.pseudo_ramp)
+        return {
+            "supervised": Term(1.0, supervised_loss(outputs.labelled, labelled.target, labelled.weight)),
+            "pseudo": Term(factor, supervised_loss(outputs.pseudo, pseudo.target, pseudo.weight)),
+        }
+
+    def taught(self, image: Tensor) -> Tensor:
+        """Class probabilities of the running average, without gradients; its dropout stays on."""
+        with torch.no_grad(), self.fabric.autocast():
+            found = self.teacher(image)
+        logits = found[1] if self.with_distance else found
+        return F.softmax(logits.float(), 1)
+
+    def _largest_decay(self) -> float:
+        """The published decay, but an average over no more than a tenth of a round."""
+        return min(self.config.ema_decay, 1 - 1 / (0.1 * self.config.iterations + 1))
+
+    def inference_model(self) -> nn.Module:
+        return LogitsOnly(self.teacher) if self.with_distance else self.teacher
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average ← decay · average + (1 - decay) · model for parameters; buffers are copied."""
+    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+    for kept, buffer in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(buffer)

@@ -1,0 +1,57 @@
+"""DTC, dual-task consistency (Luo et al. 2021), for several classes: method, section 1.3.
+
+The network gives logits and, for each foreground class c, a signed distance map d_c; sigmoid(-1500 d_c) is a second
+opinion on where the class is. The released code's faults are not copied: the true distances count, each class has its
+own map.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .averaged import AveragedLearner, Outputs, Term
+from .base import Batch
+from .losses import dice_loss
+from .schedules import consistency_ramp
+
+#: Steepness with which a distance becomes a mask.
+STEEPNESS = 1500.0
+
+#: Factor of the squared error of the distances.
+DISTANCE_FACTOR = 0.3
+
+
+class DualTask(AveragedLearner):
+    """The student segments and measures distances; both have to say the same, on labelled and unlabelled patches."""
+
+    with_distance: ClassVar[bool] = True
+
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, generator: torch.Generator) -> dict[str, Term]:
+        del generator
+        labelled = batch.labelled
+        assert outputs.labelled_distance is not None and outputs.pseudo_distance is not None, "with_distance is set"
+        assert labelled.distance is not None, "labelled cases come with distance maps when with_distance is set"
+        near, far = outputs.labelled_distance[:, 1:], outputs.pseudo_distance[:, 1:]
+        said = F.softmax(torch.cat([outputs.labelled, outputs.pseudo]), 1)[:, 1:]
+        agreement = F.mse_loss(as_mask(torch.cat([near, far])), said)
+        return {
+            **self.learned(batch, outputs, progress),
+            "distance_mask": Term(1.0, dice_loss(as_mask(near), labelled.target[:, 1:], labelled.weight)),
+            "distance": Term(DISTANCE_FACTOR, distance_loss(near, labelled.distance, labelled.weight)),
+            "consistency": Term(self.config.consistency * consistency_ramp(progress), agreement),
+        }
+
+
+def as_mask(distance: Tensor) -> Tensor:
+    """sigmoid(-1500 d): 1 inside, ½ on the boundary, 0 outside."""
+    return torch.sigmoid(-STEEPNESS * distance)
+
+
+def distance_loss(distance: Tensor, true: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean squared error of distances (B, C - 1, ...); NaN in `true`: a class that the case lacks, no term."""
+    there = ~true.isnan() * weight
+    return ((distance - true.nan_to_num()).square() * there).sum() / there.sum().clamp(min=1)

@@ -1,0 +1,31 @@
+"""Networks with and without a distance map: what a learner wants from what a network gives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class TwoHeads(nn.Module):
+    """The first half of a network's channels as a distance map in (-1, 1), the second as logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        distances, logits = self.network(image).chunk(2, 1)
+        return torch.tanh(distances), logits
+
+
+class LogitsOnly(nn.Module):
+    """A network's logits without its distance map."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        _, logits = self.network(image)
+        found: Tensor = logits
+        return found
