@@ -147,12 +147,13 @@ def signed_distances(label: NDArray[Any], classes: int, spacing: tuple[float, fl
         spacing: (z, y, x) mm.
 
     Returns:
-        (C - 1, z, y, x) in [-1, 1], positive outside; NaN throughout for a class that the label lacks.
+        (C - 1, z, y, x) in [-1, 1], positive outside; NaN throughout for a class that the label lacks, or that fills
+        it and so has no boundary.
     """
     maps = np.full((classes - 1, *label.shape), np.nan, np.float16)
     for value in range(1, classes):
         mask = label == value
-        if not mask.any():
+        if not mask.any() or mask.all():
             continue
         outside, within = (ndimage.distance_transform_edt(one, sampling=spacing) for one in (~mask, mask))
         signed = outside / max(float(outside.max()), 1e-6) - within / max(float(within.max()), 1e-6)

@@ -93,6 +93,8 @@ class TrainingConfig(_Strict):
     soft_pseudo_labels: bool = Field(False, description="train on probabilities weighted by confidence, not on argmax")
     training_voxels: int = Field(1_000_000, ge=10_000, description="voxels of the median case on the training grid")
     patch_voxels: int = Field(200_000, ge=4_096, description="voxels of a patch at most")
+    patch: tuple[int, int, int] | None = Field(None, description="(z, y, x) voxels; None: from the plan")
+    normalise: bool = Field(True, description="scale grey values as planned; False: they are scaled already")
     filters: int = Field(16, ge=4, le=64, description="channels of the finest level")
     ensemble_rounds: bool = Field(True, description="a round predicts with the mean of all specialists so far")
     propagation_share: float = Field(0.5, ge=0, description="weight of the propagation beside a round's prediction")

@@ -24,10 +24,18 @@ from .data.intensities import data_mask
 SMALLEST_FEATURE_MAP = 4
 
 #: Networks whose depth is not the plan's to choose.
-BUILT_IN_STRIDES = {"vnet": ((1, 1, 1), *[(2, 2, 2)] * 4)}
+BUILT_IN_STRIDES = dict.fromkeys(("vnet", "unet_3d", "unet_3d_sdf"), ((1, 1, 1), *[(2, 2, 2)] * 4))
 
 #: CPU and GPU memory that one patch voxel of a 16-filter network needs in a training step, bytes (measured).
 BYTES_PER_VOXEL = 1_500
+
+
+#: Why grey values are scaled in a way.
+INTENSITY_REASONS = {
+    "per_case": "not CT",
+    "fixed": "template has values below -200, taken as CT",
+    "none": "as they are, on request",
+}
 
 
 class IntensityPlan(BaseModel):
@@ -35,10 +43,11 @@ class IntensityPlan(BaseModel):
 
     'per_case': percentiles, mean and deviation of each scan's own data (MR and others).
     'fixed': values of the template's foreground, the same for all scans (CT).
+    'none': they are used as they are.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    scheme: Literal["per_case", "fixed"]
+    scheme: Literal["per_case", "fixed", "none"]
     low: float
     high: float
     mean: float = 0.0
@@ -87,21 +96,22 @@ def make_plan(
     grids = [canonical(geometry) for geometry in geometries]
     spacing, shape = target_spacing(grids, config.training_voxels)
     budget = min(config.patch_voxels, max(4_096, int(memory_bytes * 0.5 / (BYTES_PER_VOXEL * config.filters / 16) / 4)))
-    patch, strides, kernels = network_shape(shape, spacing, budget, BUILT_IN_STRIDES.get(config.specialist))
+    fixed = BUILT_IN_STRIDES.get(config.specialist)
+    patch, strides, kernels = network_shape(config.patch or shape, spacing, math.prod(config.patch or (budget,)), fixed)
+    if config.patch is not None and patch != config.patch:
+        raise ValueError(f"{config.specialist} cannot have the patch {config.patch} (z, y, x); the nearest is {patch}")
     if config.augmentation.quarter_turns and patch[1] != patch[2]:
         raise ValueError(f"quarter_turns needs a patch as wide as it is deep; the plan has {patch} (z, y, x)")
     filters = tuple(min(config.filters * 2**level, 320) for level in range(len(strides)))
     batch = config.batch or batch_size(math.prod(patch), config, device_type, memory_bytes)
-    intensity = intensity_plan(template, label)
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if device_type == "cuda" or cpu_has_bf16() else "32-true"
+    intensity = intensity_plan(template, label) if config.normalise else IntensityPlan(scheme="none", low=0, high=0)
+    precision = precision_for(config.precision, device_type, patch, strides)
     reasons = (
         f"target spacing {spacing} mm: median of {len(grids)} scans, at most {config.training_voxels} voxels a case",
         f"median shape on that grid {shape}; patch {patch} within {budget} voxels",
+        f"precision {precision} on {device_type}",
         f"{len(strides)} levels: an axis is pooled down to {SMALLEST_FEATURE_MAP} voxels, thick slices later",
-        f"intensities {intensity.scheme}: "
-        + ("template has values below -200, taken as CT" if intensity.scheme == "fixed" else "not CT"),
+        f"intensities {intensity.scheme}: {INTENSITY_REASONS[intensity.scheme]}",
     )
     return Plan(
         classes=classes,
@@ -125,6 +135,22 @@ def batch_size(patch_voxels: int, config: TrainingConfig, device_type: str, memo
         patches = 0.5 * memory_bytes / (BYTES_PER_VOXEL * config.filters / 16 * patch_voxels)
         return max(1, min(4, int((patches - 1) * 3 / 4)))  # one labelled patch; the teacher needs a third more
     return max(1, min(4, config.patch_voxels // (2 * patch_voxels)))
+
+
+def precision_for(
+    wanted: str, device_type: str, patch: tuple[int, int, int], strides: Sequence[tuple[int, int, int]]
+) -> str:
+    """bf16-mixed where the device multiplies it in hardware, else 32-true.
+
+    On CPUs never for networks with a level two slices deep: the weight gradient of such a bfloat16 convolution is
+    computed from memory that nobody wrote (torch 2.13, docs/benchmarks.md).
+    """
+    depths = patch[0] // np.cumprod([stride[0] for stride in strides])
+    if device_type == "cpu" and 2 in depths:
+        return "32-true"
+    if wanted != "auto":
+        return wanted
+    return "bf16-mixed" if device_type == "cuda" or cpu_has_bf16() else "32-true"
 
 
 def cpu_has_bf16() -> bool:
@@ -227,6 +253,8 @@ def intensity_plan(template: Volume, label: NDArray[Any]) -> IntensityPlan:
 def scale_intensities(volume: Volume, plan: IntensityPlan) -> NDArray[np.float32]:
     """A scan's grey values as the network sees them; padding without data becomes the lowest value that data has."""
     array = volume.array.astype(np.float32)
+    if plan.scheme == "none":
+        return array
     if plan.scheme == "fixed":
         return ((array.clip(plan.low, plan.high) - plan.mean) / plan.deviation).astype(np.float32)
     mask = data_mask(volume.array)

@@ -12,7 +12,7 @@ Every stage leaves whole files in the store; a run that is started again on the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from ..volume import Volume
 from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
@@ -35,12 +34,15 @@ from .planning import Plan, make_plan, plan_to_json, smaller
 from .progress import Progress
 from .propagation.base import Propagator
 from .propagation.descriptors import working_spacing
-from .propagation.registry import Request, make_propagator
+from .propagation.registry import Request, make_propagator, require_generalists
 from .refinement import refine_cohort
-from .refinement.fusion import fused, voxel_weights
+from .refinement.fusion import fused, running_mean, voxel_weights
 from .sampling import PatchSource
 from .specialists import make_specialist
-from .training import load_weights, make_fabric, train_round
+from .training import make_fabric, train_round
+
+#: Gives a value, larger is better, to a function that gives the class probabilities (C, z, y, x) of an image.
+CohortJudge = Callable[[Callable[[NDArray[Any]], NDArray[np.float16]], int], float]
 
 
 def run(
@@ -52,6 +54,7 @@ def run(
     observer: Observer,
     completed: int = -1,
     features: Path | None = None,
+    judge: CohortJudge | None = None,
 ) -> Iterator[CaseResult]:
     """Segment a cohort from its labelled cases.
 
@@ -64,6 +67,8 @@ def run(
         observer: gets progress, and is asked whether to stop.
         completed: a resumed run does not yield the results of this round and earlier ones again.
         features: folder where a generalist's features are kept over runs; None: they are not kept.
+        judge: chooses the best weights of a round on labelled scans, as the published protocol does; None: the last
+            weights are used.
 
     Yields:
         a result for every case and round, round 0 first.
@@ -78,6 +83,7 @@ def run(
         raise ValueError(f"the label of the template {labelled[0].id!r} is empty: paint at least one segment")
     if not cases:
         raise ValueError("no unlabelled case to segment: add scans to the project")
+    require_generalists(config)
     fabric = make_fabric(config.device, "32-true" if config.precision == "auto" else config.precision)
     plan = plan_of(cases, labelled, classes, config, store, fabric)
     if plan.precision != "32-true":
@@ -94,76 +100,13 @@ def run(
         yield from results(cohort, 0, config, progress)
 
     for number in range(1, config.rounds + 1):
-        trained = train(cohort, number, config, fabric, progress)
+        trained = train(cohort, number, config, fabric, progress, judge)
         predict(cohort, number, trained, config, fabric, progress)
         if number > completed:
             yield from results(cohort, number, config, progress)
         if number < config.rounds:
             refine(cohort, number, config, progress)
     progress.finish()
-
-
-def segment_one(
-    volume: Volume,
-    labelled: Sequence[LabelledCase],
-    classes: int,
-    config: TrainingConfig,
-    store: Store,
-    observer: Observer,
-    features: Path | None = None,
-) -> CaseResult:
-    """Segment a further scan with a finished run's specialists and its propagation.
-
-    Args:
-        volume: the scan.
-        labelled, classes, config, store: of the finished run; nothing is written to its store.
-        observer: gets progress.
-        features: folder of kept features.
-
-    Raises:
-        FileNotFoundError: the run is not finished.
-    """
-    plan = Plan.model_validate(store.json("plan.json"))
-    fabric = make_fabric(config.device, plan.precision)
-    cohort = Cohort([EngineCase("scan", volume.geometry, lambda: volume)], labelled, plan, store)
-    grid = cohort.grid(volume.geometry)
-
-    def carry(where: torch.device) -> Propagation:
-        propagator = make_propagator(Request(plan, config, where, observer, features))
-        return propagator.propagate(propagator.prepare(labelled), volume, grid)
-
-    found = or_on_cpu(carry, fabric.device, observer, "propagation")
-    confidence = found.confidence.cpu().numpy()
-    probabilities = found.probabilities.cpu().numpy()
-    observer.event("progress", stage="registration", done=1, of=1, fraction=1 / (1 + config.rounds))
-    predicted = _predicted_by_all(cohort.scaled(volume, grid), plan, config, fabric, store, observer)
-    if predicted is not None:
-        probabilities = fused(probabilities, confidence, predicted, config.propagation_share)
-    prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
-    return CaseResult(config.rounds, "scan", prediction, uncertainty, case_scores(prediction, uncertainty, classes))
-
-
-def _predicted_by_all(
-    image: NDArray[Any], plan: Plan, config: TrainingConfig, fabric: Fabric, store: Store, observer: Observer
-) -> NDArray[np.float16] | None:
-    """Mean prediction of the specialists that the last round used; None when no round trained one."""
-    mean = None
-    first = 1 if config.ensemble_rounds else config.rounds
-
-    def predict_on(where: torch.device) -> NDArray[np.float16]:
-        runner = fabric if where.type == fabric.device.type else make_fabric("cpu", "32-true")
-        model = learner.inference_model().to(where)
-        return predict_probabilities(model, image, plan, runner, config.test_time_passes, config.seed)
-
-    for count, number in enumerate(range(max(first, 1), config.rounds + 1), start=1):
-        learner = learner_named(config.learner)(plan, config)
-        learner.setup(fabric)
-        load_weights(learner, store, f"round-{number}.pt")
-        found = or_on_cpu(predict_on, fabric.device, observer, "prediction")
-        mean = found if mean is None else running_mean(mean, found, count)
-        done = (1 + number) / (1 + config.rounds)
-        observer.event("progress", stage="prediction", done=number, of=config.rounds, fraction=done)
-    return mean
 
 
 def plan_of(
@@ -229,8 +172,23 @@ def _first_pseudo_label(cohort: Cohort, case_id: str, config: TrainingConfig) ->
     )
 
 
-def train(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, progress: Progress) -> Learner:
+def train(
+    cohort: Cohort,
+    number: int,
+    config: TrainingConfig,
+    fabric: Fabric,
+    progress: Progress,
+    judge: CohortJudge | None = None,
+) -> Learner:
     """Train a specialist on the template's label and the pseudo-labels of this round."""
+
+    def value_of(learner: Learner) -> float:
+        assert judge is not None, "asked only where there is one"
+        model = learner.inference_model()
+        value = judge(lambda image: predict_probabilities(model, image, cohort.plan, fabric, 1, 0), cohort.plan.classes)
+        model.train()  # predicting switched the dropout off
+        return value
+
     labelled = cohort.labelled_cases(config.seed, learner_named(config.learner).with_distance)
     pseudo = cohort.pseudo_cases(number, config.seed)
     observer = progress.training(number)
@@ -238,7 +196,12 @@ def train(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, p
     while True:
         source = PatchSource(labelled, pseudo, cohort.plan, config, number)
         try:
-            return train_round(number, source, cohort.plan, config, cohort.store, fabric, observer, start_from)
+            judged = None if judge is None else value_of
+            arguments = (number, source, cohort.plan, config, cohort.store, fabric, observer, start_from, judged)
+            learner = train_round(*arguments)
+            if judge is not None:
+                learner.load_state_dict(cohort.store.tensors("judged", f"{number}.pt")["learner"])
+            return learner
         except (RuntimeError, MemoryError) as error:
             plan = smaller(cohort.plan)
             if plan is None or not is_out_of_memory(error):
@@ -279,14 +242,6 @@ def refine(cohort: Cohort, number: int, config: TrainingConfig, progress: Progre
         lambda: refine_cohort(cohort, number, config, progress.observer).to_json(), "refinement", f"{number}.json"
     )
     progress.step(f"refinement {number}", 1, 1)
-
-
-def running_mean(before: NDArray[Any], new: NDArray[Any], count: int) -> NDArray[np.float16]:
-    """The mean of `count` maps when `before` is the mean of all but the last; class by class in float32."""
-    mean = np.empty(new.shape, np.float16)
-    for value in range(len(new)):
-        mean[value] = before[value] + (new[value].astype(np.float32) - before[value]) / count
-    return mean
 
 
 def results(cohort: Cohort, number: int, config: TrainingConfig, progress: Progress) -> Iterator[CaseResult]:

@@ -21,6 +21,12 @@ from .planning import Plan
 #: Returns the batch of an iteration for a rank.
 Sample = Callable[[int, int], Batch]
 
+#: Says how good a learner's network is, larger is better.
+Judge = Callable[[Learner], float]
+
+#: Iterations between two judgements, as published.
+JUDGED_EVERY = 200
+
 
 def train_round(
     number: int,
@@ -31,6 +37,7 @@ def train_round(
     fabric: Fabric,
     observer: Observer,
     start_from: str | None = None,
+    judge: Judge | None = None,
 ) -> Learner:
     """Train a specialist from scratch (or from weights) for one round, resuming from its checkpoint if there is one.
 
@@ -42,6 +49,8 @@ def train_round(
         fabric: device, precision, ranks.
         observer: gets 'losses' events, and is asked whether to stop.
         start_from: file below `weights` to begin with; None: from scratch.
+        judge: asked every 200 iterations how good the network is; the best one is kept. It needs labels that the owner
+            of one label does not have: only the published protocol asks for it. None: the last weights are the result.
 
     Returns:
         the learner, trained.
@@ -74,6 +83,8 @@ def train_round(
         if now - reported >= 1 or done == config.iterations:
             reported = now
             observer.event("losses", round=number, iteration=done, of=config.iterations, losses=losses)
+        if judge is not None and (done % JUDGED_EVERY == 0 or done == config.iterations):
+            _keep_best(number, done, learner, judge, store, observer)
         if done < config.iterations and (now - saved >= config.checkpoint_seconds or observer.should_stop()):
             if fabric.is_global_zero:
                 store.save_tensors(_snapshot(learner, done), *checkpoint)
@@ -83,6 +94,19 @@ def train_round(
         store.save_tensors({"learner": learner.state_dict()}, *weights)
         store.remove(*checkpoint)
     return learner
+
+
+def _keep_best(number: int, iteration: int, learner: Learner, judge: Judge, store: Store, observer: Observer) -> None:
+    """Keep the learner under `judged` when it is better than before; every value is written down."""
+    names = ("judged", f"{number}.json")
+    judged: dict[str, Any] = store.json(*names) if store.has(*names) else {"values": {}}
+    value = judge(learner)
+    if all(value > earlier for earlier in judged["values"].values()):
+        store.save_tensors({"learner": learner.state_dict()}, "judged", f"{number}.pt")
+        judged |= {"best": value, "iteration": iteration}
+    judged["values"][str(iteration)] = value
+    store.save_json(judged, *names)
+    observer.event("judged", round=number, iteration=iteration, value=value)
 
 
 def load_weights(learner: Learner, store: Store, name: str) -> None:

@@ -1,4 +1,4 @@
-"""semisamo1 init, template, train, status, cancel, resume, predict, evaluate, report, demo, doctor."""
+"""semisamo1 init, template, train, status, cancel, resume, predict, evaluate, report, demo, doctor: the main job."""
 
 from __future__ import annotations
 
@@ -130,7 +130,13 @@ def train(
     preset: Annotated[str | None, typer.Option(help="quick, standard (when not given) or thorough.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Training rounds; 0 = registration alone.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Optimizer steps a round.")] = None,
-    learner: Annotated[str | None, typer.Option(help="How the specialist learns.")] = None,
+    learner: Annotated[str | None, typer.Option(help="How the specialist learns, e.g. mean_teacher.")] = None,
+    generalist: Annotated[
+        str | None, typer.Option(help="Who carries the label: registration, sam-med3d, mind or fused.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="SAM-Med3D's file, when it is not in its usual place.")] = None,
+    preprocessing: Annotated[str | None, typer.Option(help="For SAM-Med3D: official or released.")] = None,
+    coverage: Annotated[str | None, typer.Option(help="For SAM-Med3D: full, or centre as in the paper.")] = None,
     device: Annotated[str | None, typer.Option(help="auto (when not given), cpu, cuda or cuda:0.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same result; 0 when not given.")] = None,
     config: Annotated[Path | None, typer.Option(help="JSON file with further parameters; options win.")] = None,
@@ -140,17 +146,21 @@ def train(
 ) -> None:
     """Train on the template and segment all other scans, in the background."""
     from ..engine.config import PRESETS, make_config
+    from ..engine.propagation.registry import require_generalists
     from ..project.training import request_training
 
     parameters: dict[str, Any] = files.read_json(config) if config else {}
     if not isinstance(parameters, dict):
         raise fail(f'{config} must hold one JSON object, for example {{"rounds": 2}}', WRONG_USE)
-    given = {"preset": preset, "rounds": rounds, "iterations": iterations, "learner": learner}
-    given |= {"device": device, "seed": seed}
+    given: dict[str, Any] = {"preset": preset, "rounds": rounds, "iterations": iterations, "learner": learner}
+    given |= {"device": device, "seed": seed, "generalist": generalist}
+    frozen = {"checkpoint": checkpoint, "preprocessing": preprocessing, "coverage": coverage}
+    if frozen := {key: value for key, value in frozen.items() if value is not None}:
+        given["generalists"] = {**parameters.get("generalists", {}), **frozen}
     parameters.update({key: value for key, value in given.items() if value is not None})
     if parameters.setdefault("preset", "standard") not in PRESETS:
         raise fail(f"unknown preset {parameters['preset']!r}; there are: {', '.join(PRESETS)}", WRONG_USE)
-    make_config(**parameters)  # wrong values are named before anything starts
+    require_generalists(make_config(**parameters))  # what is wrong or missing is named before anything starts
     one = Project(project)
     if (other := running_training(one.jobs)) is not None:
         raise JobError(f"training {other.id} is under way in this project. Wait for it, or stop it: semisamo1 cancel")

@@ -110,7 +110,7 @@ class Bar:
     def event(self, kind: str, **fields: Any) -> None:
         if kind == "progress":
             description = f"{self._title}  {fields['stage']} {fields['done']}/{fields['of']}"
-            self._bars.update(self._bar, completed=fields["fraction"], description=description)
+            self._bars.update(self._bar, completed=fields.get("fraction"), description=description)
 
     def should_stop(self) -> bool:
         return False

@@ -52,7 +52,7 @@ def predict_file(
 
 
 def _segment(job: JobFolder, scan: Path, device: str, observer: Observer) -> CaseResult:
-    from ..engine.rounds import segment_one
+    from ..engine.further import segment_one
 
     config = config_of(job).model_copy(update={"device": device})
     class_map, labelled = read_labelled(job)

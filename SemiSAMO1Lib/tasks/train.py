@@ -16,6 +16,7 @@ from ..image_io import write_volume
 from ..job.folder import JobFolder
 from ..project import Project
 from ..project.label_writer import write_segmentation
+from .curves import WithCurves
 from .inputs import Inputs, read_inputs
 from .reporter import Reporter
 
@@ -46,8 +47,9 @@ def train(job: JobFolder, reporter: Reporter) -> None:
     classes = inputs.class_map.classes
     if writer.complete < config.rounds:  # else a worker was killed after its last round
         features = job.project / "cache" / "features"
-        for result in run(inputs.cases, inputs.labelled, classes, config, store, reporter, writer.complete, features):
-            writer.add(result)
+        with WithCurves(reporter, job.path / "curves") as seen:
+            for result in run(inputs.cases, inputs.labelled, classes, config, store, seen, writer.complete, features):
+                writer.add(result)
     if (job.project / "project.json").exists():
         Project(job.project).set_current_training(job.id)
     from .report import write_report

@@ -17,6 +17,7 @@ from SemiSAMO1Lib.engine.planning import (
     make_plan,
     network_shape,
     plan_to_json,
+    precision_for,
     scale_intensities,
     smaller,
     target_spacing,
@@ -298,3 +299,35 @@ def test_a_gpu_with_more_memory_gets_a_larger_batch():
     config = make_config("quick")
     small, large = (batch_size(100_000, config, "cuda", gib << 30) for gib in (1, 24))
     assert small < large <= 4, f"1 GiB gave {small} patches, 24 GiB {large}"
+
+
+@pytest.mark.parametrize(
+    ("patch", "strides", "expected"),
+    [
+        ((32, 32, 32), ((1, 1, 1), *[(2, 2, 2)] * 4), "32-true"),
+        ((2, 48, 48), ((1, 1, 1), (1, 2, 2)), "32-true"),
+        ((48, 32, 32), ((1, 1, 1), *[(2, 2, 2)] * 4), "bf16-mixed"),
+        ((1, 48, 48), ((1, 1, 1), (1, 2, 2)), "bf16-mixed"),
+    ],
+)
+def test_no_half_precision_on_a_cpu_for_levels_two_slices_deep(patch, strides, expected):
+    assert precision_for("bf16-mixed", "cpu", patch, strides) == expected, "torch's CPU kernels fail at depth 2"
+
+
+def test_a_gpu_may_have_levels_two_slices_deep():
+    assert precision_for("auto", "cuda", (32, 32, 32), ((1, 1, 1), *[(2, 2, 2)] * 4)) == "bf16-mixed"
+
+
+def test_a_given_patch_is_obeyed():
+    assert plan_for((20, 30, 40), (1, 1, 1), patch=(16, 24, 32)).patch == (16, 24, 32)
+
+
+def test_a_patch_that_the_network_cannot_have_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"unet_3d cannot have the patch \(30, 32, 32\).*nearest is \(32, 32, 32\)"):
+        plan_for((40, 40, 40), (1, 1, 1), patch=(30, 32, 32), specialist="unet_3d")
+
+
+def test_grey_values_are_left_as_they_are_on_request():
+    plan = plan_for((20, 30, 40), (1, 1, 1), normalise=False)
+    array = np.random.default_rng(0).normal(5, 3, (4, 5, 6)).astype(np.float32)
+    assert np.array_equal(scale_intensities(volume(array), plan.intensity), array), "normalise=False changes nothing"

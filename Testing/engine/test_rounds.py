@@ -13,10 +13,12 @@ from SemiSAMO1Lib.engine import rounds
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
 from SemiSAMO1Lib.engine.data.grids import canonical, with_spacing
 from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.further import segment_one
 from SemiSAMO1Lib.engine.memory import or_on_cpu
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.engine.planning import Plan
-from SemiSAMO1Lib.engine.rounds import run, segment_one
+from SemiSAMO1Lib.engine.refinement.fusion import running_mean
+from SemiSAMO1Lib.engine.rounds import run
 from SemiSAMO1Lib.engine.sampling import PatchSource
 from SemiSAMO1Lib.phantoms import LABELS, PhantomSettings, make_phantom
 
@@ -239,7 +241,7 @@ def test_running_mean_is_the_mean(count):
     maps = np.random.default_rng(0).random((count, 2, 3, 3, 3)).astype(np.float16)
     mean = maps[0]
     for number in range(2, count + 1):
-        mean = rounds.running_mean(mean, maps[number - 1], number)
+        mean = running_mean(mean, maps[number - 1], number)
     assert np.abs(mean.astype(float) - maps.astype(float).mean(0)).max() < 2e-3
 
 

@@ -40,7 +40,7 @@ class CachedFeatures:
         if path is not None and path.exists():
             try:
                 return _read(path)
-            except (OSError, KeyError, ValueError):
+            except (OSError, KeyError, ValueError, TypeError, RuntimeError):
                 path.unlink()  # damaged: computed anew
         found = self.generalist.features(volume)
         self.computed += 1

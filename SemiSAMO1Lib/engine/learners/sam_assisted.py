@@ -6,8 +6,9 @@ of an unlabelled scan is ever asked for.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,9 +31,10 @@ SURELY_OUTSIDE = 0.1
 class SemiSam(MeanTeacher):
     """Mean teacher beside λ_s(t) · MSE(student, mask of the generalist), λ_s falling (method, section 2)."""
 
-    def setup(self, fabric: Fabric) -> None:
-        super().setup(fabric)
-        self.assistants = assistants_of(self.config, fabric.device)
+    @cached_property
+    def assistants(self) -> list[Promptable]:
+        """Who is asked; loaded when first asked: a trained student predicts without them."""
+        return assistants_of(self.config, self.fabric.device)
 
     @classmethod
     def check(cls, config: TrainingConfig, device: torch.device, observer: Observer) -> None:
@@ -74,7 +76,8 @@ class SemiSam(MeanTeacher):
             if not asked:
                 continue
             everything = [question for _, questions in asked for question in questions]
-            answers = torch.stack([one.segment(patch[None], everything)[:, 0] for one in self.assistants])
+            with torch.no_grad():  # whatever a generalist does itself
+                answers = torch.stack([one.segment(patch[None], everything)[:, 0] for one in self.assistants])
             start = 0
             for value, questions in asked:
                 mean = answers[:, start : start + len(questions)].mean((0, 1))

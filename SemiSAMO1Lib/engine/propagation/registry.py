@@ -81,10 +81,18 @@ PROPAGATORS: dict[str, Callable[[Request], Propagator]] = {
 }
 
 
+def require_generalists(config: TrainingConfig) -> None:
+    """Raise before any work when a generalist is unknown or its checkpoint is not there (ValueError)."""
+    there = sorted({*PROPAGATORS, *FEATURES})  # a generalist without a line here propagates by its prototypes
+    if config.generalist not in there:
+        raise ValueError(f"unknown generalist {config.generalist!r}; there are: {', '.join(there)}")
+    given = config.generalists.checkpoint
+    if given != RANDOM and (config.generalist == "sam-med3d" or (config.generalist == "fused" and given is not None)):
+        find(given)
+
+
 def make_propagator(request: Request) -> Propagator:
     """The configured propagator. Raises ValueError naming those there are, or CheckpointError."""
+    require_generalists(request.config)
     name = request.config.generalist
-    if name not in PROPAGATORS and name not in FEATURES:
-        there = ", ".join(sorted({*PROPAGATORS, *FEATURES}))
-        raise ValueError(f"unknown generalist {name!r}; there are: {there}")
     return PROPAGATORS.get(name, prototypes(name))(request)

@@ -31,3 +31,11 @@ def voxel_weights(confidence: NDArray[Any], by_confidence: bool = True) -> NDArr
     if not by_confidence:
         return np.ones(trust.shape, np.float16)
     return np.where(trust > 0.01, 0.5 + 0.5 * trust, 0).astype(np.float16)
+
+
+def running_mean(before: NDArray[Any], new: NDArray[Any], count: int) -> NDArray[np.float16]:
+    """The mean of `count` maps when `before` is the mean of all but the last; class by class in float32."""
+    mean = np.empty(new.shape, np.float16)
+    for value in range(len(new)):
+        mean[value] = before[value] + (new[value].astype(np.float32) - before[value]) / count
+    return mean

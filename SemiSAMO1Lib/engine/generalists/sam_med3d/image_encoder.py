@@ -26,6 +26,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, shape: Architecture) -> None:
         super().__init__()
+        self.size = shape.size
         grid, channels, out = shape.grid, shape.embed_dim, shape.out_channels
         self.patch_embed = PatchEmbed(channels, shape.patch)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, grid, channels))
@@ -39,6 +40,8 @@ class ImageEncoder(nn.Module):
         )
 
     def forward(self, volume: Tensor) -> Tensor:
+        if volume.shape[1:] != (1, self.size, self.size, self.size):
+            raise ValueError(f"the encoder needs (B, 1, s, s, s) with s = {self.size}, got {tuple(volume.shape)}")
         tokens = self.patch_embed(volume) + self.pos_embed
         for block in self.blocks:
             tokens = block(tokens)
@@ -108,7 +111,8 @@ class Attention(nn.Module):
         batch, *extent, channels = tokens.shape
         # the K part of the bias shifts all logits of a query alike: it is kept only because it costs nothing
         q, k, v = self.qkv(tokens).reshape(batch, *extent, 3, self.heads, -1).permute(4, 0, 5, 1, 2, 3, 6)
-        bias, padding = self._bias(q)
+        with torch.autocast(q.device.type, enabled=False):  # sums of exponentials need more than half precision
+            bias, padding = self._bias(q)
         q, k, v = (one.flatten(2, 4) for one in (q, k, v))  # (B, heads, tokens, size)
         if padding is not None:
             _, key, value = self.qkv.bias.to(k.dtype).reshape(3, 1, self.heads, 1, -1)
@@ -124,16 +128,16 @@ class Attention(nn.Module):
 
         Returns:
             for real keys (B, heads, D·H·W, D·H·W), and for the virtual key that stands for all padded tokens
-            (B, heads, D·H·W, 1); None for a window without padding. float32.
+            (B, heads, D·H·W, 1); None for a window without padding. At least float32.
         """
-        q = q.float()
+        q = q.to(torch.promote_types(q.dtype, torch.float32))
         d, h, w = q.shape[2:5]
         n = self.window
-        padded = self.qkv.bias.float()[: q.shape[1] * q.shape[-1]].reshape(1, q.shape[1], 1, 1, 1, -1)
+        padded = self.qkv.bias.to(q.dtype)[: q.shape[1] * q.shape[-1]].reshape(1, q.shape[1], 1, 1, 1, -1)
         row = torch.cat([q, padded.expand(len(q), -1, d, h, n - w, -1)], 4)  # the queries of a row, padding included
         offset = torch.arange(n, device=q.device)[:, None] - torch.arange(n, device=q.device) + n - 1
         along_d, along_h, along_w = (
-            torch.einsum(rule, queries, table.float()[offset[:rows]])
+            torch.einsum(rule, queries, table.to(q.dtype)[offset[:rows]])
             for rule, queries, table, rows in (
                 ("zmabcs,als->zmabcl", q, self.rel_pos_d, d),
                 ("zmabis,bls->zmabil", row, self.rel_pos_h, h),

@@ -94,7 +94,7 @@ def windows(shape: tuple[int, ...], size: int, patch: int) -> Iterator[tuple[sli
 def normalised(window: NDArray[np.float32]) -> NDArray[np.float32] | None:
     """Mean and unbiased deviation of the voxels above 0, applied to all; None where there is nothing to see."""
     positive = window[window > 0]
-    if len(positive) < 2 or not positive.std() > 0:
+    if len(positive) < 2 or not positive.std() > 1e-5 * positive.mean():  # less is rounding: one value throughout
         return None
     return np.asarray((window - positive.mean()) / positive.std(ddof=1), np.float32)
 

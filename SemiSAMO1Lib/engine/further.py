@@ -1,0 +1,90 @@
+"""Segment a further scan with a finished training: its propagation and its specialists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+
+from ..volume import Volume
+from .cases import CaseResult, EngineCase, LabelledCase, Propagation
+from .cohort import Cohort
+from .config import TrainingConfig
+from .data.store import Store
+from .inference.sliding import predict_probabilities
+from .inference.uncertainty import case_scores, to_case_grid
+from .learners import learner_named
+from .memory import or_on_cpu
+from .observer import Observer
+from .planning import Plan
+from .propagation.registry import Request, make_propagator
+from .refinement.fusion import fused, running_mean
+from .training import load_weights, make_fabric
+
+
+def segment_one(
+    volume: Volume,
+    labelled: Sequence[LabelledCase],
+    classes: int,
+    config: TrainingConfig,
+    store: Store,
+    observer: Observer,
+    features: Path | None = None,
+) -> CaseResult:
+    """Segment a further scan with a finished run's specialists and its propagation.
+
+    Args:
+        volume: the scan.
+        labelled, classes, config, store: of the finished run; nothing is written to its store.
+        observer: gets progress.
+        features: folder of kept features.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+    """
+    plan = Plan.model_validate(store.json("plan.json"))
+    fabric = make_fabric(config.device, plan.precision)
+    cohort = Cohort([EngineCase("scan", volume.geometry, lambda: volume)], labelled, plan, store)
+    grid = cohort.grid(volume.geometry)
+
+    def carry(where: torch.device) -> Propagation:
+        propagator = make_propagator(Request(plan, config, where, observer, features))
+        return propagator.propagate(propagator.prepare(labelled), volume, grid)
+
+    found = or_on_cpu(carry, fabric.device, observer, "propagation")
+    confidence = found.confidence.cpu().numpy()
+    probabilities = found.probabilities.cpu().numpy()
+    observer.event("progress", stage="registration", done=1, of=1, fraction=1 / (1 + config.rounds))
+    predicted = _predicted_by_all(cohort.scaled(volume, grid), plan, config, fabric, store, observer)
+    if predicted is not None:
+        probabilities = fused(probabilities, confidence, predicted, config.propagation_share)
+    prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
+    return CaseResult(config.rounds, "scan", prediction, uncertainty, case_scores(prediction, uncertainty, classes))
+
+
+def _predicted_by_all(
+    image: NDArray[Any], plan: Plan, config: TrainingConfig, fabric: Fabric, store: Store, observer: Observer
+) -> NDArray[np.float16] | None:
+    """Mean prediction of the specialists that the last round used; None when no round trained one."""
+    mean = None
+    first = 1 if config.ensemble_rounds else config.rounds
+
+    def predict_on(where: torch.device) -> NDArray[np.float16]:
+        runner = fabric if where.type == fabric.device.type else make_fabric("cpu", "32-true")
+        model = learner.inference_model().to(where)
+        return predict_probabilities(model, image, plan, runner, config.test_time_passes, config.seed)
+
+    for count, number in enumerate(range(max(first, 1), config.rounds + 1), start=1):
+        learner = learner_named(config.learner)(plan, config)
+        learner.setup(fabric)
+        load_weights(learner, store, f"round-{number}.pt")
+        found = or_on_cpu(predict_on, fabric.device, observer, "prediction")
+        mean = found if mean is None else running_mean(mean, found, count)
+        done = (1 + number) / (1 + config.rounds)
+        observer.event("progress", stage="prediction", done=number, of=config.rounds, fraction=done)
+    return mean

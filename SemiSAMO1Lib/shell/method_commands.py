@@ -1,0 +1,218 @@
+"""semisamo1 reproduce, test, export-h5, import-h5, checkpoint: for those who compare methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .. import files
+from ..job import JobFolder, JobKind, start
+from ..project import Project
+from .console import WRONG_USE, Bar, exit_for, fail, follow, guarded, out, say
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+Root = Annotated[Path, typer.Option("--root", help="Folder with data/<case>.h5, train.txt, test.txt.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")]
+
+
+class Lines(Bar):
+    """A progress bar that prints notes and warnings above itself, and keeps them in a log."""
+
+    def __init__(self, title: str, hidden: bool, log: Path) -> None:
+        super().__init__(title, hidden)
+        self._hidden = hidden
+        self._log = log
+
+    def event(self, kind: str, **fields: Any) -> None:
+        super().event(kind, **fields)
+        if kind in ("note", "warning", "judged"):
+            text = fields.get("text") or ", ".join(f"{key} {value}" for key, value in fields.items())
+            if not self._hidden:
+                out.print(f"{kind}: {text}", highlight=False, markup=False, soft_wrap=True)
+        if kind != "progress":
+            files.append_line(self._log, {"kind": kind, **fields})
+
+
+@guarded
+def reproduce(
+    root: Root,
+    learner: Annotated[
+        str, typer.Option(help="mt, uamt, dan, dtc, semisam, semisam-uamt, semisam+, supervised or pseudo.")
+    ] = "mt",
+    rounds: Annotated[int, typer.Option(help="Training rounds.")] = 3,
+    iterations: Annotated[int, typer.Option(help="Optimizer steps a round.")] = 15_000,
+    patch: Annotated[tuple[int, int, int], typer.Option(help="Voxels along the file's axes.")] = (128, 128, 128),
+    knn_k: Annotated[int, typer.Option(help="K of the vote between rounds.")] = 5,
+    uncertainty_quantile: Annotated[float, typer.Option(help="Volumes from here on are refined.")] = 0.9,
+    labeled_num: Annotated[int, typer.Option(help="Cases of train.txt, from the first, whose label is read.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 1337,
+    generalist: Annotated[str, typer.Option(help="sam-med3d, registration, mind or fused.")] = "sam-med3d",
+    checkpoint: Annotated[str | None, typer.Option(help="SAM-Med3D's file; random: random weights.")] = None,
+    coverage: Annotated[str, typer.Option(help="centre (the paper's crop) or full.")] = "centre",
+    validate: Annotated[Path | None, typer.Option(help="List of labelled cases that choose the weights.")] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON file with further parameters; they win.")] = None,
+    device: Device = "auto",
+    output: Annotated[Path | None, typer.Option(help="Weights, log and summary go here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the published protocol on the HDF5 layout. Started again with the same output, it goes on."""
+    from ..tasks.protocol import Protocol
+    from ..tasks.protocol import reproduce as run
+
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root} is not a folder")
+    further: dict[str, Any] = files.read_json(config) if config else {}
+    if not isinstance(further, dict):
+        raise fail(f'{config} must hold one JSON object, for example {{"optimizer": "adamw"}}', WRONG_USE)
+    generalists: dict[str, Any] = {"coverage": coverage}
+    if coverage != "centre":
+        generalists |= {"label_cells": "share", "upsampling": "trilinear"}
+    if checkpoint is not None:
+        generalists["checkpoint"] = checkpoint
+    further["generalists"] = {**generalists, **further.get("generalists", {})}
+    further["device"] = device
+    protocol = Protocol(
+        root, learner, rounds, iterations, patch, knn_k, uncertainty_quantile, labeled_num, seed, generalist,
+        further, validate,
+    )  # fmt: skip
+    protocol.config()  # wrong values are named before anything is written
+    folder = output or Path(f"reproduce-{learner}-{seed}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with Lines("reproduce", as_json, folder / "log.jsonl") as lines:
+        summary = run(protocol, folder, lines)
+    text = f"{summary['seconds']:.0f} s. Weights: {folder / 'weights'}; summary: {folder / 'summary.json'}\n"
+    text += f"Next: semisamo1 test --root {root} --weights {folder / 'weights' / f'round-{rounds}.pth'}"
+    say({"output": str(folder), **summary}, as_json, text)
+
+
+@guarded
+def test(
+    root: Root,
+    weights: Annotated[Path, typer.Option(help="weights/round-<n>.pth of a run, or a published file.")],
+    cases: Annotated[str, typer.Option("--list", help="test, val, train, or a .txt file.")] = "test",
+    patch: Annotated[
+        tuple[int, int, int] | None, typer.Option(help="Window along the file's axes; that of the run when not given.")
+    ] = None,
+    save_predictions: Annotated[Path | None, typer.Option(help="Folder for NRRD files with geometry.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure weights on labelled cases: Dice, Jaccard, 95HD and ASD as mean ± standard deviation."""
+    from ..tasks.measure import measure_weights
+
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights} does not exist")
+    with Bar("test", as_json) as bar:
+        value = measure_weights(root, weights, cases, device, patch, save_predictions, bar)
+    table = Table("measure", "mean ± standard deviation")
+    for name, title in (
+        ("dice", "Dice"),
+        ("jaccard", "Jaccard"),
+        ("hd95_voxels", "95HD, voxels (as published)"),
+        ("asd_voxels", "ASD, voxels (as published)"),
+        ("hd95_mm", "95HD, mm"),
+        ("asd_mm", "ASD, mm"),
+    ):
+        table.add_row(title, f"{value[name]['mean']:.4f} ± {value[name]['std']:.4f}")
+    if as_json:
+        say(value, True, "")
+    else:
+        out.print(table)
+
+
+@guarded
+def export_h5(
+    project: Annotated[Path, typer.Argument(help="The project folder.", show_default=False)],
+    root: Annotated[Path, typer.Argument(help="A new folder for the layout.", show_default=False)],
+    predictions: Annotated[bool, typer.Option(help="Predictions as labels of cases that nobody labelled.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a project as the published HDF5 layout, with geometry and axis order as attributes."""
+    from ..tasks.convert import export_layout
+
+    with Bar("export", as_json) as bar:
+        value = export_layout(Project(project), root, predictions, bar)
+    say(value, as_json, f"{value['cases']} cases in {root}, labelled: {', '.join(value['labelled']) or 'none'}")
+
+
+@guarded
+def import_h5(
+    root: Annotated[Path, typer.Argument(help="Folder of the layout.", show_default=False)],
+    project: Annotated[Path, typer.Argument(help="A new project folder.", show_default=False)],
+    labeled_num: Annotated[int, typer.Option(help="Cases of train.txt, from the first, whose label is taken.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Make a project from the published HDF5 layout; the first case of train.txt becomes the template."""
+    from ..tasks.convert import label_imported
+
+    if not (root / "data").is_dir():
+        raise NotADirectoryError(f"{root / 'data'} is not a folder; expected data/<case>.h5 and train.txt in {root}")
+    one = Project.create(project)
+    job = JobFolder.create(one.jobs, JobKind.IMPORT, {"images": str(root.resolve())}, [])
+    start(job)
+    exit_for(job, follow(job, as_json))
+    labelled = label_imported(one, root, labeled_num)
+    state = one.refresh()
+    skipped = [{"name": s.name, "reason": s.reason} for s in state.skipped]
+    text = f"{len(state.cases)} scans in {project}, labelled: {', '.join(labelled) or 'none'}"
+    value = {"project": str(project), "cases": len(state.cases), "labelled": labelled, "skipped": skipped}
+    say(value, as_json, "\n".join([text, *(f"  skipped {s['name']}: {s['reason']}" for s in skipped)]))
+
+
+checkpoint_app = typer.Typer(help="The published weights of SAM-Med3D.", no_args_is_help=True)
+
+
+@checkpoint_app.command(epilog="Example: semisamo1 checkpoint fetch")
+@guarded
+def fetch(
+    url: Annotated[str | None, typer.Option(help="Another place to fetch from.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Download the checkpoint (384 MiB); a download that was cut short goes on."""
+    from ..engine.generalists.sam_med3d import checkpoint
+
+    target = checkpoint.cache_folder() / checkpoint.NAME
+    with Bar("fetch", as_json) as bar:
+
+        def tell(done: int, of: int) -> None:
+            fraction = done / of if of else 0.0
+            bar.event("progress", stage="MiB", done=done >> 20, of=of >> 20, fraction=fraction)
+
+        path, digest = checkpoint.fetch(target, url or checkpoint.CARD.url, tell)
+    licence = checkpoint.CARD.licence
+    say(
+        {"path": str(path), "sha256": digest, "licence": licence},
+        as_json,
+        f"{path}\nsha256 {digest}\nlicence {licence}",
+    )
+
+
+@checkpoint_app.command(epilog="Example: semisamo1 checkpoint show --checkpoint sam_med3d_turbo.pth")
+@guarded
+def show(
+    checkpoint: Annotated[str | None, typer.Option(help="The file; it is looked for when not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say where the checkpoint lies, its hash, and whether it can be loaded."""
+    from ..engine.generalists.sam_med3d import checkpoint as published
+    from ..engine.generalists.sam_med3d.generalist import load_model
+
+    path = published.find(checkpoint)
+    loaded = load_model(str(path), "full")
+    genuine = published.is_published(loaded.identity)
+    value = {"path": str(path), "sha256": loaded.identity, "published": genuine, "notes": list(loaded.notes)}
+    lines = [str(path), f"sha256 {loaded.identity}", "the published file" if genuine else "NOT the published file"]
+    say(value, as_json, "\n".join([*lines, *loaded.notes]))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put these commands into the shell."""
+    examples = "semisamo1 reproduce --root LA_h5 --learner uamt --generalist registration"
+    app.command(epilog=f"Example: {examples}")(reproduce)
+    app.command(epilog="Example: semisamo1 test --root LA_h5 --weights reproduce-mt-1337/weights/round-3.pth")(test)
+    app.command("export-h5", epilog="Example: semisamo1 export-h5 ~/hippocampus ~/hippocampus_h5")(export_h5)
+    app.command("import-h5", epilog="Example: semisamo1 import-h5 ~/LA_h5 ~/left_atrium")(import_h5)
+    app.add_typer(checkpoint_app, name="checkpoint")

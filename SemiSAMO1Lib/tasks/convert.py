@@ -1,0 +1,84 @@
+"""Projects to the HDF5 layout of the published code, and back."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engine.data.hdf5_layout import read_case, read_list, write_case, write_list
+from ..engine.observer import Observer
+from ..image_io import read_volume, write_volume
+from ..project import Project, Role, read_labels
+from ..volume import Volume
+from .layout import ProtocolError
+from .report import predictions_of
+
+
+def export_layout(project: Project, root: Path, with_predictions: bool, observer: Observer) -> dict[str, Any]:
+    """Write every case of a project as data/<case>.h5; train.txt names the labelled ones first.
+
+    Args:
+        project: excluded cases are left out.
+        root: an empty or new folder.
+        with_predictions: cases without a person's label get the current training's prediction as `label`.
+        observer: gets progress.
+
+    Raises:
+        ProtocolError: the folder holds something already.
+        ValueError: a label value above 255, which the layout cannot hold.
+    """
+    if root.exists() and any(root.iterdir()):
+        raise ProtocolError(f"{root} is not empty; choose a new folder")
+    state = project.refresh()
+    labelled = state.with_role(Role.TEMPLATE, Role.LABELLED)
+    cases = [*labelled, *state.with_role(Role.UNLABELLED)]
+    predictions = predictions_of(project) if with_predictions else {}
+    for position, case in enumerate(cases):
+        image = read_volume(project.image_path(case))
+        label: Volume | None = None
+        source = project.label_path(case) if case in labelled else predictions.get(case.id)
+        if source is not None:
+            label = read_labels(source, image.geometry, allow_empty=True).volume
+        write_case(root / "data" / f"{case.id}.h5", image, label)
+        done = position + 1
+        observer.event("progress", stage="exporting", done=done, of=len(cases), fraction=done / len(cases))
+    write_list(root, "train", [case.id for case in cases])
+    return {"root": str(root), "cases": len(cases), "labelled": [case.id for case in labelled]}
+
+
+def label_imported(project: Project, root: Path, count: int) -> list[str]:
+    """Give the first `count` cases of train.txt their labels in a project into which the layout was imported.
+
+    Returns:
+        their ids in the project, the template first.
+
+    Raises:
+        ProtocolError: train.txt names fewer cases, or one that was not imported.
+        KeyError: a file has no `label`.
+    """
+    names = read_list(root, "train")
+    if count > len(names):
+        raise ProtocolError(f"{count} labelled cases were asked for; train.txt in {root} names {len(names)}")
+    by_file = {Path(case.source.get("file", "")).stem: case for case in project.refresh().cases}
+    done: list[str] = []
+    for name in names[:count]:
+        case = by_file.get(name.removesuffix(".h5"))
+        if case is None:
+            raise ProtocolError(f"train.txt names {name!r}, which is not in {root / 'data'} or could not be imported")
+        read = read_case(root / "data" / f"{Path(name).stem}.h5", with_label=True)
+        assert read.label is not None, "asked for"
+        folder = Path(tempfile.mkdtemp())
+        try:
+            write_volume(folder / "label.nrrd", read.label)
+            role = Role.LABELLED if done else Role.TEMPLATE
+            origin = "imported" if done else "template"
+            absent = sorted(set(project.refresh().labels.values) - set(np.unique(read.label.array).tolist()))
+            project.add_label(case.id, folder / "label.nrrd", origin, role, absent, add_labels=True)
+        finally:
+            shutil.rmtree(folder)
+        done.append(case.id)
+    return done
