@@ -8,7 +8,12 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+from SemiSAMO1Lib.engine.data.hdf5_layout import write_case, write_list
+from SemiSAMO1Lib.image_io import read_volume
+from SemiSAMO1Lib.volume import Volume
 
 #: Folder with `hippocampus` and `left_atrium`, each with images/ and labels/.
 DATA = Path(os.environ.get("SEMISAMO1_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
@@ -42,3 +47,20 @@ def keep(row: dict[str, Any], rows: Path | None) -> None:
     if rows is not None:
         with open(rows, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
+
+
+def layout(cohort: str, count: int, root: Path) -> Path:
+    """The first scans of a cohort in the HDF5 layout, z-scored as published; all but the first are in test.txt too."""
+    names = []
+    for scan in scans(cohort, count):
+        image, label = read_volume(scan), read_volume(reference_of(scan))
+        array = image.array.astype(np.float32)
+        name = scan.name.split(".")[0]
+        target = root / "data" / f"{name}.h5"
+        if not target.exists():
+            scaled = Volume((array - array.mean()) / array.std(), image.geometry)
+            write_case(target, scaled, Volume(label.array.astype(np.uint8), image.geometry))
+        names.append(name)
+    write_list(root, "train", names)
+    write_list(root, "test", names[1:])
+    return root

@@ -1,0 +1,72 @@
+"""Round 0 alone, by every way of carrying the label: registration, prototypes, their fusion.
+
+    python Testing/benchmarks/generalists.py --cases 20 --rows generalists.jsonl
+
+Dice on each case's own grid, hippocampus, template = the first scan by name. SAM-Med3D has no weights here: its rows
+run with random ones (small configuration) and show the mechanism, not its worth; --checkpoint FILE measures the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import keep, machine, reference_of, scans
+
+from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
+from SemiSAMO1Lib.engine.config import make_config
+from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.observer import Silent
+from SemiSAMO1Lib.engine.rounds import run
+from SemiSAMO1Lib.image_io import read_volume
+from SemiSAMO1Lib.volume import Volume
+
+
+def variants(checkpoint: str | None) -> list[tuple[str, dict[str, Any]]]:
+    """Generalist and its settings."""
+    weights = {"checkpoint": checkpoint} if checkpoint else {"checkpoint": "random", "architecture": "small"}
+    published = {"preprocessing": "released", "coverage": "centre", "upsampling": "nearest"}
+    return [
+        ("registration", {}),
+        ("mind", {}),
+        ("mind", {"upsampling": "nearest"}),
+        ("mind", {"prototypes": 5}),
+        ("mind", {"prototypes": 20}),
+        ("fused", {"prototypes": 20}),
+        ("sam-med3d", {**weights}),
+        ("sam-med3d", {**weights, "prototypes": 5}),
+        ("sam-med3d", {**weights, **published}),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=20, help="scans, the template included")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--rows", type=Path)
+    options = parser.parse_args()
+    files = scans("hippocampus", options.cases)
+    volumes = [read_volume(file) for file in files]
+    labels = [read_volume(reference_of(file)).array.astype(np.uint8) for file in files]
+    labelled = [LabelledCase("template", volumes[0], Volume(labels[0], volumes[0].geometry))]
+    cases = [EngineCase(str(n), v.geometry, lambda v=v: v) for n, v in enumerate(volumes) if n]
+    for generalist, settings in variants(options.checkpoint):
+        config = make_config("quick", rounds=0, generalist=generalist, generalists=settings, device="cpu")
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            store = Store(Path(folder))
+            found = list(run(cases, labelled, 3, config, store, Silent()))
+            facts = store.json("propagation", "1.json")
+        seconds = time.monotonic() - began
+        dice = [mean_dice(one.prediction.array, labels[int(one.case_id)], 3) for one in found]
+        row = {"benchmark": "generalists", "generalist": generalist, **settings, "cases": options.cases}
+        row |= {"mean_dice": round(float(np.mean(dice)), 4), "worst_dice": round(float(np.min(dice)), 4)}
+        keep({**row, "reliability": facts.get("reliability"), "seconds": round(seconds, 1), **machine()}, options.rows)
+
+
+if __name__ == "__main__":
+    main()
