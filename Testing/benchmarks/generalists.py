@@ -21,6 +21,7 @@ from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
 from SemiSAMO1Lib.engine.config import make_config
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.observer import Silent
+from SemiSAMO1Lib.engine.refinement.acceptance import mean_dice
 from SemiSAMO1Lib.engine.rounds import run
 from SemiSAMO1Lib.image_io import read_volume
 from SemiSAMO1Lib.volume import Volume
