@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -14,7 +15,17 @@ def main() -> None:
             raise
         print(f"the shell needs {error.name}: pip install 'semisamo1[shell]'", file=sys.stderr)
         sys.exit(2)
+    _with_allocator_settings()
     app()
+
+
+def _with_allocator_settings() -> None:
+    """Start `reproduce` anew with the worker's environment: it trains in this process (DESIGN section 8)."""
+    from .job.launcher import ALLOCATOR
+
+    if sys.argv[1:2] == ["reproduce"] and sys.platform.startswith("linux") and not set(ALLOCATOR) <= set(os.environ):
+        arguments = [sys.executable, "-m", "SemiSAMO1Lib.cli", *sys.argv[1:]]
+        os.execve(sys.executable, arguments, {**os.environ, **ALLOCATOR})
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
+from ..volume import Geometry, Volume
 from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
@@ -30,7 +31,7 @@ from .inference.uncertainty import case_scores, to_case_grid
 from .learners import Learner, learner_named
 from .memory import is_out_of_memory, or_on_cpu, usable_memory
 from .observer import Observer, stop_if_asked
-from .planning import Plan, make_plan, plan_to_json, smaller
+from .planning import Plan, make_plan, plan_to_json, scale_intensities, smaller
 from .progress import Progress
 from .propagation.base import Propagator
 from .propagation.descriptors import working_spacing
@@ -85,13 +86,13 @@ def run(
         raise ValueError("no unlabelled case to segment: add scans to the project")
     require_generalists(config)
     fabric = make_fabric(config.device, "32-true" if config.precision == "auto" else config.precision)
+    if config.rounds:  # unknown names and absent checkpoints are refused before anything is written
+        learner_named(config.learner).check(config, fabric.device, observer)
     plan = plan_of(cases, labelled, classes, config, store, fabric)
     if plan.precision != "32-true":
         fabric = make_fabric(config.device, plan.precision)
-    if config.rounds:  # unknown names are refused before any work
-        learner = learner_named(config.learner)
-        make_specialist(config.specialist, plan, learner.with_distance)
-        learner.check(config, fabric.device, observer)
+    if config.rounds:
+        make_specialist(config.specialist, plan, learner_named(config.learner).with_distance)
     cohort = Cohort(cases, labelled, plan, store)
     progress = Progress(observer, cohort, config)
 
@@ -185,7 +186,12 @@ def train(
     def value_of(learner: Learner) -> float:
         assert judge is not None, "asked only where there is one"
         model = learner.inference_model()
-        value = judge(lambda image: predict_probabilities(model, image, cohort.plan, fabric, 1, 0), cohort.plan.classes)
+
+        def predicted(image: NDArray[Any]) -> NDArray[np.float16]:
+            scaled = scale_intensities(Volume(image, Geometry(image.shape)), cohort.plan.intensity)
+            return predict_probabilities(model, scaled, cohort.plan, fabric, 1, 0)
+
+        value = judge(predicted, cohort.plan.classes)
         model.train()  # predicting switched the dropout off
         return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -45,7 +46,8 @@ class CachedFeatures:
         found = self.generalist.features(volume)
         self.computed += 1
         if path is not None:
-            _write(path, found)
+            with contextlib.suppress(OSError):  # a full disk or a read-only folder: they are computed again next time
+                _write(path, found)
         return found
 
     def _name(self, volume: Volume) -> str:
@@ -65,6 +67,6 @@ def _read(path: Path) -> FeatureMap:
 def _write(path: Path, found: FeatureMap) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        file.create_dataset("channels", data=found.channels, compression="gzip")
-        file.create_dataset("weight", data=found.weight, compression="gzip")
+        file.create_dataset("channels", data=found.channels, compression="gzip", fletcher32=True)
+        file.create_dataset("weight", data=found.weight, compression="gzip", fletcher32=True)
         file.attrs["geometry"] = json.dumps(found.geometry.to_json())

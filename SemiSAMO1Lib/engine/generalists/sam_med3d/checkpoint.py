@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
@@ -10,7 +11,7 @@ import re
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,13 @@ def cache_folder() -> Path:
 
 
 def places(given: str | None = None) -> list[Path]:
-    """Where the checkpoint is looked for: the configured file, the environment variable, the cache folder."""
-    found = []
-    for one in (given, os.environ.get(VARIABLE), str(cache_folder())):
-        if one:
-            path = Path(one).expanduser()
-            folder = path.is_dir() or (path.suffix == "" and not path.is_file())
-            found.append(path / NAME if folder else path)
-        if one == given and given:
-            return found  # a file that was named must not be replaced by another one silently
-    return found
+    """Where the checkpoint is looked for: the configured file, else the environment variable's, else the cache folder.
+
+    A file that was named is never replaced by another one silently.
+    """
+    path = Path(given or os.environ.get(VARIABLE) or cache_folder()).expanduser()
+    folder = path.is_dir() or (path.suffix == "" and not path.is_file())
+    return [path / NAME if folder else path]
 
 
 def find(given: str | None = None) -> Path:
@@ -75,7 +73,8 @@ def find(given: str | None = None) -> Path:
     raise CheckpointError(
         f"the checkpoint {NAME} was not found; looked at {', '.join(map(str, looked))}. Get it with "
         f"`semisamo1 checkpoint fetch`, or download {CARD.url} on another computer and put it at "
-        f"{cache_folder() / NAME}. Without it use --generalist registration (the default) or --generalist mind."
+        f"{cache_folder() / NAME}. Without it use --generalist registration (the default) or --generalist "
+        "mind, and a learner other than semisam."
     )
 
 
@@ -123,13 +122,17 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         raise CheckpointError(f"{path} holds no state dict: expected tensors by name, or them under 'model_state_dict'")
     notes = []
     weights: dict[str, Tensor] = dict(content)
-    for prefix in WRAPPERS:
-        if weights and all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): one for name, one in weights.items()}
-            notes.append(f"{path.name}: the prefix {prefix!r} was taken off every name")
+    while weights and (prefix := _wrapper(weights)):
+        weights = {name.removeprefix(prefix): one for name, one in weights.items()}
+        notes.append(f"{path.name}: the prefix {prefix!r} was taken off every name")
     if any(one.dtype in (torch.float16, torch.bfloat16) for one in weights.values()):
         notes.append(f"{path.name}: half precision, converted to float32; the published file is float32")
     return {name: one.float() if one.is_floating_point() else one for name, one in weights.items()}, notes
+
+
+def _wrapper(names: Iterable[str]) -> str:
+    """The wrapper's prefix that all names share, or nothing."""
+    return next((prefix for prefix in WRAPPERS if all(name.startswith(prefix) for name in names)), "")
 
 
 def load(model: nn.Module, weights: Mapping[str, Tensor], path: Path, part: str = "") -> None:
@@ -221,6 +224,8 @@ def fetch(
         if error.code != 416:  # 416: nothing is left to fetch
             raise CheckpointError(_by_hand(url, target, f"HTTP {error.code} {error.reason}")) from error
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
         raise CheckpointError(_by_hand(url, target, str(error))) from error
     digest = sha256(part)
     if not is_published(digest):
