@@ -156,7 +156,8 @@ def train(
     given |= {"device": device, "seed": seed, "generalist": generalist}
     frozen = {"checkpoint": checkpoint, "preprocessing": preprocessing, "coverage": coverage}
     if frozen := {key: value for key, value in frozen.items() if value is not None}:
-        given["generalists"] = {**parameters.get("generalists", {}), **frozen}
+        named = parameters.get("generalists", {})
+        given["generalists"] = {**named, **frozen} if isinstance(named, dict) else named
     parameters.update({key: value for key, value in given.items() if value is not None})
     if parameters.setdefault("preset", "standard") not in PRESETS:
         raise fail(f"unknown preset {parameters['preset']!r}; there are: {', '.join(PRESETS)}", WRONG_USE)

@@ -72,8 +72,9 @@ def reproduce(
         generalists |= {"label_cells": "share", "upsampling": "trilinear"}
     if checkpoint is not None:
         generalists["checkpoint"] = checkpoint
-    further["generalists"] = {**generalists, **further.get("generalists", {})}
-    further["device"] = device
+    named = further.get("generalists", {})
+    further["generalists"] = {**generalists, **named} if isinstance(named, dict) else named
+    further.setdefault("device", device)
     protocol = Protocol(
         root, learner, rounds, iterations, patch, knn_k, uncertainty_quantile, labeled_num, seed, generalist,
         further, validate,
@@ -146,15 +147,16 @@ def import_h5(
     as_json: Json = False,
 ) -> None:
     """Make a project from the published HDF5 layout; the first case of train.txt becomes the template."""
-    from ..tasks.convert import label_imported
+    from ..tasks.convert import label_imported, labelled_names
 
     if not (root / "data").is_dir():
         raise NotADirectoryError(f"{root / 'data'} is not a folder; expected data/<case>.h5 and train.txt in {root}")
+    names = labelled_names(root, labeled_num)  # what is wrong is named before anything is written
     one = Project.create(project)
     job = JobFolder.create(one.jobs, JobKind.IMPORT, {"images": str(root.resolve())}, [])
     start(job)
     exit_for(job, follow(job, as_json))
-    labelled = label_imported(one, root, labeled_num)
+    labelled = label_imported(one, root, names)
     state = one.refresh()
     skipped = [{"name": s.name, "reason": s.reason} for s in state.skipped]
     text = f"{len(state.cases)} scans in {project}, labelled: {', '.join(labelled) or 'none'}"
@@ -215,4 +217,4 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog="Example: semisamo1 test --root LA_h5 --weights reproduce-mt-1337/weights/round-3.pth")(test)
     app.command("export-h5", epilog="Example: semisamo1 export-h5 ~/hippocampus ~/hippocampus_h5")(export_h5)
     app.command("import-h5", epilog="Example: semisamo1 import-h5 ~/LA_h5 ~/left_atrium")(import_h5)
-    app.add_typer(checkpoint_app, name="checkpoint")
+    app.add_typer(checkpoint_app, name="checkpoint", epilog="Example: semisamo1 checkpoint fetch")

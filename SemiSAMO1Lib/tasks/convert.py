@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..engine.data.hdf5_layout import read_case, read_list, write_case, write_list
+from ..engine.data.hdf5_layout import write_case, write_list
 from ..engine.observer import Observer
 from ..image_io import read_volume, write_volume
 from ..project import Project, Role, read_labels
 from ..volume import Volume
-from .layout import ProtocolError
+from .layout import ProtocolError, listed_cases, read_labelled
 from .report import predictions_of
 
 
@@ -34,7 +35,7 @@ def export_layout(project: Project, root: Path, with_predictions: bool, observer
     if root.exists() and any(root.iterdir()):
         raise ProtocolError(f"{root} is not empty; choose a new folder")
     state = project.refresh()
-    labelled = state.with_role(Role.TEMPLATE, Role.LABELLED)
+    labelled = [*state.with_role(Role.TEMPLATE), *state.with_role(Role.LABELLED)]
     cases = [*labelled, *state.with_role(Role.UNLABELLED)]
     predictions = predictions_of(project) if with_predictions else {}
     for position, case in enumerate(cases):
@@ -50,33 +51,53 @@ def export_layout(project: Project, root: Path, with_predictions: bool, observer
     return {"root": str(root), "cases": len(cases), "labelled": [case.id for case in labelled]}
 
 
-def label_imported(project: Project, root: Path, count: int) -> list[str]:
-    """Give the first `count` cases of train.txt their labels in a project into which the layout was imported.
-
-    Returns:
-        their ids in the project, the template first.
+def labelled_names(root: Path, count: int) -> list[str]:
+    """The first `count` cases of train.txt, whose labels can be taken into a project.
 
     Raises:
-        ProtocolError: train.txt names fewer cases, or one that was not imported.
-        KeyError: a file has no `label`.
+        ProtocolError: train.txt names fewer cases, or a file's label is missing, empty or none.
     """
-    names = read_list(root, "train")
-    if count > len(names):
-        raise ProtocolError(f"{count} labelled cases were asked for; train.txt in {root} names {len(names)}")
+    if count == 0:
+        return []
+    names = listed_cases(root, root / "train.txt")
+    if not 0 < count <= len(names):
+        raise ProtocolError(
+            f"{count} labelled cases were asked for; train.txt in {root} names {len(names)}. Lower --labeled-num "
+            "or name more cases"
+        )
+    for name in names[:count]:
+        if not read_labelled(root, name)[1].array.any():
+            raise ProtocolError(f"{name}.h5: the label is empty; expected at least one value above 0")
+    return names[:count]
+
+
+def label_imported(project: Project, root: Path, names: Sequence[str]) -> list[str]:
+    """Give cases their labels in a project into which the layout was imported.
+
+    Args:
+        project: holds them.
+        root: folder of the layout.
+        names: see `labelled_names`; the first becomes the template.
+
+    Returns:
+        their ids in the project.
+
+    Raises:
+        ProtocolError: a case was not imported.
+    """
     by_file = {Path(case.source.get("file", "")).stem: case for case in project.refresh().cases}
     done: list[str] = []
-    for name in names[:count]:
-        case = by_file.get(name.removesuffix(".h5"))
+    for name in names:
+        case = by_file.get(name)
         if case is None:
-            raise ProtocolError(f"train.txt names {name!r}, which is not in {root / 'data'} or could not be imported")
-        read = read_case(root / "data" / f"{Path(name).stem}.h5", with_label=True)
-        assert read.label is not None, "asked for"
+            raise ProtocolError(f"{name} of train.txt could not be imported; the skipped scans say why")
+        _, label = read_labelled(root, name)
         folder = Path(tempfile.mkdtemp())
         try:
-            write_volume(folder / "label.nrrd", read.label)
+            write_volume(folder / "label.nrrd", label)
             role = Role.LABELLED if done else Role.TEMPLATE
             origin = "imported" if done else "template"
-            absent = sorted(set(project.refresh().labels.values) - set(np.unique(read.label.array).tolist()))
+            absent = sorted(set(project.refresh().labels.values) - set(np.unique(label.array).tolist()))
             project.add_label(case.id, folder / "label.nrrd", origin, role, absent, add_labels=True)
         finally:
             shutil.rmtree(folder)

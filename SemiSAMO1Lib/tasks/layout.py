@@ -9,7 +9,9 @@ import h5py
 import numpy as np
 
 from ..engine.cases import EngineCase, LabelledCase
-from ..engine.data.hdf5_layout import read_case
+from ..engine.data.hdf5_layout import Hdf5Case, read_case
+from ..project.cases import check_voxels
+from ..project.label_table import LARGEST_VALUE
 from ..volume import Geometry, Volume
 from .inputs import ClassMap
 
@@ -44,14 +46,20 @@ def read_layout(root: Path, labelled: int) -> tuple[list[LabelledCase], list[Eng
 
 
 def listed_cases(root: Path, listing: Path) -> list[str]:
-    path = listing if listing.is_file() else root / listing.name
-    if not path.is_file():
-        raise ProtocolError(f"{path} does not exist; expected a text file with one case name a line, beside data/")
+    """Names of the cases in a list; a relative path is looked for in `root`, then here. Raises ProtocolError."""
+    path = next((one for one in (root / listing, listing) if one.is_file()), None)
+    if path is None:
+        raise ProtocolError(f"{listing} does not exist; expected a text file with one case name a line, beside data/")
     names = [line.strip().removesuffix(".h5") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not names:
         raise ProtocolError(f"{path} names no case; expected one case name a line")
     if absent := [name for name in names if not case_file(root, name).is_file()]:
-        raise ProtocolError(f"{path.name} names {len(absent)} cases that are not in {root / 'data'}: {absent[:5]}")
+        raise ProtocolError(
+            f"{path.name} names {len(absent)} cases that are not in {root / 'data'}: {absent[:5]}. Correct the list, "
+            "or add their files"
+        )
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ProtocolError(f"{path.name} names {repeated[:5]} more than once; expected one line a case")
     return names
 
 
@@ -60,18 +68,42 @@ def case_file(root: Path, name: str) -> Path:
 
 
 def labelled_case(root: Path, name: str) -> tuple[str, Volume, Volume]:
-    try:
-        found = read_case(case_file(root, name), with_label=True)
-    except (KeyError, OSError, ValueError) as error:
-        raise ProtocolError(f"{name} cannot serve as a labelled case: {error}") from error
+    """Name, image and label of a case, every voxel 1 mm. Raises ProtocolError."""
+    image, label = read_labelled(root, name)
+    grid = Geometry(image.array.shape)
+    return name, Volume(image.array, grid), Volume(label.array, grid)
+
+
+def read_labelled(root: Path, name: str) -> tuple[Volume, Volume]:
+    """Image and label of a case with their geometry; label values are whole numbers. Raises ProtocolError."""
+    found = _checked(root, name, with_label=True)
     assert found.label is not None, "asked for"
-    grid = Geometry(found.image.array.shape)
-    return name, Volume(found.image.array, grid), Volume(found.label.array, grid)
+    label = found.label.array
+    whole = label.dtype.kind in "biu" or (label.dtype.kind == "f" and np.array_equal(label, np.rint(label)))
+    if not whole or label.min() < 0 or label.max() > LARGEST_VALUE:
+        raise ProtocolError(
+            f"{name}.h5: the label is {label.dtype} from {label.min()} to {label.max()}; expected whole numbers from 0 "
+            f"to {LARGEST_VALUE}. Mend the file, or name another case in the list"
+        )
+    return found.image, Volume(label.astype(np.uint8 if label.max() <= 255 else np.uint16), found.label.geometry)
+
+
+def _checked(root: Path, name: str, with_label: bool) -> Hdf5Case:
+    try:
+        found = read_case(case_file(root, name), with_label)
+        check_voxels(found.image)
+    except (KeyError, OSError, ValueError) as error:
+        wanted = "image and label" if with_label else "an image"
+        raise ProtocolError(
+            f"{name}.h5 cannot be used: {error.args[0] if isinstance(error, KeyError) else error}. Expected: {wanted} "
+            "as 3D arrays of one size. Mend the file, or name another case in the list"
+        ) from error
+    return found
 
 
 def _image(root: Path, name: str) -> Volume:
     """The image of a case; its label is not read."""
-    array = read_case(case_file(root, name)).image.array
+    array = _checked(root, name, with_label=False).image.array
     return Volume(array, Geometry(array.shape))
 
 
@@ -85,5 +117,7 @@ def _grid(root: Path, name: str) -> Geometry:
         raise ProtocolError(f"{name}.h5 cannot be read: {error}") from error
     if len(shape) != 3:
         raise ProtocolError(f"{name}.h5 holds a {len(shape)}D image; 3D is needed")
+    if sorted(order) != ["x", "y", "z"]:
+        raise ProtocolError(f"{name}.h5: axis_order {order!r}; an order of x, y and z is needed")
     z, y, x = (int(shape[order.index(axis)]) for axis in "zyx")
     return Geometry((z, y, x))

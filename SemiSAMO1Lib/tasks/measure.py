@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from .. import files
 from ..engine.config import TrainingConfig, make_config
-from ..engine.data.hdf5_layout import read_case
 from ..engine.evaluation.metrics import case_metrics
 from ..engine.generalists.sam_med3d.checkpoint import read_weights
 from ..engine.inference.sliding import predict_probabilities
 from ..engine.learners import learner_named
 from ..engine.observer import Observer
-from ..engine.planning import BUILT_IN_STRIDES, IntensityPlan, Plan
+from ..engine.planning import BUILT_IN_STRIDES, IntensityPlan, Plan, scale_intensities
 from ..engine.specialists import make_specialist
 from ..engine.specialists.heads import LogitsOnly
 from ..engine.training import make_fabric
 from ..image_io import write_volume
 from ..volume import Volume
-from .layout import ProtocolError, case_file, listed_cases
+from .inputs import ClassMap
+from .layout import ProtocolError, listed_cases, read_labelled
 
 #: The published convention for empty masks: both empty; one of them empty (Dice, Jaccard, 95HD, ASD).
 BOTH_EMPTY, ONE_EMPTY = (1.0, 1.0, 0.0, 0.0), (0.0, 0.0, 200.0, 100.0)
@@ -53,22 +53,21 @@ def measure_weights(
     Returns:
         for every measure mean and standard deviation over cases and classes, and a row per case.
     """
-    names = listed_cases(root, root / (listing if listing.endswith(".txt") else f"{listing}.txt"))
+    names = listed_cases(root, Path(listing) if listing.endswith(".txt") else root / f"{listing}.txt")
     plan, config, values = _plan_of(weights, patch)
     network = network_of(weights, plan, config)
     fabric = make_fabric(device, plan.precision)
     network = fabric.to_device(network)
     rows: list[dict[str, Any]] = []
     for position, name in enumerate(names):
-        case = read_case(case_file(root, name), with_label=True)
-        assert case.label is not None, "asked for"
-        image = np.ascontiguousarray(case.image.array, np.float32)
+        volume, label = read_labelled(root, name)
+        image = scale_intensities(volume, plan.intensity)
         found = predict_probabilities(network, image, plan, fabric, passes=1, seed=0).argmax(0)
-        prediction = np.asarray(values, np.uint8)[found]
+        prediction = ClassMap(tuple(values)).to_values(Volume(found, volume.geometry))
         for value in values[1:]:
-            rows.append(_row(name, value, prediction, case.label.array, case.image.geometry.spacing))
+            rows.append(_row(name, value, prediction.array, label.array, volume.geometry.spacing))
         if save_to is not None:
-            write_volume(save_to / f"{name}.nrrd", Volume(prediction, case.image.geometry))
+            write_volume(save_to / f"{name}.nrrd", prediction)
         done = position + 1
         observer.event("progress", stage="testing", done=done, of=len(names), fraction=done / len(names))
     measures = ("dice", "jaccard", "hd95_voxels", "asd_voxels", "hd95_mm", "asd_mm")
@@ -91,16 +90,17 @@ def network_of(weights: Path, plan: Plan, config: TrainingConfig) -> torch.nn.Mo
 def _plan_of(weights: Path, patch: tuple[int, int, int] | None) -> tuple[Plan, TrainingConfig, list[int]]:
     """Plan, configuration and label values of a run of ours; those of the published networks for a file alone."""
     folder = weights.resolve().parent.parent
-    if (folder / "plan.json").is_file() and (folder / "summary.json").is_file():
+    if (folder / "plan.json").is_file() and (folder / "config.json").is_file():
         plan = Plan.model_validate(files.read_json(folder / "plan.json"))
-        summary = files.read_json(folder / "summary.json")
+        run = files.read_json(folder / "config.json")
         if patch is not None:
             plan = plan.model_copy(update={"patch": patch[::-1]})
-        return plan, TrainingConfig.model_validate(summary["config"]), list(summary["label_values"])
+        config = TrainingConfig.model_validate({key: run[key] for key in TrainingConfig.model_fields})
+        return plan, config, list(run["label_values"])
     state, _ = read_weights(weights)
     if "final.weight" not in state:
         raise ProtocolError(
-            f"{weights} is neither of a run of `semisamo1 reproduce` (plan.json and summary.json above it) nor of the "
+            f"{weights} is neither of a run of `semisamo1 reproduce` (plan.json and config.json above it) nor of the "
             "published unet_3D, whose last layer is called final"
         )
     classes = int(state["final.weight"].shape[0])

@@ -13,12 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from .. import files
-from ..engine.cases import CaseResult
+from ..engine.cases import CaseResult, EngineCase, LabelledCase
 from ..engine.config import TrainingConfig, make_config
 from ..engine.data.store import Store
 from ..engine.evaluation.metrics import case_metrics
+from ..engine.learners.averaged import LONGEST_GRADIENT
 from ..engine.observer import Observer
 from ..files import atomic_path
+from ..project import LabelError
+from ..volume import Volume
 from .curves import WithCurves
 from .inputs import ClassMap
 from .layout import ProtocolError, labelled_case, listed_cases, read_layout
@@ -126,7 +129,11 @@ class Protocol:
             "all schedules are functions of t / t_max (equal at 15,000 iterations)",
             "windows are blended with Gaussian weights, not averaged",
             "fewer than K certain volumes are refined too",
+            "every other patch is centred on a labelled voxel, classes in turn (released: random crops)",
+            f"gradients longer than {LONGEST_GRADIENT:g} are shortened",
         ]
+        if config.precision != "32-true":
+            found.append("bfloat16 where the processor multiplies it (released: float32); precision 32-true avoids it")
         if config.generalist != "sam-med3d":
             found.insert(0, f"round 0 comes from {config.generalist}, not from SAM-Med3D's features")
         if config.learner == "dual_task":
@@ -152,7 +159,7 @@ def reproduce(protocol: Protocol, output: Path, observer: Observer) -> dict[str,
 
     config = protocol.config()
     labelled, cases, class_map = read_layout(protocol.root, protocol.labelled)
-    _same_run(output, protocol, config)
+    _same_run(output, protocol, config, labelled, cases, class_map)
     deviations = protocol.deviations(config)
     facts = f"{len(labelled)} labelled, {len(cases)} unlabelled, {class_map.classes} classes"
     observer.event("note", text=f"{config.learner}, labels carried by {config.generalist}; {facts}")
@@ -194,11 +201,25 @@ def _round_facts(store: Store, number: int, rows: list[CaseResult]) -> dict[str,
     return facts
 
 
-def _same_run(output: Path, protocol: Protocol, config: TrainingConfig) -> None:
-    """A run that is started again goes on only with the same settings."""
-    now = {"root": str(protocol.root.resolve()), "labelled": protocol.labelled, **config.model_dump(mode="json")}
+def _same_run(
+    output: Path,
+    protocol: Protocol,
+    config: TrainingConfig,
+    labelled: Sequence[LabelledCase],
+    cases: Sequence[EngineCase],
+    class_map: ClassMap,
+) -> None:
+    """A run that is started again goes on only with the same settings and the same lists."""
+    now = {
+        "root": str(protocol.root.resolve()),
+        "labelled": [case.id for case in labelled],
+        "unlabelled": [case.id for case in cases],
+        "label_values": list(class_map.values),
+        "validate": str(protocol.validate or ""),
+        **config.model_dump(mode="json"),
+    }
     path = output / "config.json"
-    if not path.exists():
+    if not (path.exists() and (output / "work" / "plan.json").exists()):  # else nothing of a run is there
         files.write_json(path, now)
         return
     before = files.read_json(path)
@@ -215,7 +236,8 @@ def _publish_weights(store: Store, output: Path, number: int, judged: bool) -> N
         state = store.tensors("judged", f"{number}.pt")["learner"]
     files.write_json(output / "plan.json", store.json("plan.json"))
     path = output / "weights" / f"round-{number}.pth"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():  # a run that was started again
+        return
     with atomic_path(path) as temporary:
         torch.save(dict(state["teacher"]), temporary)
 
@@ -233,7 +255,7 @@ class Judge:
 
     def __init__(self, root: Path, names: Sequence[str], class_map: ClassMap) -> None:
         self.cases = [labelled_case(root, name) for name in names]
-        self.labels = [class_map.to_indices(label).array for _, _, label in self.cases]
+        self.labels = [_indices(name, label, class_map) for name, _, label in self.cases]
 
     def __call__(self, predict: Callable[[NDArray[Any]], NDArray[Any]], classes: int) -> float:
         """`predict` gives class probabilities (C, z, y, x) of an image (z, y, x)."""
@@ -242,3 +264,10 @@ class Judge:
             found = predict(image.array.astype(np.float32)).argmax(0)
             values.append(case_metrics(found, label, range(1, classes), (1.0, 1.0, 1.0), distances=False)["mean_dice"])
         return float(np.mean(values))
+
+
+def _indices(name: str, label: Volume, class_map: ClassMap) -> NDArray[Any]:
+    try:
+        return class_map.to_indices(label).array
+    except LabelError as error:
+        raise ProtocolError(f"validation case {name}: {error}; the labelled cases give the values") from error

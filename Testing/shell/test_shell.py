@@ -44,6 +44,11 @@ COMMANDS = (
     "report",
     "demo",
     "doctor",
+    "reproduce",
+    "test",
+    "export-h5",
+    "import-h5",
+    "checkpoint",
 )
 
 TINY = {"rounds": 1, "iterations": 6, "patch_voxels": 4096, "filters": 4, "checkpoint_seconds": 0, "threads": 1}
