@@ -21,11 +21,11 @@ def main() -> None:
 
 def _with_allocator_settings() -> None:
     """Start `reproduce` anew with the worker's environment: it trains in this process (DESIGN section 8)."""
-    from .job.launcher import ALLOCATOR
+    from .job.launcher import ALLOCATOR, WAITING
 
     if sys.argv[1:2] == ["reproduce"] and sys.platform.startswith("linux") and not set(ALLOCATOR) <= set(os.environ):
         arguments = [sys.executable, "-m", "SemiSAMO1Lib.cli", *sys.argv[1:]]
-        os.execve(sys.executable, arguments, {**os.environ, **ALLOCATOR})
+        os.execve(sys.executable, arguments, {**os.environ, **ALLOCATOR, **WAITING})
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from .propagation.registry import Request, make_propagator, require_generalists
 from .refinement import refine_cohort
 from .refinement.fusion import fused, running_mean, voxel_weights
 from .sampling import PatchSource
-from .specialists import make_specialist
+from .specialists import make_specialist, require_specialist
 from .training import make_fabric, train_round
 
 #: Gives a value, larger is better, to a function that gives the class probabilities (C, z, y, x) of an image.
@@ -88,6 +88,7 @@ def run(
     fabric = make_fabric(config.device, "32-true" if config.precision == "auto" else config.precision)
     if config.rounds:  # unknown names and absent checkpoints are refused before anything is written
         learner_named(config.learner).check(config, fabric.device, observer)
+        require_specialist(config.specialist)
     plan = plan_of(cases, labelled, classes, config, store, fabric)
     if plan.precision != "32-true":
         fabric = make_fabric(config.device, plan.precision)

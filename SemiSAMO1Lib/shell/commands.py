@@ -146,6 +146,7 @@ def train(
 ) -> None:
     """Train on the template and segment all other scans, in the background."""
     from ..engine.config import PRESETS, make_config
+    from ..engine.learners import learner_named
     from ..engine.propagation.registry import require_generalists
     from ..project.training import request_training
 
@@ -161,7 +162,9 @@ def train(
     parameters.update({key: value for key, value in given.items() if value is not None})
     if parameters.setdefault("preset", "standard") not in PRESETS:
         raise fail(f"unknown preset {parameters['preset']!r}; there are: {', '.join(PRESETS)}", WRONG_USE)
-    require_generalists(make_config(**parameters))  # what is wrong or missing is named before anything starts
+    wanted = make_config(**parameters)  # what is wrong or missing is named before anything starts
+    require_generalists(wanted)
+    learner_named(wanted.learner).require(wanted)
     one = Project(project)
     if (other := running_training(one.jobs)) is not None:
         raise JobError(f"training {other.id} is under way in this project. Wait for it, or stop it: semisamo1 cancel")

@@ -85,7 +85,8 @@ def reproduce(
     with Lines("reproduce", as_json, folder / "log.jsonl") as lines:
         summary = run(protocol, folder, lines)
     text = f"{summary['seconds']:.0f} s. Weights: {folder / 'weights'}; summary: {folder / 'summary.json'}\n"
-    text += f"Next: semisamo1 test --root {root} --weights {folder / 'weights' / f'round-{rounds}.pth'}"
+    if rounds:
+        text += f"Next: semisamo1 test --root {root} --weights {folder / 'weights' / f'round-{rounds}.pth'}"
     say({"output": str(folder), **summary}, as_json, text)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from method_helpers import SMALL, Shown, reproduce, shell, write_layout
+from method_helpers import SMALL, Run, Trained, reproduce, write_layout
+from shell_runner import shell
 
 from SemiSAMO1Lib import files
-from SemiSAMO1Lib.job import JobFolder
 from SemiSAMO1Lib.phantoms import write_cohort
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -40,15 +39,6 @@ def layout(tmp_path: Path) -> Path:
     return write_layout(tmp_path / "layout")
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run of `reproduce`."""
-
-    root: Path
-    output: Path
-    shown: Shown
-
-
 @pytest.fixture(scope="session")
 def run(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Mean teacher, two rounds of four iterations; read only."""
@@ -56,19 +46,6 @@ def run(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     shown = reproduce(published, output, "--rounds", 2, "--iterations", 4)
     assert shown.code == 0, shown.text
     return Run(published, output, shown)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A project whose current training is one by MIND-SSC prototypes alone."""
-
-    project: Path
-    config: Path
-    shown: Shown
-
-    @property
-    def job(self) -> JobFolder:
-        return JobFolder(self.project / "jobs" / self.shown.json()["job"])
 
 
 @pytest.fixture(scope="session")

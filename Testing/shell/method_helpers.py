@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,12 @@ import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from shell_runner import Shown, shell
 from torch import Tensor
-from typer.testing import CliRunner
 
 from SemiSAMO1Lib import files
+from SemiSAMO1Lib.job import JobFolder
 from SemiSAMO1Lib.phantoms import Phantom, PhantomSettings, make_phantom
-from SemiSAMO1Lib.shell import app
 
 #: Exit codes, as the shell promises them.
 DONE, FAILED, WRONG_USE = 0, 1, 2
@@ -38,28 +37,25 @@ TINY: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a command printed, and its exit code."""
+class Run:
+    """A finished run of `reproduce`."""
 
-    code: int
-    out: str
-    err: str
+    root: Path
+    output: Path
+    shown: Shown
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A project whose current training is one by MIND-SSC prototypes alone."""
+
+    project: Path
+    config: Path
+    shown: Shown
 
     @property
-    def text(self) -> str:
-        return " ".join((self.out + self.err).split())
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-def shell(*arguments: object) -> Shown:
-    """A command in this process; an error that gets as far as this is a traceback for a person."""
-    result = CliRunner().invoke(app, [str(one) for one in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise AssertionError(f"a traceback was shown to a person: {result.exception!r}") from result.exception
-    assert "Traceback" not in result.output, result.output
-    return Shown(result.exit_code, result.stdout, result.stderr)
+    def job(self) -> JobFolder:
+        return JobFolder(self.project / "jobs" / self.shown.json()["job"])
 
 
 def reproduce(root: Path, output: Path, *options: object, **changes: Any) -> Shown:

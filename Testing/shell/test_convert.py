@@ -11,8 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from conftest import Trained
-from method_helpers import DONE, FAILED, SMALL, WRONG_USE, Shown, rewrite, shell, stored, write_names
+from method_helpers import DONE, FAILED, SMALL, WRONG_USE, Shown, Trained, rewrite, shell, stored, write_names
 
 from SemiSAMO1Lib.engine.data.hdf5_layout import read_case
 from SemiSAMO1Lib.image_io import read_volume, write_volume

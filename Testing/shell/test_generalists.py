@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Trained
-from method_helpers import DONE, WRONG_USE, Shown, curves, shell
+from method_helpers import DONE, WRONG_USE, Shown, Trained, curves, shell
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.engine.generalists.sam_med3d import checkpoint
@@ -224,6 +223,8 @@ def test_without_the_checkpoint_a_training_is_refused(trained: Trained, no_check
         ("--generalist", "sam-med3d"),
         ("--generalist", "fused", "--checkpoint", "nowhere.pth"),
         ("--generalist", "oracle"),
+        ("--learner", "semisam"),
+        ("--learner", "meen_teacher"),
     ],
 )
 def test_what_is_refused_makes_no_job(trained: Trained, no_checkpoint: Path, options: tuple[str, ...]) -> None:

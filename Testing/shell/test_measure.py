@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run
 from method_helpers import (
     DONE,
     WRONG_USE,
+    Run,
     Shown,
     phantom,
     reproduce,

@@ -11,10 +11,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from conftest import Run
 from method_helpers import (
     DONE,
     WRONG_USE,
+    Run,
     Shown,
     curves,
     reproduce,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from shell_runner import Shown, shell
 
 from SemiSAMO1Lib import files, lock, worker
 from SemiSAMO1Lib.image_io import read_volume, write_volume
@@ -52,31 +52,6 @@ COMMANDS = (
 )
 
 TINY = {"rounds": 1, "iterations": 6, "patch_voxels": 4096, "filters": 4, "checkpoint_seconds": 0, "threads": 1}
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a command printed, on lines of its own and as one line, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def text(self) -> str:
-        return " ".join((self.out + self.err).split())
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-def shell(*arguments: object) -> Shown:
-    """A command in this process; an error that gets as far as this is a traceback for a person."""
-    result = CliRunner().invoke(app, [str(one) for one in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise AssertionError(f"a traceback was shown to a person: {result.exception!r}") from result.exception
-    assert "Traceback" not in result.output, result.output
-    return Shown(result.exit_code, result.stdout, result.stderr)
 
 
 def program(*arguments: object, cwd: Path | None = None) -> Shown:

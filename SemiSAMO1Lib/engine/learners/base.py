@@ -35,6 +35,11 @@ class Learner(ABC):
         self.config = config
 
     @classmethod
+    def require(cls, config: TrainingConfig) -> None:
+        """Raise ValueError when a file that this learner needs is not there; nothing is loaded."""
+        del config
+
+    @classmethod
     def check(cls, config: TrainingConfig, device: torch.device, observer: Observer) -> None:
         """Raise ValueError before any work when something that this learner needs is not there."""
         del config, device, observer

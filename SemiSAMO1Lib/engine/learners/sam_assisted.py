@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from ..config import AssistanceConfig, TrainingConfig
 from ..generalists.base import Promptable, Prompts
 from ..generalists.registry import promptable_named
+from ..generalists.sam_med3d.checkpoint import find
+from ..generalists.sam_med3d.generalist import RANDOM
 from ..observer import Observer
 from .averaged import Outputs, Term
 from .base import Batch
@@ -35,6 +37,11 @@ class SemiSam(MeanTeacher):
     def assistants(self) -> list[Promptable]:
         """Who is asked; loaded when first asked: a trained student predicts without them."""
         return assistants_of(self.config, self.fabric.device)
+
+    @classmethod
+    def require(cls, config: TrainingConfig) -> None:
+        if "sam-med3d" in config.assistance.generalists and config.generalists.checkpoint != RANDOM:
+            find(config.generalists.checkpoint)
 
     @classmethod
     def check(cls, config: TrainingConfig, device: torch.device, observer: Observer) -> None:

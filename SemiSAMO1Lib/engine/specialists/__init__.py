@@ -21,6 +21,12 @@ SPECIALISTS: dict[str, Callable[[Plan], nn.Module]] = {
 WITH_DISTANCE = {"unet_3d_sdf"}
 
 
+def require_specialist(name: str) -> None:
+    """Raise ValueError for an unknown name, naming those there are."""
+    if name not in SPECIALISTS:
+        raise ValueError(f"unknown specialist {name!r}; there are: {', '.join(sorted(SPECIALISTS))}")
+
+
 def make_specialist(name: str, plan: Plan, with_distance: bool = False) -> nn.Module:
     """The network with this name.
 
@@ -33,8 +39,7 @@ def make_specialist(name: str, plan: Plan, with_distance: bool = False) -> nn.Mo
     Raises:
         ValueError: an unknown name, naming those there are.
     """
-    if name not in SPECIALISTS:
-        raise ValueError(f"unknown specialist {name!r}; there are: {', '.join(sorted(SPECIALISTS))}")
+    require_specialist(name)
     if name in WITH_DISTANCE:
         return SPECIALISTS[name](plan) if with_distance else LogitsOnly(SPECIALISTS[name](plan))
     if with_distance and name == "unet_3d":
