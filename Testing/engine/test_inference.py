@@ -261,3 +261,18 @@ def test_uncertainty_of_a_scan_and_its_labels():
 
 def test_absent_class_has_no_uncertainty():
     assert scored()["classes"]["3"] == {"voxels": 0, "volume_ml": 0.0, "uncertainty": None}
+
+
+def test_a_scan_smaller_than_a_window_is_continued_and_not_padded_with_grey():
+    """A network that reports its window's mean: a constant scan has that mean, and not less, in a larger window."""
+
+    class MeanOfWindow(torch.nn.Module):
+        def forward(self, windows):
+            mean = windows.mean((2, 3, 4), keepdim=True).expand(-1, -1, *windows.shape[2:])
+            return torch.cat([torch.zeros_like(mean), mean], 1)
+
+    plan = tiny_plan(2, patch=(16, 16, 16))
+    fabric = make_fabric("cpu", "32-true")
+    found = predict_probabilities(MeanOfWindow(), np.full((6, 7, 8), 3.0, np.float32), plan, fabric, 1, 0)
+    expected = 1 / (1 + np.exp(-3.0))
+    assert np.abs(found[1].astype(float) - expected).max() < 1e-3, "the padding changed what the network saw"

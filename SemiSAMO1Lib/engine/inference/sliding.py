@@ -69,7 +69,9 @@ def _mean_of_passes(model: nn.Module, block: Tensor, plan: Plan, fabric: Fabric,
     total: Tensor | None = None
     for number in range(passes):
         seen = block if number == 0 else _changed(block, torch.Generator().manual_seed(1_000 * seed + number))
-        one: Any = sliding_window_inference(seen, plan.patch, 2, probabilities, overlap=0.5, mode="gaussian")
+        one: Any = sliding_window_inference(
+            seen, plan.patch, 2, probabilities, overlap=0.5, mode="gaussian", padding_mode="replicate"
+        )  # scans smaller than a window are continued as in training: instance norm would see a block of grey
         total = one if total is None else total + one
     assert total is not None, "at least one pass"
     return total[0] / passes
