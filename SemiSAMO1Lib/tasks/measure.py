@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from ..image_io import write_volume
 from ..volume import Volume
 from .inputs import ClassMap
 from .layout import ProtocolError, listed_cases, read_labelled
+
+Padding = Literal["replicate", "constant"]
 
 #: The published convention for empty masks: both empty; one of them empty (Dice, Jaccard, 95HD, ASD).
 BOTH_EMPTY, ONE_EMPTY = (1.0, 1.0, 0.0, 0.0), (0.0, 0.0, 200.0, 100.0)
@@ -54,7 +56,7 @@ def measure_weights(
         for every measure mean and standard deviation over cases and classes, and a row per case.
     """
     names = listed_cases(root, Path(listing) if listing.endswith(".txt") else root / f"{listing}.txt")
-    plan, config, values = _plan_of(weights, patch)
+    plan, config, values, padding = _plan_of(weights, patch)
     network = network_of(weights, plan, config)
     fabric = make_fabric(device, plan.precision)
     network = fabric.to_device(network)
@@ -62,7 +64,7 @@ def measure_weights(
     for position, name in enumerate(names):
         volume, label = read_labelled(root, name)
         image = scale_intensities(volume, plan.intensity)
-        found = predict_probabilities(network, image, plan, fabric, passes=1, seed=0).argmax(0)
+        found = predict_probabilities(network, image, plan, fabric, 1, 0, padding).argmax(0)
         prediction = ClassMap(tuple(values)).to_values(Volume(found, volume.geometry))
         for value in values[1:]:
             rows.append(_row(name, value, prediction.array, label.array, volume.geometry.spacing))
@@ -87,8 +89,8 @@ def network_of(weights: Path, plan: Plan, config: TrainingConfig) -> torch.nn.Mo
     return LogitsOnly(network) if with_distance else network
 
 
-def _plan_of(weights: Path, patch: tuple[int, int, int] | None) -> tuple[Plan, TrainingConfig, list[int]]:
-    """Plan, configuration and label values of a run of ours; those of the published networks for a file alone."""
+def _plan_of(weights: Path, patch: tuple[int, int, int] | None) -> tuple[Plan, TrainingConfig, list[int], Padding]:
+    """Plan, configuration, label values and padding of a run of ours; of the published networks for a file alone."""
     folder = weights.resolve().parent.parent
     if (folder / "plan.json").is_file() and (folder / "config.json").is_file():
         plan = Plan.model_validate(files.read_json(folder / "plan.json"))
@@ -96,7 +98,7 @@ def _plan_of(weights: Path, patch: tuple[int, int, int] | None) -> tuple[Plan, T
         if patch is not None:
             plan = plan.model_copy(update={"patch": patch[::-1]})
         config = TrainingConfig.model_validate({key: run[key] for key in TrainingConfig.model_fields})
-        return plan, config, list(run["label_values"])
+        return plan, config, list(run["label_values"]), "replicate"
     state, _ = read_weights(weights)
     if "final.weight" not in state:
         raise ProtocolError(
@@ -105,7 +107,7 @@ def _plan_of(weights: Path, patch: tuple[int, int, int] | None) -> tuple[Plan, T
         )
     classes = int(state["final.weight"].shape[0])
     config = make_config(specialist="unet_3d", normalise=False, patch=(patch or (128, 128, 128))[::-1])
-    return _published_plan(classes, config), config, list(range(classes))
+    return _published_plan(classes, config), config, list(range(classes)), "constant"
 
 
 def _published_plan(classes: int, config: TrainingConfig) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,13 @@ PASS_NOISE = 0.1
 
 @torch.inference_mode()
 def predict_probabilities(
-    model: nn.Module, image: NDArray[Any], plan: Plan, fabric: Fabric, passes: int, seed: int
+    model: nn.Module,
+    image: NDArray[Any],
+    plan: Plan,
+    fabric: Fabric,
+    passes: int,
+    seed: int,
+    padding: Literal["replicate", "constant"] = "replicate",
 ) -> NDArray[np.float16]:
     """Mean class probabilities of several passes of one scan.
 
@@ -37,6 +43,7 @@ def predict_probabilities(
         fabric: device and precision.
         passes: number of passes, at least 1.
         seed: of the passes' changes.
+        padding: how scans smaller than a window go on: as in training here, or with zeros as in the published training.
 
     Returns:
         (C, z, y, x) float16; a block of slices at a time is computed in float32.
@@ -48,7 +55,7 @@ def predict_probabilities(
     for start in range(0, image.shape[0], depth):
         low, high = max(0, start - halo), min(image.shape[0], start + depth + halo)
         block = torch.from_numpy(np.ascontiguousarray(image[low:high], np.float32))[None, None].to(fabric.device)
-        mean = _mean_of_passes(model, block, plan, fabric, passes, seed)
+        mean = _mean_of_passes(model, block, plan, fabric, passes, seed, padding)
         stop = min(start + depth, image.shape[0])
         result[:, start:stop] = mean[:, start - low : stop - low].cpu().numpy()
     return result
@@ -60,7 +67,9 @@ def block_depth(shape: tuple[int, ...], classes: int, window: int) -> int:
     return max(window // 2, 1, min(shape[0], LARGEST_MAP // per_slice - window))
 
 
-def _mean_of_passes(model: nn.Module, block: Tensor, plan: Plan, fabric: Fabric, passes: int, seed: int) -> Tensor:
+def _mean_of_passes(
+    model: nn.Module, block: Tensor, plan: Plan, fabric: Fabric, passes: int, seed: int, padding: str
+) -> Tensor:
     def probabilities(windows: Tensor) -> Tensor:
         with fabric.autocast():
             logits = model(windows)
@@ -70,8 +79,8 @@ def _mean_of_passes(model: nn.Module, block: Tensor, plan: Plan, fabric: Fabric,
     for number in range(passes):
         seen = block if number == 0 else _changed(block, torch.Generator().manual_seed(1_000 * seed + number))
         one: Any = sliding_window_inference(
-            seen, plan.patch, 2, probabilities, overlap=0.5, mode="gaussian", padding_mode="replicate"
-        )  # scans smaller than a window are continued as in training: instance norm would see a block of grey
+            seen, plan.patch, 2, probabilities, overlap=0.5, mode="gaussian", padding_mode=padding
+        )
         total = one if total is None else total + one
     assert total is not None, "at least one pass"
     return total[0] / passes
