@@ -212,7 +212,7 @@ def test_the_same_files_are_left(finished: JobFolder, killed: Killed) -> None:
         {
             p.relative_to(j.path).as_posix()
             for p in j.path.rglob("*")
-            if p.is_file() and not p.name.startswith(".writing-")
+            if p.is_file() and not p.name.startswith(".writing-") and "curves" not in p.parts  # a file for every life
         }
         for j in (finished, killed.job)
     )

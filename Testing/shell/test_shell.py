@@ -388,14 +388,17 @@ def test_of_two_trainings_in_one_moment_one_starts(untrained: Path, tmp_path: Pa
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl+C to a whole console")
 def test_ctrl_c_ends_the_watching_not_the_training(untrained: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "SemiSAMO1Lib.cli", "train", str(untrained), "--config", str(config(tmp_path))]
+    long = config(tmp_path, iterations=100_000)
+    command = [sys.executable, "-m", "SemiSAMO1Lib.cli", "train", str(untrained), "--config", str(long)]
     watching = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     job = JobFolder(untrained / "jobs" / "0002-train")
     wait_until(lambda: job.status.exists() and observe(job).pid is not None, "the training runs")
     time.sleep(0.5)
     os.killpg(watching.pid, signal.SIGINT)
     _, message = watching.communicate(timeout=30)
-    assert (watching.returncode, observe(job).state) == (STOPPED, State.RUNNING), message
+    state = observe(job).state
+    kill(job)
+    assert (watching.returncode, state) == (STOPPED, State.RUNNING), message
     assert "goes on in the background" in message and "Traceback" not in message
 
 
