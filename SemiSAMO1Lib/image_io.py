@@ -205,6 +205,8 @@ def _guard(path: Path, read: Any) -> Any:
         return read()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
+        if "Unable to determine ImageIO reader" in str(error):
+            reason = f"what is in it is not of the format {suffix_of(path)}"
         raise UnreadableImage(f"cannot be read: {reason} (damaged, cut short, or not an image)") from error
 
 

@@ -59,7 +59,7 @@ def segment_one(
     found = or_on_cpu(carry, fabric.device, observer, "propagation")
     confidence = found.confidence.cpu().numpy()
     probabilities = found.probabilities.cpu().numpy()
-    observer.event("progress", stage="registration", done=1, of=1, fraction=1 / (1 + config.rounds))
+    observer.event("progress", stage="propagation", done=1, of=1, fraction=1 / (1 + config.rounds))
     predicted = _predicted_by_all(cohort.scaled(volume, grid), plan, config, fabric, store, observer)
     if predicted is not None:
         probabilities = fused(probabilities, confidence, predicted, config.propagation_share)

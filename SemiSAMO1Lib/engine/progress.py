@@ -25,7 +25,7 @@ class Progress:
         cases_ml = sum(math.prod(case.geometry.extent) for case in cohort.cases) / 1e6
         patch = (plan.batch * 4 / 3 + 1) * math.prod(plan.patch) / 1e6
         predicted = cases_ml / math.prod(plan.spacing) * config.test_time_passes
-        costs = {"registration": REGISTRATION_COST * cases_ml / plan.registration_spacing**3 + 0.1 * count}
+        costs = {"propagation": REGISTRATION_COST * cases_ml / plan.registration_spacing**3 + 0.1 * count}
         for number in range(1, config.rounds + 1):
             costs[f"training {number}"] = STEP_COST * patch * config.iterations
             costs[f"prediction {number}"] = PREDICTION_COST * predicted + 0.1 * count

@@ -155,7 +155,7 @@ def propagate(
             found = or_on_cpu(carry, device, progress.observer, f"propagation to {case.id}")
             cohort.save_propagation(case.id, found)
         _first_pseudo_label(cohort, case.id, config)
-        progress.step("registration", position + 1, len(cohort.cases))
+        progress.step("propagation", position + 1, len(cohort.cases))
     if not cohort.store.has("template-signature.npy"):
         propagator, prepared = or_on_cpu(on, device, progress.observer, "the template")
         cohort.store.save_array(propagator.template_signature(prepared), "template-signature.npy")

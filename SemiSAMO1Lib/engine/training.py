@@ -138,6 +138,13 @@ def make_fabric(device: str, precision: str) -> Fabric:
     Raises:
         ValueError: there is no such device here.
     """
+    kind, number = require_device(device)
+    devices: Any = [int(number)] if number else 1
+    return Fabric(accelerator=kind, devices=devices, precision=precision)  # type: ignore[arg-type]
+
+
+def require_device(device: str) -> tuple[str, str]:
+    """Kind and number ('' for any) of a named device. Raises ValueError: there is no such device here."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = device.partition(":")
@@ -147,8 +154,7 @@ def make_fabric(device: str, precision: str) -> Fabric:
         raise ValueError(f"device {device!r}: no CUDA GPU can be used here. Use --device cpu, or see: semisamo1 doctor")
     if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
         raise ValueError(f"device {device!r}: there are {torch.cuda.device_count()} GPUs, counted from 0")
-    devices: Any = [int(number)] if number else 1
-    return Fabric(accelerator=kind, devices=devices, precision=precision)  # type: ignore[arg-type]
+    return kind, number
 
 
 def _snapshot(learner: Learner, iteration: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,9 @@ def observe(job: JobFolder, now: float | None = None) -> Observed:
     if not here:
         return seen if fresh else _changed(seen, State.NOT_RESPONDING, f"no sign of life from {status.get('host')}")
     if seen.pid is None or not processes.is_same_process(seen.pid, seen.process_start):
+        if job.cancel_request.exists():
+            stopped = _changed(seen, State.INTERRUPTED, "stopped as asked, at once; it can be resumed")
+            return replace(stopped, stopped=True)
         return _changed(seen, State.INTERRUPTED, "the worker ended without saying why; it can be resumed")
     if not fresh:
         return _changed(
@@ -109,7 +112,7 @@ def _queued(job: JobFolder, seen: Observed, waited_s: float) -> Observed:
 
 
 def _changed(seen: Observed, state: State, message: str) -> Observed:
-    return Observed(**{**vars(seen), "state": state, "message": message})
+    return replace(seen, state=state, message=message)
 
 
 def all_jobs(jobs: Path) -> list[JobFolder]:
@@ -127,7 +130,6 @@ def running_training(jobs: Path) -> JobFolder | None:
     return None
 
 
-def latest_training(jobs: Path) -> JobFolder | None:
-    """The newest training of a project, in whatever state."""
-    trainings = [job for job in all_jobs(jobs) if job.path.name.endswith(f"-{JobKind.TRAIN}")]
-    return trainings[-1] if trainings else None
+def trainings(jobs: Path) -> list[JobFolder]:
+    """The trainings of a project in whatever state, oldest first."""
+    return [job for job in all_jobs(jobs) if job.path.name.endswith(f"-{JobKind.TRAIN}")]

@@ -23,6 +23,11 @@ LONGEST_ID = 40
 #: A scan needs this many voxels along each axis: descriptors and 3D networks look at neighbours.
 SMALLEST_SIDE = 4
 
+#: Letters without an ASCII letter inside them.
+_SPELT_OUT = str.maketrans(
+    {"ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"}
+)
+
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
 
 
@@ -56,6 +61,7 @@ class Case:
         review: review state (DESIGN section 3).
         label_version: number of the label in force, None when it has none.
         source: where a converted image came from (DICOM UIDs, HDF5 file); empty for a file used in place.
+        name: what its file (without the ending) or DICOM folder is called; the id is made of it.
         extra: keys of a newer program, kept.
     """
 
@@ -68,11 +74,13 @@ class Case:
     review: str = "not_seen"
     label_version: int | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "id": self.id,
+            "name": self.name,
             "image": {"relative": self.relative, "absolute": self.absolute},
             "fingerprint": self.fingerprint,
             **self.geometry.to_json(),
@@ -96,13 +104,14 @@ class Case:
             review=row["review"],
             label_version=row["label_version"],
             source=row.get("source", {}),
+            name=row.get("name") or row["id"],
             extra={key: value for key, value in row.items() if key not in own},
         )
 
 
 def make_id(name: str, taken: Iterable[str]) -> str:
     """A case id from a file name: safe as a folder name everywhere, unique ignoring case among `taken`."""
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    plain = unicodedata.normalize("NFKD", name.translate(_SPELT_OUT)).encode("ascii", "ignore").decode()
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:LONGEST_ID].rstrip("-._") or "case"
     if plain.lower().split(".")[0] in _RESERVED:
         plain = f"case-{plain}"[:LONGEST_ID].rstrip("-._")
@@ -112,6 +121,11 @@ def make_id(name: str, taken: Iterable[str]) -> str:
         ending = f"-{number}"
         candidate, number = plain[: LONGEST_ID - len(ending)] + ending, number + 1
     return candidate
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two names are the same letters, however a file system wrote their accents."""
+    return unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
 
 
 def fingerprint(path: Path) -> str:

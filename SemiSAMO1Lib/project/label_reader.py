@@ -23,6 +23,9 @@ from .label_table import LARGEST_VALUE
 #: The tag in which a segment carries the value of the project's label table.
 VALUE_TAG = "SemiSAMO1.LabelValue"
 
+#: A label map without names with more values than this is looked at more closely: it may be a scan.
+MANY_VALUES = 16
+
 
 class LabelError(ValueError):
     """A label file that cannot be used as it is; the message says what to do."""
@@ -129,6 +132,11 @@ def _layers_and_segments(path: Path, image: sitk.Image) -> tuple[list[Volume], l
     if suffix_of(path) == ".seg.nrrd" or count > 1:
         raise LabelError(f"{path.name} names no segments, though it has {count} layers. Save it again from Slicer.")
     values = [int(value) for value in np.unique(layers[0].array) if value != 0]
+    if len(values) > MANY_VALUES and not _in_one_piece(layers[0].array):
+        raise LabelError(
+            f"{path.name} has {len(values)} different values that change from voxel to voxel: it looks like a scan, "
+            "not like labels. Give the file that holds the labels."
+        )
     return layers, [Segment(value, f"label {value}", 0, value) for value in values]
 
 
@@ -165,6 +173,14 @@ def _declared_segments(path: Path, metadata: dict[str, str]) -> list[Segment] | 
             f"needs a value of its own (tag {VALUE_TAG}); or merge them."
         )
     return [Segment(order + 1, one.name, one.layer, one.voxel_value) for order, one in enumerate(segments)]
+
+
+def _in_one_piece(array: NDArray[np.generic]) -> bool:
+    """Whether neighbouring voxels are mostly equal, as in labels; in a scan noise makes them differ."""
+    first, second = array[..., :-1], array[..., 1:]
+    inside = (first != 0) & (second != 0)
+    pairs = int(np.count_nonzero(inside))
+    return pairs == 0 or int(np.count_nonzero(inside & (first == second))) >= 0.5 * pairs
 
 
 def _require_integers(path: Path, array: NDArray[np.generic]) -> None:

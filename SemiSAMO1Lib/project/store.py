@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..image_io import write_volume
+from ..image_io import read_geometry, stem_of, write_volume
 from ..lock import identity, locked
-from .cases import Case, Role, Skipped, fingerprint, make_id, relative_path
+from .cases import Case, Role, Skipped, fingerprint, make_id, relative_path, same_name
 from .importing import Found
 from .label_reader import LabelError, LabelReading, read_labels
 from .label_table import LabelTable
@@ -39,10 +39,13 @@ class State:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def case(self, case_id: str) -> Case:
-        """The case with this id (any capitals). Raises ProjectError naming near ones."""
+        """The case with this id (any capitals) or this file name. Raises ProjectError naming some there are."""
         for case in self.cases:
             if case.id.lower() == case_id.lower():
                 return case
+        named = [case for case in self.cases if same_name(case.name, case_id)]
+        if len(named) == 1:
+            return named[0]
         some = ", ".join(case.id for case in self.cases[:5])
         raise ProjectError(f"no case {case_id!r} in this project. Cases: {some}{'…' if len(self.cases) > 5 else ''}")
 
@@ -199,6 +202,7 @@ class Project:
             fingerprint=found.fingerprint or fingerprint(path),
             geometry=found.geometry,
             source=found.source,
+            name=found.name,
         )
 
     def note_skipped(self, skipped: Iterable[Skipped], added: Iterable[str] = ()) -> None:
@@ -316,6 +320,7 @@ class Project:
         case = state.case(case_id)
         self.image_path(case)
         reading = read_labels(labels_file, case.geometry, priority)
+        reading = replace(reading, notes=(*reading.notes, *_doubts(Path(labels_file), reading, case, state)))
         table = _table_for(reading, state.labels, add_labels, Path(labels_file).name)
         absent = sorted(set(absent))
         _require_complete(reading, state.labels, table, absent, Path(labels_file).name)
@@ -386,6 +391,20 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 def _with_case(state: State, changed: Case) -> State:
     return replace(state, cases=tuple(changed if case.id == changed.id else case for case in state.cases))
+
+
+def _doubts(labels_file: Path, reading: LabelReading, case: Case, state: State) -> list[str]:
+    """Signs that a label file belongs to another scan of the project."""
+    others = [one for one in state.cases if one.id != case.id]
+    doubts = []
+    stem = stem_of(labels_file)
+    if not same_name(stem, case.name) and stem != case.id:
+        doubts += [f"is called like case {one.id}" for one in others if same_name(stem, one.name)][:1]
+    if not reading.exact:
+        grid = read_geometry(labels_file)
+        same = [one.id for one in others if one.geometry.same_grid(grid)]
+        doubts += [f"lies on the grid of case {same[0]}"] if len(same) == 1 else []
+    return [f"{labels_file.name} {doubt}; make sure that it is the label of {case.id}" for doubt in doubts]
 
 
 def _table_for(reading: LabelReading, table: LabelTable, add_labels: bool, name: str) -> LabelTable:

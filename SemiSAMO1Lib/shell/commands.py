@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +11,10 @@ import typer
 from rich.table import Table
 
 from .. import __version__, files
-from ..job import JobError, JobFolder, JobKind, cancel, kill, observe, resume, running_training, start
-from ..job.watch import all_jobs, latest_training
+from ..job import JobError, JobFolder, JobKind, Observed, State, cancel, kill, observe, resume, running_training, start
+from ..job.watch import all_jobs, trainings
 from ..project import Project, ProjectError, Role
-from .console import WRONG_USE, Bar, exit_for, fail, follow, guarded, out, say
+from .console import WRONG_USE, Bar, exit_for, fail, follow, guarded, next_step, out, say
 
 app = typer.Typer(
     help="One labelled volume in, a segmented cohort out.",
@@ -52,18 +53,41 @@ def init(
     """Make a project from a folder of scans, or add further scans to one."""
     if not images.is_dir():
         raise NotADirectoryError(f"{images} is not a folder. Give the folder that holds the scans.")
-    one = Project(project) if (project / "project.json").exists() else Project.create(project)
+    one = _opened_or_made(project, images)
+    before = {case.id for case in one.state.cases}
     parameters = {"images": str(images.resolve())}
     job = JobFolder.create(one.jobs, JobKind.IMPORT, parameters, [])
     start(job)
     exit_for(job, follow(job, as_json))
     state = one.refresh()
+    known = ("the same file as case", "the same series as case")
     skipped = [{"name": s.name, "reason": s.reason} for s in state.skipped]
     value = {"project": str(project), "cases": [case.id for case in state.cases], "skipped": skipped}
-    lines = [f"{len(state.cases)} scans in {project}"]
-    lines += [f"  skipped {s['name']}: {s['reason']}" for s in skipped]
-    lines.append(f"Next: semisamo1 template {project} --case {state.cases[0].id} --labels FILE")
+    lines = [f"{len(state.cases)} scans in {project}, {sum(c.id not in before for c in state.cases)} of them new"]
+    lines += [f"  {case.name} is case {case.id}" for case in state.cases if case.name != case.id]
+    lines += [
+        f"  skipped {s['name']}: {s['reason']}" for s in skipped if not (before and s["reason"].startswith(known))
+    ]
+    if labelled := state.with_role(Role.TEMPLATE):
+        lines.append(f"The template is {labelled[0].id}. {next_step('train', project)}")
+    else:
+        lines.append(next_step("template", project, "--case", state.cases[0].id, "--labels", "FILE"))
     say(value, as_json, "\n".join(lines))
+
+
+def _opened_or_made(project: Path, images: Path) -> Project:
+    """The project there, or a new one; a folder in which nothing could be found gets none."""
+    from ..project.importing import candidates
+
+    if images.resolve() == project.resolve():
+        raise ProjectError(f"{images} cannot be both the project and the scans. Give the project a folder of its own.")
+    if (images / "project.json").exists():
+        raise ProjectError(f"{images} is a project. Give the folder that holds the scans.")
+    if (project / "project.json").exists():
+        return Project(project)
+    if next(candidates(images, project), None) is None and not (images / "data").is_dir():
+        raise ProjectError(f"no scan in {images}: no NIfTI, NRRD, MetaImage, DICOM or HDF5 file")
+    return Project.create(project)
 
 
 @app.command(epilog="Example: semisamo1 template ~/hippocampus --case hippocampus_001 --labels drawn.seg.nrrd")
@@ -89,10 +113,13 @@ def template(
         say({"case": removed.id, "role": str(removed.role)}, as_json, f"{removed.id} has no label in force any more")
         return
     if not labels.is_file():
-        raise FileNotFoundError(f"{labels} does not exist")
+        raise FileNotFoundError(f"{labels} {'is a folder; give one file' if labels.is_dir() else 'does not exist'}")
     others = [c for c in one.state.with_role(Role.TEMPLATE) if c.id.lower() != case.lower()]
     role = Role.LABELLED if others else Role.TEMPLATE
-    order = None if priority is None else [int(word) for word in priority.split(",")]
+    try:
+        order = None if priority is None else [int(word) for word in priority.split(",")]
+    except ValueError as error:
+        raise fail(f"--priority {priority}: give label values with commas between, e.g. 2,1", WRONG_USE) from error
     reading = one.add_label(case, _as_volume_file(labels, one, case), "template", role, absent or (), add_labels, order)
     found = one.state.case(case)
     names = {label.value: label.name for label in one.state.labels}
@@ -105,8 +132,9 @@ def template(
         "notes": list(reading.notes),
     }
     shown = ", ".join(f"{v} {n}" for v, n in names.items())
-    text = "\n".join([f"{found.id} is {found.role}, label version {found.label_version}: {shown}", *reading.notes])
-    say(value, as_json, text)
+    lines = [f"{found.id} is {found.role}, label version {found.label_version}: {shown}"]
+    lines += [f"warning: {note}" for note in reading.notes]
+    say(value, as_json, "\n".join([*lines, next_step("train", project)]))
 
 
 def _as_volume_file(labels: Path, project: Project, case: str) -> Path:
@@ -127,10 +155,19 @@ def _as_volume_file(labels: Path, project: Project, case: str) -> Path:
 @guarded
 def train(
     project: ProjectPath,
-    preset: Annotated[str | None, typer.Option(help="quick, standard (when not given) or thorough.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="quick (a look), standard (when not given) or thorough (about ten times as long)."),
+    ] = None,
     rounds: Annotated[int | None, typer.Option(help="Training rounds; 0 = registration alone.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Optimizer steps a round.")] = None,
-    learner: Annotated[str | None, typer.Option(help="How the specialist learns, e.g. mean_teacher.")] = None,
+    learner: Annotated[
+        str | None,
+        typer.Option(
+            help="How the specialist learns: mt (when not given), uamt, dan, dtc, semisam, semisam-uamt, "
+            "semisam+, supervised, pseudo, or the full name."
+        ),
+    ] = None,
     generalist: Annotated[
         str | None, typer.Option(help="Who carries the label: registration, sam-med3d, mind or fused.")
     ] = None,
@@ -146,8 +183,10 @@ def train(
 ) -> None:
     """Train on the template and segment all other scans, in the background."""
     from ..engine.config import PRESETS, make_config
-    from ..engine.learners import learner_named
+    from ..engine.learners import full_name, learner_named
     from ..engine.propagation.registry import require_generalists
+    from ..engine.specialists import require_specialist
+    from ..engine.training import require_device
     from ..project.training import request_training
 
     parameters: dict[str, Any] = files.read_json(config) if config else {}
@@ -162,7 +201,11 @@ def train(
     parameters.update({key: value for key, value in given.items() if value is not None})
     if parameters.setdefault("preset", "standard") not in PRESETS:
         raise fail(f"unknown preset {parameters['preset']!r}; there are: {', '.join(PRESETS)}", WRONG_USE)
+    if isinstance(parameters.get("learner"), str):
+        parameters["learner"] = full_name(parameters["learner"])
     wanted = make_config(**parameters)  # what is wrong or missing is named before anything starts
+    require_specialist(wanted.specialist)
+    require_device(wanted.device)
     require_generalists(wanted)
     learner_named(wanted.learner).require(wanted)
     one = Project(project)
@@ -177,12 +220,12 @@ def train(
 @guarded
 def resume_command(
     project: ProjectPath,
-    job: Annotated[str | None, typer.Option(help="The job; the newest training when not given.")] = None,
+    job: Annotated[str | None, typer.Option(help="The job; the newest unfinished training when not given.")] = None,
     detach: Annotated[bool, typer.Option(help="Return at once.")] = False,
     as_json: Json = False,
 ) -> None:
     """Go on with a training that was stopped or interrupted."""
-    found = _job(project, job)
+    found = _job(project, job, lambda seen: seen.state in (State.INTERRUPTED, State.FAILED))
     resume(found)
     _watch(found, detach, as_json)
 
@@ -203,28 +246,49 @@ def _watch(job: JobFolder, detach: bool, as_json: bool) -> None:
 @guarded
 def status(
     project: ProjectPath,
-    job: Annotated[str | None, typer.Option(help="The job; the newest when not given.")] = None,
+    job: Annotated[
+        str | None, typer.Option(help="The job; the one under way or the newest training if not given.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="List all jobs of the project.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what the newest job of a project is doing."""
-    found = _job(project, job, any_kind=True)
+    """Say what a project's job is doing: the one under way, else the newest training."""
+    if every:
+        _list_jobs(project, as_json)
+        return
+    found = _job(project, job, imports=True)
     seen = observe(found)
-    text = f"{found.id}: {seen.state}, {seen.stage}, {seen.fraction:.0%}"
+    text = f"{found.id}: {seen.state}"
+    if seen.state is not State.FINISHED:
+        text += f", {seen.stage}, {seen.fraction:.0%}"
     if seen.message:
         text += f"\n{seen.message}"
     say({"job": found.id, **seen.to_json()}, as_json, text)
+
+
+def _list_jobs(project: Path, as_json: bool) -> None:
+    one = Project(project)
+    rows = [(job, observe(job)) for job in all_jobs(one.jobs)]
+    if as_json:
+        print(json.dumps([{"job": job.id, **seen.to_json()} for job, seen in rows]))
+        return
+    table = Table("job", "state", "done", "begun", "")
+    for job, seen in rows:
+        mark = "its predictions count" if job.id == one.state.current_training else ""
+        table.add_row(job.id, str(seen.state), f"{seen.fraction:.0%}", job.spec()["created"], mark)
+    out.print(table)
 
 
 @app.command("cancel", epilog="Example: semisamo1 cancel ~/hippocampus")
 @guarded
 def cancel_command(
     project: ProjectPath,
-    job: Annotated[str | None, typer.Option(help="The job; the newest training when not given.")] = None,
+    job: Annotated[str | None, typer.Option(help="The job; the training under way when not given.")] = None,
     now: Annotated[bool, typer.Option(help="End the worker and its children at once.")] = False,
     as_json: Json = False,
 ) -> None:
     """Stop a training; what it finished is kept and it can be resumed."""
-    found = _job(project, job)
+    found = _job(project, job, lambda seen: seen.state.active)
     seen = cancel(found)
     if now:
         kill(found)
@@ -248,7 +312,8 @@ def predict(
     one = Project(project)
     with Bar("predict", as_json) as bar:
         scores = predict_file(one, input_file, output, uncertainty, device, bar)
-    say({"output": str(output), **scores}, as_json, f"{output}")
+    text = f"{output}\nwarning: {scores['warning']}" if scores["warning"] else f"{output}"
+    say({"output": str(output), **scores}, as_json, text)
 
 
 @app.command(epilog="Example: semisamo1 evaluate ~/hippocampus ~/references --json")
@@ -260,7 +325,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Compare predictions with references: Dice, Jaccard, 95HD and ASD in mm."""
-    from ..tasks.compare import compare, label_files
+    from ..tasks.compare import compare, label_files, references_of
     from ..tasks.report import predictions_of
 
     for folder in (predictions, references):
@@ -270,11 +335,11 @@ def evaluate(
     values = None
     if is_project:
         one = Project(predictions)
-        found, values = predictions_of(one), one.state.labels.values
+        found, values, truth = predictions_of(one), one.state.labels.values, references_of(one, references)
     else:
-        found = label_files(predictions)
+        found, truth = label_files(predictions), label_files(references)
     with Bar("evaluate", as_json) as bar:
-        value = compare(found, label_files(references), distances, values, bar)
+        value = compare(found, truth, distances, values, bar)
     if as_json:
         print(json.dumps(value))
         return
@@ -283,6 +348,11 @@ def evaluate(
     for row in [*value["cases"], {"case": "mean", **value}]:
         table.add_row(row["case"], *["-" if row[n] is None else f"{row[n]:.3f}" for n in names])
     out.print(table)
+    if absent := value["without_reference"]:
+        some = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
+        out.print(
+            f"not compared, no reference of the same name ({len(absent)}): {some}", highlight=False, soft_wrap=True
+        )
 
 
 @app.command(epilog="Example: semisamo1 report ~/hippocampus --references ~/references")
@@ -298,6 +368,8 @@ def report(
 
     job = current_training(Project(project))
     path = output or job.path / "report.html"
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise fail(f"{path}: the report is an HTML file; give a name that ends in .html", WRONG_USE)
     with Bar("report", as_json) as bar:
         write_report(job, path, references, bar)
     say({"report": str(path)}, as_json, str(path))
@@ -345,19 +417,41 @@ def doctor(as_json: Json = False) -> None:
         absent = "[yellow]absent (optional)[/]" if name in OPTIONAL else "[red]absent[/]"
         table.add_row(name, one.get("version", absent))
     out.print(table)
+    out.print(_checkpoint_line(), highlight=False, soft_wrap=True)
+    out.print("ready" if found["ready"] else "[red]not ready[/]: something that is needed is missing")
     for one in found["missing"]:
         out.print(f"[red]missing[/] {one['package']}, needed for {one['for']}: {one['get']}")
     raise typer.Exit(0 if found["ready"] else 1)
 
 
-def _job(project: Path, name: str | None, any_kind: bool = False) -> JobFolder:
+def _checkpoint_line() -> str:
+    """Whether SAM-Med3D's weights are there; they are optional."""
+    try:
+        from ..engine.generalists.sam_med3d import checkpoint
+    except ImportError:
+        return "SAM-Med3D's checkpoint: not looked for, a package is missing"
+    try:
+        return f"SAM-Med3D's checkpoint: {checkpoint.find()}"
+    except checkpoint.CheckpointError:
+        return "SAM-Med3D's checkpoint: absent (optional); get it with: semisamo1 checkpoint fetch"
+
+
+def _job(
+    project: Path, name: str | None, wanted: Callable[[Observed], bool] | None = None, imports: bool = False
+) -> JobFolder:
+    """The job of this name; else the newest training that is `wanted`, else the newest training.
+
+    With `imports`, another job comes first that is under way, and last the newest of any kind.
+    """
     jobs = Project(project).jobs
     if name is not None:
         if not (jobs / name / "job.json").exists():
             raise ProjectError(f"no job {name!r}; there are: {', '.join(j.id for j in all_jobs(jobs)) or 'none'}")
         return JobFolder(jobs / name)
-    every = all_jobs(jobs)
-    found = (every[-1] if every else None) if any_kind else latest_training(jobs)
-    if found is None:
-        raise ProjectError("this project has no job yet. Start one with: semisamo1 train")
-    return found
+    every, own = all_jobs(jobs), trainings(jobs)
+    under_way = [job for job in every if job.status.exists() and observe(job).state.active] if imports else []
+    fitting = [job for job in own if wanted is not None and wanted(observe(job))]
+    found = under_way or fitting or own or (every if imports else [])
+    if not found:
+        raise ProjectError("this project has no training yet. Start one with: semisamo1 train")
+    return found[-1]

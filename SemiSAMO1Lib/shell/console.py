@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -53,14 +54,20 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             raise
         except (JobError, Locked) as error:
             raise fail(str(error), BUSY) from error
-        except (ProjectError, LabelError, UnreadableImage, NotADirectoryError, FileNotFoundError) as error:
+        except (ProjectError, LabelError, UnreadableImage) as error:
             raise fail(str(error), WRONG_USE) from error
-        except ValueError as error:  # pydantic's ValidationError too: it names field, value and limit
-            raise fail(str(error), WRONG_USE) from error
+        except (NotADirectoryError, FileNotFoundError, IsADirectoryError, FileExistsError) as error:
+            raise fail(_with_place(error), WRONG_USE) from error
+        except json.JSONDecodeError as error:
+            raise fail(f"not a JSON file: {error}", WRONG_USE) from error
+        except ValueError as error:
+            raise fail(_in_words(error), WRONG_USE) from error
         except PermissionError as error:
-            raise fail(f"no permission: {error}", WRONG_USE) from error
+            raise fail(f"no permission: {_with_place(error)}", WRONG_USE) from error
         except OSError as error:
-            raise fail(str(error), FAILED) from error
+            raise fail(_with_place(error), FAILED) from error
+        except KeyboardInterrupt:
+            raise fail("stopped", STOPPED) from None
         except Exception as error:
             if os.environ.get("SEMISAMO1_TRACEBACK"):
                 raise
@@ -70,19 +77,50 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def _in_words(error: ValueError) -> str:
+    """pydantic's ValidationError as one line that names parameter, fault and value; any other as it is."""
+    details = getattr(error, "errors", None)
+    if not callable(details):
+        return str(error)
+    faults = []
+    for one in details(include_url=False):
+        place = ".".join(map(str, one["loc"])) or "the parameters"
+        if one["type"] == "extra_forbidden":
+            faults.append(f"{place}: there is no such parameter")
+        else:
+            faults.append(f"{place}: {one['msg'].removeprefix('Value error, ')} (given: {one['input']!r})")
+    return "; ".join(faults)
+
+
+def _with_place(error: OSError) -> str:
+    """An error of the file system without its number."""
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def next_step(*words: object) -> str:
+    """The command that comes next, quoted as a shell needs it."""
+    return "Next: " + shlex.join(["semisamo1", *map(str, words)])
+
+
 def follow(job: JobFolder, as_json: bool) -> Observed:
-    """Watch a job until it ends, with a progress bar unless the output is for machines.
+    """Watch a job until it ends: a progress bar on a terminal, a line a stage elsewhere, nothing for machines.
 
     Ctrl+C stops watching, not the job: it says how to stop that.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[eta]}"), console=err, disable=as_json, transient=True) as bars:
+    with Progress(
+        *columns, TextColumn("{task.fields[eta]}"), console=err, disable=as_json or not err.is_terminal, transient=True
+    ) as bars:
         bar = bars.add_task(job.id, total=1.0, eta="")
+        stages = Stages(hidden=as_json)
         try:
             while True:
                 seen = observe(job)
                 eta = "" if seen.eta_s is None else f"about {_duration(seen.eta_s)} left"
                 bars.update(bar, completed=seen.fraction, description=f"{job.id}  {seen.stage}", eta=eta)
+                stages.show(seen.stage, seen.fraction, eta)
                 if not seen.state.active:
                     return seen
                 time.sleep(0.3)
@@ -91,13 +129,29 @@ def follow(job: JobFolder, as_json: bool) -> Observed:
             raise typer.Exit(STOPPED) from None
 
 
+class Stages:
+    """Says each new stage on a line of its own where there is no terminal to draw a bar on."""
+
+    def __init__(self, hidden: bool) -> None:
+        self._quiet = hidden or err.is_terminal
+        self._last = ""
+
+    def show(self, stage: str, fraction: float, eta: str = "") -> None:
+        name = stage.rstrip("0123456789/ ")
+        if self._quiet or name in ("", "finished", self._last):
+            return
+        self._last = name
+        err.print(", ".join(filter(None, (name, f"{fraction:.0%} done", eta))), highlight=False, soft_wrap=True)
+
+
 class Bar:
     """A progress bar for work in this process: an observer that draws on the terminal. Use as a context manager."""
 
     def __init__(self, title: str, hidden: bool) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=err, disable=hidden, transient=True)
+        self._bars = Progress(*columns, console=err, disable=hidden or not err.is_terminal, transient=True)
         self._title = title
+        self._stages = Stages(hidden)
         self._bar = self._bars.add_task(title, total=1.0)
 
     def __enter__(self) -> Bar:
@@ -111,6 +165,7 @@ class Bar:
         if kind == "progress":
             description = f"{self._title}  {fields['stage']} {fields['done']}/{fields['of']}"
             self._bars.update(self._bar, completed=fields.get("fraction"), description=description)
+            self._stages.show(str(fields["stage"]), fields.get("fraction") or 0.0)
 
     def should_stop(self) -> bool:
         return False
@@ -121,7 +176,9 @@ def exit_for(job: JobFolder, seen: Observed) -> None:
     if seen.state is State.FINISHED:
         return
     if seen.stopped:
-        raise fail(f"{job.id} was stopped; go on with: semisamo1 resume {job.project}", STOPPED)
+        raise fail(
+            f"{job.id} was stopped; go on with: {shlex.join(['semisamo1', 'resume', str(job.project)])}", STOPPED
+        )
     raise fail(f"{job.id} {seen.state}: {seen.message}", FAILED)
 
 

@@ -22,7 +22,13 @@ PARAMETERS = {"preset": "quick", "device": "auto", "seed": 0, "keep_rounds": Tru
 
 
 def run_demo(folder: Path, quiet: bool) -> dict[str, Any]:
-    """Write phantoms, run a project on them, compare with their truth; an older demo in `folder` is replaced."""
+    """Write phantoms, run a project on them, compare with their truth; an older demo in `folder` is replaced.
+
+    Raises:
+        FileExistsError: the folder holds something else.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "phantoms" / "images").is_dir():
+        raise FileExistsError(f"{folder} is not empty; choose a new folder for the demo")
     for part in ("phantoms", "project"):
         shutil.rmtree(folder / part, ignore_errors=True)
     names = write_cohort(folder / "phantoms", CASES, seed=1)

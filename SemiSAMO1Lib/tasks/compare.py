@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from ..engine.evaluation.metrics import case_metrics, mean_of
 from ..engine.observer import Observer
 from ..image_io import SUFFIXES, read_geometry, stem_of, suffix_of
+from ..project import Project
+from ..project.cases import same_name
 from ..project.label_reader import read_labels
 from ..volume import Geometry, Volume
 
@@ -30,6 +32,33 @@ def label_files(folder: Path) -> dict[str, Path]:
             raise ValueError(f"two files for case {name!r}: {found[name].name} and {path.name}")
         found[name] = path
     return found
+
+
+def references_of(project: Project, folder: Path) -> dict[str, Path]:
+    """Case id -> reference in a folder, found by the name of the case's scan, else by the case's id.
+
+    A name that several scans of the project have says nothing: such references are left out.
+
+    Raises:
+        NothingToCompare: no file belongs to a case.
+    """
+    found: dict[str, Path] = {}
+    cases = project.refresh().cases
+    there = label_files(folder)
+    for name, path in there.items():
+        named = [case.id for case in cases if same_name(case.name, name)] or [c.id for c in cases if c.id == name]
+        if len(named) == 1:
+            found[named[0]] = path
+    if not found:
+        raise NothingToCompare(_nothing([case.name for case in cases], there))
+    return found
+
+
+def _nothing(names: Iterable[str], references: Iterable[str]) -> str:
+    return (
+        f"no prediction has a reference of the same name. Predictions: {sorted(names)[:3]}, "
+        f"references: {sorted(references)[:3]}"
+    )
 
 
 def compare(
@@ -58,10 +87,7 @@ def compare(
     """
     common = [name for name in predictions if name in references]
     if not common:
-        raise NothingToCompare(
-            f"no prediction has a reference of the same name. Predictions: {sorted(predictions)[:3]}, "
-            f"references: {sorted(references)[:3]}"
-        )
+        raise NothingToCompare(_nothing(predictions, references))
     rows = []
     for name in common:
         rows.append({"case": name, **_one(predictions[name], references[name], distances, values)})

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import files
 from ..engine.cases import CaseResult
 from ..engine.data.store import Store
 from ..engine.observer import Observer, Silent
@@ -34,10 +35,11 @@ def predict_file(
         UnreadableImage: the scan cannot be used.
     """
     if not scan.is_file():
-        raise FileNotFoundError(f"{scan} does not exist")
+        raise FileNotFoundError(f"{scan} {'is a folder; give one file' if scan.is_dir() else 'does not exist'}")
     for path in filter(None, (output, uncertainty)):
-        if suffix_of(path) not in (*SUFFIXES, ".seg.nrrd"):
-            raise ValueError(f"{path.name}: unknown format; possible are .seg.nrrd, {', '.join(SUFFIXES)}")
+        _require_writable(project, scan, path)
+    if uncertainty is not None and uncertainty.resolve() == output.resolve():
+        raise ValueError(f"segmentation and uncertainty cannot both be written to {output}")
     job = current_training(project)
     table = LabelTable.from_json(job.spec()["labels"])
     result = _segment(job, scan, device, observer or Silent())
@@ -48,7 +50,35 @@ def predict_file(
         write_volume(output, labels)
     if uncertainty is not None:
         write_volume(uncertainty, result.uncertainty)
-    return {"mean_uncertainty": result.scores["uncertainty"], "values": np.unique(labels.array).tolist()}
+    doubt = doubt_of(job, result.scores)
+    found = np.unique(labels.array).tolist()
+    return {"mean_uncertainty": result.scores["uncertainty"], "values": found, "warning": doubt}
+
+
+def _require_writable(project: Project, scan: Path, path: Path) -> None:
+    """Raise ValueError for an output of unknown format, or one that is a scan: that would be overwritten."""
+    if suffix_of(path) not in (*SUFFIXES, ".seg.nrrd"):
+        raise ValueError(f"{path.name}: unknown format; possible are .seg.nrrd, {', '.join(SUFFIXES)}")
+    if path.resolve() == scan.resolve():
+        raise ValueError(f"{path} is the scan itself; it would be overwritten. Choose another output")
+    for case in project.refresh().cases:
+        if path.resolve() in {place.resolve() for place in project.image_places(case)} and path.exists():
+            raise ValueError(f"{path} is the scan of case {case.id}; it would be overwritten. Choose another output")
+
+
+def doubt_of(job: JobFolder, scores: dict[str, Any]) -> str:
+    """A warning where a prediction is far less certain than those of the project's own scans, else nothing."""
+    own = [row["scores"]["label_uncertainty"] for row in files.read_json(job.index)["cases"]]
+    known = [value for value in own if value is not None]
+    mine = scores["label_uncertainty"]
+    if mine is None:
+        return "no label was found in this scan. Does it show the same anatomy in the same kind of image?"
+    if known and mine > max(known):
+        return (
+            f"less certain than for every scan of the project ({mine:.2f}; theirs at most {max(known):.2f}). "
+            "Look at it closely: does the scan show the same anatomy in the same kind of image?"
+        )
+    return ""
 
 
 def _segment(job: JobFolder, scan: Path, device: str, observer: Observer) -> CaseResult:

@@ -17,6 +17,7 @@ from ..engine.cases import CaseResult, EngineCase, LabelledCase
 from ..engine.config import TrainingConfig, make_config
 from ..engine.data.store import Store
 from ..engine.evaluation.metrics import case_metrics
+from ..engine.learners import full_name
 from ..engine.learners.averaged import LONGEST_GRADIENT
 from ..engine.observer import Observer
 from ..files import atomic_path
@@ -25,19 +26,6 @@ from ..volume import Volume
 from .curves import WithCurves
 from .inputs import ClassMap
 from .layout import ProtocolError, labelled_case, listed_cases, read_layout
-
-#: The published short names of the learners.
-SHORT_NAMES = {
-    "mt": "mean_teacher",
-    "uamt": "uncertainty_mean_teacher",
-    "dan": "adversarial",
-    "dtc": "dual_task",
-    "semisam": "semisam",
-    "semisam-uamt": "semisam_uncertainty",
-    "semisam+": "semisam_plus",
-    "supervised": "supervised_only",
-    "pseudo": "pseudo_only",
-}
 
 #: Learners that were published without pseudo-labels.
 WITHOUT_PSEUDO_LABELS = ("semisam", "semisam_uncertainty", "semisam_plus")
@@ -79,7 +67,7 @@ class Protocol:
 
     def config(self) -> TrainingConfig:
         """The published settings as a training's configuration."""
-        learner = SHORT_NAMES.get(self.learner, self.learner)
+        learner = full_name(self.learner)
         published: dict[str, Any] = {
             "rounds": self.rounds,
             "iterations": self.iterations,

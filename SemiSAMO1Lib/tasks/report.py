@@ -11,8 +11,8 @@ from ..engine.evaluation.report import CasePage, render_report
 from ..engine.observer import Observer, Silent
 from ..image_io import UnreadableImage, read_volume
 from ..job.folder import JobFolder
-from ..project import LabelTable, Project, ProjectError
-from .compare import compare, label_files
+from ..project import LabelTable, Project, ProjectError, read_labels
+from .compare import compare, references_of
 from .inputs import find_image
 from .reporter import Reporter
 
@@ -45,17 +45,24 @@ def write_report(job: JobFolder, path: Path, references: Path | None = None, obs
     index = files.read_json(job.index)
     rows = index["cases"]
     measures: dict[str, Any] | None = None
+    before: dict[str, Any] | None = None
+    truth: dict[str, Path] = {}
     if references is not None:
         predictions = {row["case"]: job.results / row["prediction"] for row in rows}
         values = LabelTable.from_json(job.spec()["labels"]).values
-        measures = compare(predictions, label_files(references), values=values)
+        truth = references_of(Project(job.project), references)
+        measures = compare(predictions, truth, values=values)
+        first = {row["case"]: job.results / "0" / row["case"] / "prediction.seg.nrrd" for row in rows}
+        if index["round"] > 0 and all(path.is_file() for path in first.values()):
+            before = compare(first, truth, distances=False, values=values)
     events, _ = files.read_lines(job.events)
     html = render_report(
         title=job.project.resolve().name,
         table=LabelTable.from_json(job.spec()["labels"]).to_json(),
-        pages=_pages(job, rows, observer or Silent()),
+        pages=_pages(job, rows, truth, observer or Silent()),
         losses=[event for event in events if event["kind"] == "losses"],
         measures=measures,
+        before=before,
         facts={
             "training": job.id,
             "created": job.spec()["created"],
@@ -69,7 +76,9 @@ def write_report(job: JobFolder, path: Path, references: Path | None = None, obs
     files.write_text(path, html)
 
 
-def _pages(job: JobFolder, rows: list[dict[str, Any]], observer: Observer) -> Iterator[CasePage]:
+def _pages(
+    job: JobFolder, rows: list[dict[str, Any]], truth: dict[str, Path], observer: Observer
+) -> Iterator[CasePage]:
     """One case after the other, worst first, each read when it is drawn."""
     listing = {row["id"]: row for row in files.read_json(job.inputs / "cases.json")["cases"]}
     worst_first = sorted(rows, key=lambda r: (-(r["scores"]["label_uncertainty"] or 1.0), r["case"]))
@@ -77,6 +86,7 @@ def _pages(job: JobFolder, rows: list[dict[str, Any]], observer: Observer) -> It
         observer.event("progress", stage="drawing", done=position, of=len(rows), fraction=position / len(rows))
         try:
             image = read_volume(find_image(listing[row["case"]]))
+            reference = truth.get(row["case"])
         except UnreadableImage as error:
             yield CasePage(row["case"], None, None, None, row["scores"], note=str(error))
             continue
@@ -86,4 +96,5 @@ def _pages(job: JobFolder, rows: list[dict[str, Any]], observer: Observer) -> It
             prediction=read_volume(job.results / row["prediction"]),
             uncertainty=read_volume(job.results / row["uncertainty"]),
             scores=row["scores"],
+            reference=read_labels(reference, image.geometry, allow_empty=True).volume if reference else None,
         )

@@ -10,7 +10,7 @@ from job_helpers import empty_job
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.job import JobFolder, JobKind
-from SemiSAMO1Lib.job.watch import all_jobs, latest_training
+from SemiSAMO1Lib.job.watch import all_jobs, trainings
 
 
 def test_jobs_are_numbered_across_kinds(tmp_path: Path) -> None:
@@ -94,8 +94,7 @@ def test_a_project_without_jobs_has_none(tmp_path: Path) -> None:
     assert all_jobs(tmp_path / "jobs") == []
 
 
-def test_the_latest_training_is_the_newest_of_its_kind(tmp_path: Path) -> None:
-    empty_job(tmp_path)
-    newest = empty_job(tmp_path)
+def test_the_trainings_are_the_jobs_of_that_kind_oldest_first(tmp_path: Path) -> None:
+    first, second = empty_job(tmp_path), empty_job(tmp_path)
     empty_job(tmp_path, JobKind.IMPORT)
-    assert latest_training(tmp_path / "jobs") == newest
+    assert trainings(tmp_path / "jobs") == [first, second]

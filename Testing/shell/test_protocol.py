@@ -33,6 +33,7 @@ from SemiSAMO1Lib import files
 from SemiSAMO1Lib.engine import training
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.generalists.sam_med3d.checkpoint import NAME
+from SemiSAMO1Lib.engine.learners import full_name
 from SemiSAMO1Lib.shell import method_commands
 from SemiSAMO1Lib.tasks import protocol as protocol_module
 from SemiSAMO1Lib.tasks.inputs import ClassMap
@@ -90,7 +91,7 @@ def test_the_curves_are_numbers(learnt: tuple[str, Shown, Path]) -> None:
 
 
 def test_the_start_names_learner_and_generalist(learnt: tuple[str, Shown, Path]) -> None:
-    full = protocol_module.SHORT_NAMES[learnt[0]]
+    full = full_name(learnt[0])
     assert f"note: {full}, labels carried by registration; 1 labelled, 2 unlabelled, 4 classes" in learnt[1].text
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,8 @@ from SemiSAMO1Lib.job import JobFolder, JobKind, State, kill, observe
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
 from SemiSAMO1Lib.project import Project
 from SemiSAMO1Lib.shell import app
-from SemiSAMO1Lib.volume import Volume
+from SemiSAMO1Lib.tasks.predict import doubt_of
+from SemiSAMO1Lib.volume import Geometry, Volume
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -133,7 +135,7 @@ def busy(untrained: Path) -> JobFolder:
     from SemiSAMO1Lib.project.training import request_training
 
     job = request_training(Project(untrained), {"preset": "quick"})
-    status = {"state": "running", **lock.identity(), "heartbeat": time.time(), "stage": "registration 1/2"}
+    status = {"state": "running", **lock.identity(), "heartbeat": time.time(), "stage": "propagation 1/2"}
     files.write_json(job.status, {**status, "fraction": 0.1})
     return job
 
@@ -209,9 +211,43 @@ def test_init_without_a_folder_of_scans(tmp_path: Path) -> None:
     assert shown.code == WRONG_USE and "is not a folder" in shown.text
 
 
-def test_init_of_a_folder_without_scans_fails(tmp_path: Path) -> None:
+def test_init_names_the_cases_whose_files_are_called_otherwise(cohort: Path, tmp_path: Path) -> None:
+    scan = read_volume(cohort / "images" / "phantom_000.nrrd")
+    write_volume(tmp_path / "scans" / "Scan Weiß.nrrd", scan)
+    assert "Scan Weiß is case Scan-Weiss" in shell("init", tmp_path / "project", "--images", tmp_path / "scans").text
+
+
+def test_a_case_may_be_given_by_the_name_of_its_file(cohort: Path, tmp_path: Path) -> None:
+    write_volume(tmp_path / "scans" / "Scan Weiß.nrrd", read_volume(cohort / "images" / "phantom_000.nrrd"))
+    shell("init", tmp_path / "project", "--images", tmp_path / "scans")
+    label = cohort / "labels" / "phantom_000.nrrd"
+    shown = shell("template", tmp_path / "project", "--case", "Scan Weiß", "--labels", label, "--json")
+    assert shown.json()["case"] == "Scan-Weiss"
+
+
+def test_init_of_the_project_folder_itself_is_refused(cohort: Path, tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    write_volume(scans / "one.nrrd", read_volume(cohort / "images" / "phantom_000.nrrd"))
+    shown = shell("init", scans, "--images", scans)
+    assert shown.code == WRONG_USE and "a folder of its own" in shown.text
+    assert [path.name for path in scans.iterdir()] == ["one.nrrd"], "nothing is left behind"
+
+
+def test_init_of_an_empty_folder_makes_no_project(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    shown = shell("init", tmp_path / "project", "--images", tmp_path / "empty")
+    assert shell("init", tmp_path / "project", "--images", tmp_path / "empty").code == WRONG_USE
+    assert not (tmp_path / "project").exists()
+
+
+def test_init_again_says_how_many_are_new(cohort: Path, untrained: Path) -> None:
+    shown = shell("init", untrained, "--images", cohort / "images")
+    assert "3 scans" in shown.text and "0 of them new" in shown.text and "skipped" not in shown.text
+
+
+def test_init_of_a_folder_without_a_usable_scan_fails(tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "bad.nrrd").write_text("nonsense")
+    shown = shell("init", tmp_path / "project", "--images", tmp_path / "scans")
     assert shown.code == FAILED and "no usable scan" in shown.text
 
 
@@ -264,6 +300,38 @@ def test_template_without_its_file(untrained: Path, tmp_path: Path) -> None:
 def test_template_with_a_scan_as_its_label(cohort: Path, untrained: Path) -> None:
     shown = shell("template", untrained, "--case", "phantom_000", "--labels", cohort / "images" / "phantom_000.nrrd")
     assert shown.code == WRONG_USE and "not labels" in shown.text
+
+
+def test_template_with_a_scan_of_whole_numbers_as_its_label(cohort: Path, untrained: Path, tmp_path: Path) -> None:
+    scan = read_volume(cohort / "images" / "phantom_000.nrrd")
+    low = float(scan.array.min())
+    write_volume(tmp_path / "scan.nrrd", Volume(np.rint(50 * (scan.array - low)).astype(np.uint16), scan.geometry))
+    shown = shell("template", untrained, "--case", "phantom_001", "--labels", tmp_path / "scan.nrrd")
+    assert shown.code == WRONG_USE and "looks like a scan" in shown.text
+
+
+def test_a_label_that_is_called_like_another_case_is_doubted(cohort: Path, untrained: Path) -> None:
+    label = cohort / "labels" / "phantom_002.nrrd"
+    shown = shell("template", untrained, "--case", "phantom_001", "--labels", label)
+    assert "warning: phantom_002.nrrd is called like case phantom_002" in shown.text
+
+
+def test_a_label_on_the_grid_of_another_case_is_doubted(cohort: Path, tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    scan = read_volume(cohort / "images" / "phantom_000.nrrd")
+    wide = tuple(1.3 * side for side in scan.geometry.spacing)
+    stretched = Geometry(scan.geometry.shape, wide, scan.geometry.origin, scan.geometry.direction)
+    write_volume(scans / "whole.nrrd", scan)
+    write_volume(scans / "wide.nrrd", Volume(scan.array, stretched))
+    shell("init", tmp_path / "project", "--images", scans)
+    label = cohort / "labels" / "phantom_000.nrrd"
+    shown = shell("template", tmp_path / "project", "--case", "wide", "--labels", label)
+    assert "warning: phantom_000.nrrd lies on the grid of case whole" in shown.text
+
+
+def test_template_says_what_comes_next(cohort: Path, untrained: Path) -> None:
+    shown = shell("template", untrained, "--case", "phantom_000", "--labels", cohort / "labels" / "phantom_000.nrrd")
+    assert f"Next: semisamo1 train {untrained}" in shown.text
 
 
 def test_template_with_an_unknown_value_says_how_to_add_it(cohort: Path, untrained: Path, tmp_path: Path) -> None:
@@ -334,6 +402,27 @@ def test_an_unknown_preset_in_the_config_file_is_named(untrained: Path, tmp_path
 def test_an_unknown_device_is_named(untrained: Path, tmp_path: Path) -> None:
     shown = shell("train", untrained, "--preset", "quick", "--config", config(tmp_path), "--device", "abacus")
     assert shown.code in (FAILED, WRONG_USE) and "unknown device 'abacus'" in shown.text
+
+
+def test_a_device_that_is_not_here_makes_no_job(untrained: Path) -> None:
+    shown = shell("train", untrained, "--device", "cuda:63")
+    assert (shown.code == WRONG_USE and "--device cpu" in shown.text) or "counted from 0" in shown.text
+    assert len(list((untrained / "jobs").glob("*-train"))) == 0
+
+
+def test_an_unknown_specialist_makes_no_job(untrained: Path, tmp_path: Path) -> None:
+    shown = shell("train", untrained, "--config", config(tmp_path, specialist="abacus"))
+    assert shown.code == WRONG_USE and "dynunet" in shown.text
+    assert len(list((untrained / "jobs").glob("*-train"))) == 0
+
+
+def test_the_published_name_of_a_learner_will_do(requested: Callable[..., dict[str, Any]]) -> None:
+    assert requested("--learner", "uamt")["learner"] == "uncertainty_mean_teacher"
+
+
+def test_a_value_out_of_range_is_one_plain_line(untrained: Path) -> None:
+    shown = shell("train", untrained, "--rounds", "-1")
+    assert shown.err.strip() == "error: rounds: Input should be greater than or equal to 0 (given: -1)"
 
 
 def test_an_unknown_parameter_is_named(untrained: Path, tmp_path: Path) -> None:
@@ -416,13 +505,23 @@ def test_a_project_that_somebody_writes_is_busy(untrained: Path, monkeypatch: py
 
 def test_status_for_machines(busy: JobFolder) -> None:
     value = shell("status", busy.project, "--json").json()
-    expected = {"state": "running", "pid": os.getpid(), "stage": "registration 1/2", "fraction": 0.1}
+    expected = {"state": "running", "pid": os.getpid(), "stage": "propagation 1/2", "fraction": 0.1}
     assert {key: value[key] for key in expected} == expected
 
 
 def test_status_for_people(story: Story) -> None:
     shown = shell("status", story.project)
-    assert "-train: finished, finished, 100%" in shown.text
+    assert shown.out.strip().endswith("-train: finished")
+
+
+def test_status_shows_the_training_though_an_import_came_later(story: Story, cohort: Path) -> None:
+    shell("init", story.project, "--images", cohort / "images")
+    assert shell("status", story.project, "--json").json()["job"].endswith("-train")
+
+
+def test_status_lists_all_jobs(story: Story) -> None:
+    jobs = shell("status", story.project, "--all", "--json").json()
+    assert [row["job"] for row in jobs][:2] == ["0001-import", "0002-train"]
 
 
 def test_status_shows_why_a_job_failed(busy: JobFolder) -> None:
@@ -477,7 +576,18 @@ def test_cancel_now_ends_the_worker(untrained: Path, tmp_path: Path) -> None:
     started = shell("train", untrained, "--detach", "--json", "--preset", "quick", "--config", config(tmp_path))
     job = JobFolder(untrained / "jobs" / started.json()["job"])
     wait_until(lambda: observe(job).pid is not None, "the worker said who it is")
-    assert shell("cancel", untrained, "--now", "--json").json()["state"] == "interrupted"
+    value = shell("cancel", untrained, "--now", "--json").json()
+    assert (value["state"], value["stopped"]) == ("interrupted", True), "a person's stop is no failure"
+
+
+def test_resume_finds_the_unfinished_training_behind_a_newer_one(story: Story, tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    shutil.copytree(story.project, copy)
+    older = JobFolder(copy / "jobs" / "0002-train")
+    shutil.copytree(older.path, copy / "jobs" / "0099-train")
+    files.write_json(older.status, {**files.read_json(older.status), "state": "failed", "message": "no memory"})
+    assert shell("resume", copy, "--detach", "--json").json()["job"] == "0002-train"
+    wait_until(lambda: not observe(older).state.active, "the training ended")
 
 
 # ---------------------------------------------------------------------- predict, evaluate, report
@@ -533,6 +643,39 @@ def test_without_a_finished_training(untrained: Path, tmp_path: Path, command: t
     assert shown.code == WRONG_USE and "no finished training" in shown.text
 
 
+@pytest.mark.parametrize("option", ["--output", "--uncertainty"])
+def test_predict_never_writes_over_its_scan(story: Story, cohort: Path, tmp_path: Path, option: str) -> None:
+    scan = tmp_path / "scan.nrrd"
+    scan.write_bytes((cohort / "images" / "phantom_001.nrrd").read_bytes())
+    options = {"--output": tmp_path / "new.nrrd", option: scan}
+    shown = shell("predict", story.project, "--input", scan, *(word for pair in options.items() for word in pair))
+    assert shown.code == WRONG_USE and "would be overwritten" in shown.text
+
+
+def test_predict_never_writes_over_a_scan_of_the_project(story: Story, cohort: Path) -> None:
+    scan, other = cohort / "images" / "phantom_001.nrrd", cohort / "images" / "phantom_002.nrrd"
+    shown = shell("predict", story.project, "--input", scan, "--output", other)
+    assert shown.code == WRONG_USE and "scan of case phantom_002" in shown.text
+
+
+def test_predict_one_file_cannot_hold_both(story: Story, cohort: Path, tmp_path: Path) -> None:
+    scan, both = cohort / "images" / "phantom_001.nrrd", tmp_path / "both.nrrd"
+    shown = shell("predict", story.project, "--input", scan, "--output", both, "--uncertainty", both)
+    assert shown.code == WRONG_USE and "both" in shown.text
+
+
+@pytest.mark.parametrize(
+    ("certainty", "warned"), [(0.4, False), (0.6, True), (None, True)], ids=["as usual", "unusual", "nothing found"]
+)
+def test_predict_warns_of_a_scan_unlike_those_of_the_project(
+    tmp_path: Path, certainty: float | None, warned: bool
+) -> None:
+    job = JobFolder(tmp_path / "jobs" / "0001-train")
+    rows = [{"scores": {"label_uncertainty": value}} for value in (0.2, 0.5, None)]
+    files.write_json(job.index, {"cases": rows})
+    assert ("same anatomy" in doubt_of(job, {"label_uncertainty": certainty})) is warned
+
+
 @pytest.fixture(scope="session")
 def evaluated(story: Story, cohort: Path) -> Shown:
     return shell("evaluate", story.project, cohort / "labels", "--json")
@@ -556,6 +699,12 @@ def test_evaluate_a_folder_against_itself_is_perfect(cohort: Path) -> None:
 def test_evaluate_for_people_is_a_table(cohort: Path) -> None:
     shown = shell("evaluate", cohort / "labels", cohort / "labels", "--no-distances")
     assert "phantom_002" in shown.text and "1.000" in shown.text
+
+
+def test_evaluate_names_what_has_no_reference(story: Story, cohort: Path, tmp_path: Path) -> None:
+    (tmp_path / "phantom_001.nrrd").write_bytes((cohort / "labels" / "phantom_001.nrrd").read_bytes())
+    shown = shell("evaluate", story.project, tmp_path, "--no-distances")
+    assert "no reference of the same name (1): phantom_002" in shown.text
 
 
 def test_evaluate_without_references(cohort: Path, tmp_path: Path) -> None:
@@ -589,6 +738,27 @@ def test_the_report_shows_every_case(page: str) -> None:
 
 def test_the_report_compares_with_the_references(page: str) -> None:
     assert "Comparison with references" in page
+
+
+def test_the_report_is_no_other_kind_of_file(story: Story, cohort: Path) -> None:
+    scan = cohort / "images" / "phantom_001.nrrd"
+    before = scan.read_bytes()
+    shown = shell("report", story.project, "--output", scan)
+    assert shown.code == WRONG_USE and scan.read_bytes() == before
+
+
+def test_the_report_names_what_has_no_reference(story: Story, cohort: Path, tmp_path: Path) -> None:
+    (tmp_path / "truth").mkdir()
+    (tmp_path / "truth" / "phantom_001.nrrd").write_bytes((cohort / "labels" / "phantom_001.nrrd").read_bytes())
+    shell("report", story.project, "--references", tmp_path / "truth", "--output", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "reference of the same name (1): phantom_002" in text
+
+
+def test_the_demo_leaves_other_folders_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    shown = shell("demo", tmp_path)
+    assert shown.code == WRONG_USE and "not empty" in shown.text
 
 
 def test_a_long_path_is_printed_on_one_line(story: Story, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ...volume import Volume
 from ..data.grids import canonical, resample_image, resample_labels
+from .metrics import mean_of
 
 matplotlib.use("Agg")
 
@@ -28,7 +29,7 @@ _SHOWN_FROM = 15
 
 @dataclass(frozen=True)
 class CasePage:
-    """What the report shows of a case: scan, prediction (label values), uncertainty (0-100 %), scores.
+    """What the report shows of a case: scan, prediction and reference (label values), uncertainty (0-100 %), scores.
 
     A scan that cannot be read any more has no picture, but a note that says why.
     """
@@ -39,6 +40,7 @@ class CasePage:
     uncertainty: Volume | None
     scores: dict[str, Any]
     note: str = ""
+    reference: Volume | None = None
 
 
 def render_report(
@@ -48,6 +50,7 @@ def render_report(
     losses: Sequence[dict[str, Any]],
     measures: dict[str, Any] | None,
     facts: dict[str, Any],
+    before: dict[str, Any] | None = None,
 ) -> str:
     """The whole report as HTML text that needs no other file.
 
@@ -57,6 +60,7 @@ def render_report(
         pages: cases in the order in which they are shown.
         losses: 'losses' events.
         measures: result of `compare`, or None without references.
+        before: result of `compare` for round 0, before any training, or None.
         facts: training, parameters, plan, environment, skipped cases.
     """
     by_case = {row["case"]: row for row in measures["cases"]} if measures else {}
@@ -74,38 +78,60 @@ def render_report(
         cases=shown,
         curves=_png(loss_figure(losses)) if losses else None,
         measures=measures,
+        before=before,
+        means=_label_means(measures["cases"]) if measures else {},
         facts=facts,
         plan=json.dumps(facts["plan"], indent=2),
         parameters=json.dumps(facts["parameters"], indent=2),
+        shown_from=_SHOWN_FROM,
         names={str(row["value"]): row["name"] for row in table},
     )
 
 
+def _label_means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Label value -> mean Dice and 95HD over the cases that have them."""
+    values = sorted({value for row in rows for value in row["labels"]}, key=int)
+    found = {}
+    for value in values:
+        mine = [row["labels"][value] for row in rows if value in row["labels"]]
+        found[value] = {name: mean_of(one.get(name) for one in mine) for name in ("dice", "hd95_mm")}
+    return found
+
+
 def case_figure(page: CasePage, table: Sequence[dict[str, Any]]) -> Figure:
-    """Three planes at the label's largest cross-section: above with contours, below with uncertainty as heat."""
+    """Three planes at the label's largest cross-section: above with contours, below with uncertainty as heat.
+
+    The reference, where there is one, is drawn dashed in white.
+    """
     if page.image is None or page.prediction is None or page.uncertainty is None:
         raise ValueError(f"case {page.case} has no picture: {page.note}")
     grid = canonical(page.image.geometry)
     image = resample_image(page.image, grid)
     label = resample_labels(page.prediction, grid)
     heat = np.asarray(resample_labels(page.uncertainty, grid))
+    truth = resample_labels(page.reference, grid) if page.reference is not None else np.zeros_like(label)
     low, high = np.percentile(image, (1, 99))
     figure = Figure(figsize=(9, 6), layout="constrained", facecolor="#111")
     axes = figure.subplots(2, 3)
     for axis, name in enumerate(("axial", "coronal", "sagittal")):
         at = _largest_section(label > 0, axis)
         aspect = _aspect(grid.spacing, axis)
-        planes = [_plane(volume, axis, at) for volume in (image, label, heat)]
+        planes = [_plane(volume, axis, at) for volume in (image, label, heat, truth)]
         for row in range(2):
             axes[row][axis].imshow(planes[0], cmap="gray", vmin=low, vmax=high, aspect=aspect, origin="upper")
             axes[row][axis].axis("off")
         axes[0][axis].set_title(name, color="white", fontsize=9)
         for entry in table:
-            mine = planes[1] == entry["value"]
+            mine, true = planes[1] == entry["value"], planes[3] == entry["value"]
             if mine.any():
                 axes[0][axis].contour(mine, [0.5], colors=[np.array(entry["color"]) / 255], linewidths=1.3)
+            if true.any():
+                axes[0][axis].contour(true, [0.5], colors="white", linewidths=0.9, linestyles="dashed")
         drawn = np.ma.masked_less(planes[2].astype(float), _SHOWN_FROM)
-        axes[1][axis].imshow(drawn, cmap="inferno", vmin=0, vmax=100, alpha=0.6, aspect=aspect, origin="upper")
+        shown = axes[1][axis].imshow(drawn, cmap="inferno", vmin=0, vmax=100, alpha=0.6, aspect=aspect, origin="upper")
+    scale = figure.colorbar(shown, ax=axes[1], shrink=0.85, pad=0.01)
+    scale.set_label("uncertainty, %", color="white", fontsize=8)
+    scale.ax.tick_params(colors="white", labelsize=7)
     return figure
 
 

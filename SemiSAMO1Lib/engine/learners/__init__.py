@@ -21,11 +21,30 @@ LEARNERS: dict[str, type[AveragedLearner]] = {
 }
 
 
+#: The names by which the learners were published.
+SHORT_NAMES = {
+    "mt": "mean_teacher",
+    "uamt": "uncertainty_mean_teacher",
+    "dan": "adversarial",
+    "dtc": "dual_task",
+    "semisam-uamt": "semisam_uncertainty",
+    "semisam+": "semisam_plus",
+    "supervised": "supervised_only",
+    "pseudo": "pseudo_only",
+}
+
+
+def full_name(name: str) -> str:
+    """The name of a learner here, from that or the published one."""
+    return SHORT_NAMES.get(name, name)
+
+
 def learner_named(name: str) -> type[AveragedLearner]:
     """The learner class. Raises ValueError naming those there are."""
     if name not in LEARNERS:
-        raise ValueError(f"unknown learner {name!r}; there are: {', '.join(sorted(LEARNERS))}")
+        short = {full: f"{full} ({short})" for short, full in SHORT_NAMES.items()}
+        raise ValueError(f"unknown learner {name!r}; there are: {', '.join(short.get(n, n) for n in sorted(LEARNERS))}")
     return LEARNERS[name]
 
 
-__all__ = ["LEARNERS", "Batch", "Learner", "MeanTeacher", "learner_named"]
+__all__ = ["LEARNERS", "SHORT_NAMES", "Batch", "Learner", "MeanTeacher", "full_name", "learner_named"]
