@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable
@@ -137,7 +138,7 @@ class Stages:
         self._last = ""
 
     def show(self, stage: str, fraction: float, eta: str = "") -> None:
-        name = stage.rstrip("0123456789/ ")
+        name = re.sub(r" \d+/\d+$", "", stage)
         if self._quiet or name in ("", "finished", self._last):
             return
         self._last = name
