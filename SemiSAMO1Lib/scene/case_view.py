@@ -1,0 +1,93 @@
+"""One open case in the scene: its scan, its prediction as segments, its uncertainty; closed again without a trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..project.label_table import LabelTable
+from . import overlay
+from .nodes import group, remove, ungroup
+from .segmentations import load_segmentation, new_segmentation
+from .volumes import load_scan, show_scan
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """What to show of a case. Without a prediction the segmentation starts empty, without a map there is no overlay.
+
+    Attributes:
+        case: its id.
+        training: id of the training that predicted it; empty for a template.
+        scan, prediction, uncertainty: files.
+    """
+
+    case: str
+    training: str
+    scan: Path
+    prediction: Path | None = None
+    uncertainty: Path | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.case} ({self.training})" if self.training else self.case
+
+
+class CaseView:
+    """The nodes of one open case. `close` removes all of them; a person's own nodes are never touched."""
+
+    def __init__(self, files: CaseFiles, table: LabelTable) -> None:
+        self.files = files
+        self.scan: Any = load_scan(files.scan, files.title)
+        self.segmentation: Any = None
+        self.uncertainty: Any = None
+        try:
+            name = f"{files.title} prediction" if files.prediction else f"{files.title} label"
+            if files.prediction is not None:
+                self.segmentation = load_segmentation(files.prediction, table, self.scan, name)
+            else:
+                self.segmentation = new_segmentation(table, self.scan, name)
+            if files.uncertainty is not None:
+                self.uncertainty = overlay.load_uncertainty(files.uncertainty, f"{files.title} uncertainty")
+        except Exception:
+            self._remove_nodes()
+            raise
+        self._folder = group(files.title, self.nodes)
+        show_scan(self.scan)
+
+    @property
+    def nodes(self) -> list[Any]:
+        return [node for node in (self.scan, self.segmentation, self.uncertainty) if node is not None]
+
+    def show_uncertainty(self, visible: bool, opacity: float, threshold: float) -> None:
+        """Opacity 0 to 1; threshold in percent."""
+        if self.uncertainty is None:
+            return
+        if visible:
+            overlay.show(self.uncertainty, opacity, threshold)
+        else:
+            overlay.hide(self.uncertainty)
+
+    def jump_to_most_uncertain(self, threshold: float) -> bool:
+        """Move the views to where the prediction is least certain; False where nothing is that uncertain."""
+        place = overlay.most_uncertain_place(self.uncertainty, threshold) if self.uncertainty is not None else None
+        if place is None:
+            return False
+        overlay.jump(place)
+        return True
+
+    def close(self) -> None:
+        """Remove the case's nodes; safe after the scene was closed."""
+        if self.uncertainty is not None and self.uncertainty.GetScene() is not None:
+            overlay.hide(self.uncertainty)
+        alive = self.scan is not None and self.scan.GetScene() is not None
+        self._remove_nodes()
+        if alive:
+            ungroup(self._folder)
+
+    def _remove_nodes(self) -> None:
+        for node in self.nodes:
+            if node.GetScene() is not None:
+                remove(node)
+        self.scan = self.segmentation = self.uncertainty = None
