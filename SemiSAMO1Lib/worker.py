@@ -1,4 +1,4 @@
-"""The door for background jobs: `python -m SemiSAMO1Lib.worker JOBFOLDER`, or `worker.py --doctor`.
+"""The door for background jobs: `python -m SemiSAMO1Lib.worker JOBFOLDER`, or `worker.py --doctor | --probe`.
 
 The worker writes its own pid, beats, tells what it does in events.jsonl, stops when the file `cancel` appears, and
 leaves everything so that it can be resumed. `--doctor` needs nothing but the standard library.
@@ -20,8 +20,13 @@ def main(arguments: list[str]) -> int:
     if "--doctor" in arguments:
         print_doctor()
         return 0
+    if "--probe" in arguments:
+        from SemiSAMO1Lib.probe import print_probe
+
+        named = arguments[arguments.index("--probe") + 1 :]
+        return print_probe(named[0] if named else "auto")
     if not arguments or arguments[0].startswith("-"):
-        print("usage: worker.py JOBFOLDER [--low-priority] | --doctor", file=sys.stderr)
+        print("usage: worker.py JOBFOLDER [--low-priority] | --doctor | --probe [DEVICE]", file=sys.stderr)
         return 2
     if not (Path(arguments[0]) / "job.json").is_file():
         print(f"{arguments[0]} is not a job folder: it has no job.json", file=sys.stderr)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ..choices import PRESETS
+
 Preset = Literal["quick", "standard", "thorough"]
 
 
@@ -35,7 +37,7 @@ class AugmentationConfig(_Strict):
     rotation_degrees: float = Field(15, ge=0, le=180)
     scale: float = Field(0.15, ge=0, lt=1, description="scales are drawn from 1 - scale to 1 + scale")
     elastic_mm: float = Field(3.0, ge=0, description="largest displacement of the elastic part at its nodes")
-    mirror: bool = Field(False, description="flip axes at random; left and right change places")
+    mirror: bool = Field(False, description="flip slices at random; left and right change places")
     quarter_turns: bool = Field(False, description="turns by 90° in the axial plane at random (published setting)")
     intensity: bool = Field(True, description="noise, blur, brightness, contrast, gamma, bias field")
 
@@ -115,25 +117,6 @@ class TrainingConfig(_Strict):
     generalists: GeneralistConfig = GeneralistConfig()
     assistance: AssistanceConfig = AssistanceConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {
-        "rounds": 2,
-        "iterations": 160,
-        "training_voxels": 300_000,
-        "test_time_passes": 1,
-        "registration": {"largest_grid": 300_000},
-    },
-    "standard": {},
-    "thorough": {
-        "iterations": 1_000,
-        "training_voxels": 3_000_000,
-        "patch_voxels": 500_000,
-        "filters": 32,
-        "test_time_passes": 4,
-    },
-}
 
 
 def make_config(preset: str = "standard", **changes: Any) -> TrainingConfig:

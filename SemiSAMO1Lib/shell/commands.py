@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from .. import __version__, files
+from ..choices import PRESETS
 from ..job import JobError, JobFolder, JobKind, Observed, State, cancel, kill, observe, resume, running_training, start
 from ..job.watch import all_jobs, trainings
 from ..project import Project, ProjectError, Role
@@ -182,7 +183,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train on the template and segment all other scans, in the background."""
-    from ..engine.config import PRESETS, make_config
+    from ..engine.config import make_config
     from ..engine.learners import full_name, learner_named
     from ..engine.propagation.registry import require_generalists
     from ..engine.specialists import require_specialist

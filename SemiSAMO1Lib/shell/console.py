@@ -67,6 +67,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             raise fail(f"no permission: {_with_place(error)}", WRONG_USE) from error
         except OSError as error:
             raise fail(_with_place(error), FAILED) from error
+        except MemoryError as error:
+            raise fail("not enough memory on this computer for a volume of this size", FAILED) from error
         except KeyboardInterrupt:
             raise fail("stopped", STOPPED) from None
         except Exception as error:

@@ -177,7 +177,7 @@ def fetch(
     """Download the checkpoint (384 MiB); a download that was cut short goes on."""
     from ..engine.generalists.sam_med3d import checkpoint
 
-    target = checkpoint.cache_folder() / checkpoint.NAME
+    target = checkpoint.places()[0]
     with Bar("fetch", as_json) as bar:
 
         def tell(done: int, of: int) -> None:

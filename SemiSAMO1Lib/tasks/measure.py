@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from .. import files
 from ..engine.config import TrainingConfig, make_config
+from ..engine.data.grids import canonical, resample_image, with_spacing
 from ..engine.evaluation.metrics import case_metrics
 from ..engine.generalists.sam_med3d.checkpoint import read_weights
 from ..engine.inference.sliding import predict_probabilities
+from ..engine.inference.uncertainty import to_case_grid
 from ..engine.learners import learner_named
 from ..engine.observer import Observer
 from ..engine.planning import BUILT_IN_STRIDES, IntensityPlan, Plan, scale_intensities
@@ -25,8 +28,6 @@ from ..image_io import write_volume
 from ..volume import Volume
 from .inputs import ClassMap
 from .layout import ProtocolError, listed_cases, read_labelled
-
-Padding = Literal["replicate", "constant"]
 
 #: The published convention for empty masks: both empty; one of them empty (Dice, Jaccard, 95HD, ASD).
 BOTH_EMPTY, ONE_EMPTY = (1.0, 1.0, 0.0, 0.0), (0.0, 0.0, 200.0, 100.0)
@@ -56,16 +57,17 @@ def measure_weights(
         for every measure mean and standard deviation over cases and classes, and a row per case.
     """
     names = listed_cases(root, Path(listing) if listing.endswith(".txt") else root / f"{listing}.txt")
-    plan, config, values, padding = _plan_of(weights, patch)
+    plan, config, values, ours = _plan_of(weights, patch)
     network = network_of(weights, plan, config)
     fabric = make_fabric(device, plan.precision)
     network = fabric.to_device(network)
     rows: list[dict[str, Any]] = []
     for position, name in enumerate(names):
         volume, label = read_labelled(root, name)
-        image = scale_intensities(volume, plan.intensity)
-        found = predict_probabilities(network, image, plan, fabric, 1, 0, padding).argmax(0)
-        prediction = ClassMap(tuple(values)).to_values(Volume(found, volume.geometry))
+        if strange := sorted(set(np.unique(label.array).tolist()) - set(values)):
+            observer.event("warning", text=f"{name}: label values {strange} are unknown to the weights; not measured")
+        found = _segmented(network, volume, plan, fabric, ours)
+        prediction = ClassMap(tuple(values)).to_values(found)
         for value in values[1:]:
             rows.append(_row(name, value, prediction.array, label.array, volume.geometry.spacing))
         if save_to is not None:
@@ -77,9 +79,22 @@ def measure_weights(
     return {"weights": str(weights), "cases": len(names), **summary, "rows": rows}
 
 
+def _segmented(network: torch.nn.Module, volume: Volume, plan: Plan, fabric: Fabric, ours: bool) -> Volume:
+    """Class indices on the scan's own grid: on the grid and axes of its training for a run of ours, else voxel by voxel
+    as stored, padded as published."""
+    image = scale_intensities(volume, plan.intensity)
+    if not ours:
+        found = predict_probabilities(network, image, plan, fabric, 1, 0, "constant").argmax(0)
+        return Volume(found, volume.geometry)
+    grid = with_spacing(canonical(volume.geometry), plan.spacing)
+    scaled = resample_image(Volume(image, volume.geometry), grid).astype(np.float32)
+    probabilities = predict_probabilities(network, scaled, plan, fabric, 1, 0, "replicate")
+    return to_case_grid(probabilities, grid, np.ones(grid.shape, bool), volume.geometry)[0]
+
+
 def network_of(weights: Path, plan: Plan, config: TrainingConfig) -> torch.nn.Module:
     """The network with its weights. Raises ProtocolError for a file of another network."""
-    state, _ = read_weights(weights)
+    state, _ = read_weights(weights, published=False)
     with_distance = "final2.weight" in state or learner_named(config.learner).with_distance
     network = make_specialist(config.specialist, plan, with_distance)
     try:
@@ -89,8 +104,8 @@ def network_of(weights: Path, plan: Plan, config: TrainingConfig) -> torch.nn.Mo
     return LogitsOnly(network) if with_distance else network
 
 
-def _plan_of(weights: Path, patch: tuple[int, int, int] | None) -> tuple[Plan, TrainingConfig, list[int], Padding]:
-    """Plan, configuration, label values and padding of a run of ours; of the published networks for a file alone."""
+def _plan_of(weights: Path, patch: tuple[int, int, int] | None) -> tuple[Plan, TrainingConfig, list[int], bool]:
+    """Plan, configuration and label values of a run of ours (True); of the published networks for a file alone."""
     folder = weights.resolve().parent.parent
     if (folder / "plan.json").is_file() and (folder / "config.json").is_file():
         plan = Plan.model_validate(files.read_json(folder / "plan.json"))
@@ -98,8 +113,8 @@ def _plan_of(weights: Path, patch: tuple[int, int, int] | None) -> tuple[Plan, T
         if patch is not None:
             plan = plan.model_copy(update={"patch": patch[::-1]})
         config = TrainingConfig.model_validate({key: run[key] for key in TrainingConfig.model_fields})
-        return plan, config, list(run["label_values"]), "replicate"
-    state, _ = read_weights(weights)
+        return plan, config, list(run["label_values"]), True
+    state, _ = read_weights(weights, published=False)
     if "final.weight" not in state:
         raise ProtocolError(
             f"{weights} is neither of a run of `semisamo1 reproduce` (plan.json and config.json above it) nor of the "
@@ -107,7 +122,7 @@ def _plan_of(weights: Path, patch: tuple[int, int, int] | None) -> tuple[Plan, T
         )
     classes = int(state["final.weight"].shape[0])
     config = make_config(specialist="unet_3d", normalise=False, patch=(patch or (128, 128, 128))[::-1])
-    return _published_plan(classes, config), config, list(range(classes)), "constant"
+    return _published_plan(classes, config), config, list(range(classes)), False
 
 
 def _published_plan(classes: int, config: TrainingConfig) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -119,7 +120,16 @@ class Protocol:
             "fewer than K certain volumes are refined too",
             "every other patch is centred on a labelled voxel, classes in turn (released: random crops)",
             f"gradients longer than {LONGEST_GRADIENT:g} are shortened",
+            "where a patch is larger than the scan, the scan's border is continued and does not count in the loss "
+            "(released: zeros, which count as background)",
         ]
+        if config.generalists.preprocessing == "released" and config.generalist in ("sam-med3d", "fused"):
+            found.append("what SAM-Med3D sees is z-scored over its crop (released: the file's values as they are)")
+        if config.learner in WITHOUT_PSEUDO_LABELS:
+            found.append(
+                "network, batch, rounds and schedule are this protocol's (published for SemiSAM: V-Net, batch 1+3, "
+                "6,000 iterations, learning rate / 10 each 2,500; for SemiSAM+: U-Net, batch 1+1, 30,000 iterations)"
+            )
         if config.precision != "32-true":
             found.append("bfloat16 where the processor multiplies it (released: float32); precision 32-true avoids it")
         if config.generalist != "sam-med3d":
@@ -154,11 +164,13 @@ def reproduce(protocol: Protocol, output: Path, observer: Observer) -> dict[str,
     for text in deviations:
         observer.event("note", text=f"differs from the released code: {text}")
     judge = None
+    if protocol.validate is not None and config.training_voxels != _NO_LIMIT:
+        raise ProtocolError("--validate measures on the voxels as stored: leave training_voxels out of --config")
     if protocol.validate is not None:
         judge = Judge(protocol.root, listed_cases(protocol.root, protocol.validate), class_map)
     store, began = Store(output / "work"), time.monotonic()
     results: dict[int, list[CaseResult]] = {}
-    features = output / "features"
+    features = features_folder(protocol.root, output)
     with WithCurves(observer, output / "curves") as seen:
         for result in run(cases, labelled, class_map.classes, config, store, seen, features=features, judge=judge):
             results.setdefault(result.round, []).append(result)
@@ -236,6 +248,11 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = {**merged[key], **value} if both else value
     return merged
+
+
+def features_folder(root: Path, output: Path) -> Path:
+    """Where features are kept: beside the data, so that all runs share them; with the run where that is read-only."""
+    return (root if os.access(root, os.W_OK) else output) / "features"
 
 
 class Judge:

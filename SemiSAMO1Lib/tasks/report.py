@@ -57,7 +57,7 @@ def write_report(job: JobFolder, path: Path, references: Path | None = None, obs
             before = compare(first, truth, distances=False, values=values)
     events, _ = files.read_lines(job.events)
     html = render_report(
-        title=job.project.resolve().name,
+        title=Project(job.project).state.name,
         table=LabelTable.from_json(job.spec()["labels"]).to_json(),
         pages=_pages(job, rows, truth, observer or Silent()),
         losses=[event for event in events if event["kind"] == "losses"],

@@ -57,7 +57,8 @@ def _done(learner: str, options: argparse.Namespace) -> bool:
     if options.rows is None or not options.rows.exists():
         return False
     rows = [json.loads(line) for line in options.rows.read_text(encoding="utf-8").splitlines()]
-    return any(row.get("learner") == learner and row.get("seed") == options.seed for row in rows)
+    asked = {key: getattr(options, key) for key in ("seed", "cases", "rounds", "iterations", "patch")}
+    return any(all(row.get(key) == value for key, value in {"learner": learner, **asked}.items()) for row in rows)
 
 
 def _run(learner: str, root: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -124,11 +124,12 @@ def test_outside_the_scan_has_no_weight():
     assert float(found.weight[0, 0, 0].max()) == 0, "what lies beyond the scan must not count"
 
 
-def handedness(settings, keys=24):
-    """How often the patch shows x running backwards."""
-    ramp = np.broadcast_to(np.arange(SHAPE[2], dtype=np.float32), SHAPE).copy()
+def handedness(settings, keys=24, axis=2):
+    """How often the patch shows an axis (z, y, x) running backwards."""
+    steps = np.arange(SHAPE[axis], dtype=np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
+    ramp = np.broadcast_to(steps, SHAPE).copy()
     found = [draw(case(image=ramp), settings, key=(k,)).image[0, 0].numpy() for k in range(keys)]
-    return sum(np.diff(one, axis=2).mean() < 0 for one in found)
+    return sum(np.diff(one, axis=axis).mean() < 0 for one in found)
 
 
 def test_no_mirroring_by_default():
@@ -136,8 +137,14 @@ def test_no_mirroring_by_default():
     assert handedness(settings) == 0, "left and right changed places though mirroring is off"
 
 
-def test_mirroring_on_request_includes_the_unmirrored():
-    backwards = handedness(AugmentationConfig(intensity=False, mirror=True))
+def test_mirroring_never_turns_a_scan_upside_down():
+    """As published: flips along the first two of the file's axes (x, y), never along the slices."""
+    assert handedness(AugmentationConfig(intensity=False, mirror=True), axis=0) == 0
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_mirroring_on_request_includes_the_unmirrored(axis):
+    backwards = handedness(AugmentationConfig(intensity=False, mirror=True), axis=axis)
     assert 4 <= backwards <= 20, f"{backwards} of 24 patches were mirrored; about half were expected"
 
 

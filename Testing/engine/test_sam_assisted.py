@@ -136,13 +136,16 @@ def test_factor_of_the_masks(register, name, phase, progress):
 
 
 @pytest.mark.parametrize("progress", PROGRESS)
-@pytest.mark.parametrize("name", ASSISTED)
-def test_factor_of_the_consistency(register, name, progress):
-    """0.1 exp(-5 (1 - t)): method, section 2."""
+@pytest.mark.parametrize(
+    ("name", "phase"),
+    [("semisam", lambda t: 1 - t), ("semisam_uncertainty", lambda t: 1 - t), ("semisam_plus", lambda t: (1 - t) ** 2)],
+)
+def test_factor_of_the_consistency(register, name, phase, progress):
+    """SemiSAM: 0.1 exp(-5 (1 - t)), method, section 2; SemiSAM+: the sigmoid ramp, 0.1 exp(-5 (1 - t)²)."""
     register("fake", says(0.5))
     one, batch = learner(name), random_batch(0, classes=2)
     found = one.terms(batch, one.outputs(batch), progress, noise())["consistency"].factor
-    assert found == pytest.approx(0.1 * math.exp(-5 * (1 - progress)), abs=1e-12), f"t / t_max = {progress}"
+    assert found == pytest.approx(0.1 * math.exp(-5 * phase(progress)), abs=1e-12), f"t / t_max = {progress}"
 
 
 @pytest.mark.parametrize("name", ASSISTED)
@@ -156,9 +159,10 @@ def test_weight_of_the_masks_is_configured(register, name):
 def test_total_is_the_sum_of_factors_times_terms(register, name):
     register("fake", says(0.9, 0.4))
     losses = learner(name).step(random_batch(0, classes=2), 0.15, noise())
-    falling = math.exp(-5 * (0.15**2 if name == "semisam_plus" else 0.15))
+    power = 2 if name == "semisam_plus" else 1
+    falling, rising = math.exp(-5 * 0.15**power), math.exp(-5 * 0.85**power)
     expected = losses["supervised"] + 0.5 * losses["pseudo"]
-    expected += 0.1 * math.exp(-5 * 0.85) * losses["consistency"] + 0.1 * falling * losses["assisted"]
+    expected += 0.1 * rising * losses["consistency"] + 0.1 * falling * losses["assisted"]
     assert losses["total"] == pytest.approx(expected, rel=1e-5), f"{losses}"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ from SemiSAMO1Lib.engine.learners import full_name
 from SemiSAMO1Lib.shell import method_commands
 from SemiSAMO1Lib.tasks import protocol as protocol_module
 from SemiSAMO1Lib.tasks.inputs import ClassMap
-from SemiSAMO1Lib.tasks.protocol import Judge, Protocol
+from SemiSAMO1Lib.tasks.protocol import Judge, Protocol, features_folder
 
 #: The curves of every learner, beside 'total' and 'supervised'.
 LOSSES = {
@@ -346,10 +348,20 @@ def test_other_generalists_carry_the_labels(published: Path, tmp_path: Path, gen
     assert shown.code == DONE and f"labels carried by {generalist}" in shown.text, shown.text
 
 
-def test_features_of_a_run_are_kept_beside_it(published: Path, tmp_path: Path) -> None:
-    reproduce(published, tmp_path / "output", "--generalist", "mind", "--rounds", 0)
-    kept = list((tmp_path / "output" / "features").glob("*.h5"))
-    assert len(kept) == 3, f"the features of three cases were expected, got {kept}"
+def test_features_are_kept_beside_the_data_for_all_runs(published: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(published, root)
+    reproduce(root, tmp_path / "first", "--generalist", "mind", "--rounds", 0)
+    kept = {path: path.stat().st_mtime_ns for path in (root / "features").glob("*.h5")}
+    reproduce(root, tmp_path / "second", "--generalist", "mind", "--rounds", 0)
+    again = {path: path.stat().st_mtime_ns for path in (root / "features").glob("*.h5")}
+    assert len(kept) == 3 and again == kept, f"the features of three cases, made once: {kept}, {again}"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.getuid() == 0, reason="folders are writable for an administrator")
+def test_features_are_kept_with_the_run_where_the_data_are_read_only(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir(mode=0o555)
+    assert features_folder(tmp_path / "root", tmp_path / "run") == tmp_path / "run" / "features"
 
 
 # ---------------------------------------------------------------------- what is written

@@ -158,8 +158,8 @@ def _positions(
         nodes = torch.from_numpy(generator.uniform(-settings.elastic_mm, settings.elastic_mm, (1, 3, 4, 4, 4)))
         offsets = offsets + F.interpolate(nodes, size=shape, mode="trilinear", align_corners=True)[0].numpy()
     offsets = offsets / spacing.reshape(3, 1, 1, 1)
-    if settings.mirror:
-        offsets *= generator.choice([-1.0, 1.0], 3).reshape(3, 1, 1, 1)
+    if settings.mirror:  # of the slices' own axes, as published: up and down stay
+        offsets[1:] *= generator.choice([-1.0, 1.0], 2).reshape(2, 1, 1, 1)
     if settings.quarter_turns and shape[1] == shape[2]:
         turns = int(generator.integers(4))
         offsets = np.rot90(offsets, turns, (2, 3)).copy()

@@ -109,6 +109,9 @@ class SemiSamPlus(SemiSam):
         factor = self.config.assistance.weight * sigmoid_ramp(1 - progress)
         return {**terms, "assisted": Term(factor, terms["assisted"].value)}
 
+    def consistency_ramp(self, progress: float) -> float:
+        return sigmoid_ramp(progress)
+
     def assisted(self, said: Tensor, image: Tensor, generator: torch.Generator) -> Tensor:
         losses = [confident_difference(p, mean, doubt) for p, mean, doubt in self.answers(said, image, generator)]
         return torch.stack(losses).mean() if losses else said.new_zeros(())

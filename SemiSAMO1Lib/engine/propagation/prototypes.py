@@ -139,7 +139,10 @@ class PrototypePropagator:
         shares[:, found.weight <= 0] = 0
         label = np.where(shares.sum(0) > 0.5, shares.argmax(0), -1)
         for value in range(1, self.classes):
-            if not shares[value].any() or (label == value).any():
+            if value in case.unknown or (label == value).any():
+                continue
+            if not shares[value].any():
+                self.warn(f"class {value} is not in the label of {case.id}, or lies outside of what was seen")
                 continue
             free = np.where(_last_of_a_class(label), 0, shares[value])  # no class may lose its only cell to another
             if not free.any():

@@ -5,6 +5,7 @@ Every generalist that describes scans is one as well, by its prototypes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from ..config import TrainingConfig
 from ..generalists.registry import FEATURES, features_named
-from ..generalists.sam_med3d.checkpoint import CheckpointError, find
+from ..generalists.sam_med3d.checkpoint import VARIABLE, CheckpointError, find
 from ..generalists.sam_med3d.generalist import RANDOM
 from ..observer import Observer
 from ..planning import Plan
@@ -68,7 +69,7 @@ def fused(request: Request) -> Propagator:
         if request.config.generalists.checkpoint != RANDOM:
             find(request.config.generalists.checkpoint)
     except CheckpointError:
-        if request.config.generalists.checkpoint is not None:
+        if _named(request.config):
             raise  # a file that was named and is not there is an error, not a choice
         name = "mind"
     request.observer.event("note", text=f"registration is fused with the prototypes of {name}")
@@ -87,8 +88,13 @@ def require_generalists(config: TrainingConfig) -> None:
     if config.generalist not in there:
         raise ValueError(f"unknown generalist {config.generalist!r}; there are: {', '.join(there)}")
     given = config.generalists.checkpoint
-    if given != RANDOM and (config.generalist == "sam-med3d" or (config.generalist == "fused" and given is not None)):
+    if given != RANDOM and (config.generalist == "sam-med3d" or (config.generalist == "fused" and _named(config))):
         find(given)
+
+
+def _named(config: TrainingConfig) -> bool:
+    """Whether somebody said where SAM-Med3D's file is."""
+    return config.generalists.checkpoint is not None or bool(os.environ.get(VARIABLE))
 
 
 def make_propagator(request: Request) -> Propagator:

@@ -113,7 +113,7 @@ def refine_cohort(cohort: Cohort, number: int, config: TrainingConfig, observer:
         name = "volume"
         observer.event("note", text="no registration aligns the cases: uncertain volumes are refined as a whole")
     before = _in_force(cohort, number)
-    uncertainty = {case: _volume_uncertainty(cohort, number, case) for case in cohort.ids}
+    uncertainty = {case: _volume_uncertainty(cohort, number, case, config) for case in cohort.ids}
     limit = float(np.quantile(list(uncertainty.values()), config.uncertain_quantile))
     certain = [case for case, value in uncertainty.items() if value < limit] or list(uncertainty)
     checks = {case: check(cohort, number, case) for case in cohort.ids}
@@ -160,9 +160,12 @@ def _in_force(cohort: Cohort, number: int) -> dict[str, float | None]:
     return earlier
 
 
-def _volume_uncertainty(cohort: Cohort, number: int, case_id: str) -> float:
-    """Mean voxel uncertainty of a volume (0-1), where the template had something to say."""
+def _volume_uncertainty(cohort: Cohort, number: int, case_id: str, config: TrainingConfig) -> float:
+    """Mean voxel uncertainty of a volume (0-1), where the template had something to say; without confidence weights, as
+    published, of all its voxels."""
     entropy = voxel_entropy(cohort.probabilities(number, case_id))
+    if not config.confidence_weights:
+        return float(entropy.mean())
     seen = np.asarray(cohort.confidence(case_id)) > 0
     return float(entropy[seen].mean()) if seen.any() else 1.0
 

@@ -73,7 +73,7 @@ def find(given: str | None = None) -> Path:
     raise CheckpointError(
         f"the checkpoint {NAME} was not found; looked at {', '.join(map(str, looked))}. Get it with "
         f"`semisamo1 checkpoint fetch`, or download {CARD.url} on another computer and put it at "
-        f"{cache_folder() / NAME}. Without it use --generalist registration (the default) or --generalist "
+        f"{looked[0]}. Without it use --generalist registration (the default) or --generalist "
         "mind, and a learner other than semisam."
     )
 
@@ -93,8 +93,12 @@ def is_published(digest: str) -> bool:
     return digest.startswith(first) and digest.endswith(last)
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+def read_weights(path: Path, published: bool = True) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors of a checkpoint by name, float32, and notes on what was adapted. No code of the file is ever run.
+
+    Args:
+        path: the file.
+        published: it should be the published one of SAM-Med3D; False: weights of any network.
 
     Raises:
         CheckpointError: not a checkpoint, truncated, or one that holds program code.
@@ -112,10 +116,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         size = path.stat().st_size if path.is_file() else 0
-        raise CheckpointError(
-            f"{path} cannot be read: it is truncated or no checkpoint ({size:,} bytes found, the published file has "
-            f"{CARD.size_bytes:,}). Fetch it again: semisamo1 checkpoint fetch ({_first_line(error)})"
-        ) from error
+        text = f"{path} cannot be read: it is truncated or no checkpoint ({size:,} bytes found"
+        if published:
+            text += f", the published file has {CARD.size_bytes:,}). Fetch it again: semisamo1 checkpoint fetch"
+        else:
+            text += "). Copy it again, or take the weights of another round"
+        raise CheckpointError(f"{text} ({_first_line(error)})") from error
     if isinstance(content, Mapping) and isinstance(content.get("model_state_dict"), Mapping):
         content = content["model_state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(one, Tensor) for one in content.values()):
