@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .. import files
 from ..engine.config import TrainingConfig, make_config
-from ..engine.data.grids import canonical, resample_image, with_spacing
+from ..engine.data.grids import resample_image, with_spacing
 from ..engine.evaluation.metrics import case_metrics
 from ..engine.generalists.sam_med3d.checkpoint import read_weights
 from ..engine.inference.sliding import predict_probabilities
@@ -25,7 +25,7 @@ from ..engine.specialists import make_specialist
 from ..engine.specialists.heads import LogitsOnly
 from ..engine.training import make_fabric
 from ..image_io import write_volume
-from ..volume import Volume
+from ..volume import Geometry, Volume
 from .inputs import ClassMap
 from .layout import ProtocolError, listed_cases, read_labelled
 
@@ -80,16 +80,17 @@ def measure_weights(
 
 
 def _segmented(network: torch.nn.Module, volume: Volume, plan: Plan, fabric: Fabric, ours: bool) -> Volume:
-    """Class indices on the scan's own grid: on the grid and axes of its training for a run of ours, else voxel by voxel
-    as stored, padded as published."""
+    """Class indices of a scan's voxels. A run of ours saw voxels of 1 mm, as stored, on the spacing of its plan."""
     image = scale_intensities(volume, plan.intensity)
-    if not ours:
+    if not ours:  # padded as published
         found = predict_probabilities(network, image, plan, fabric, 1, 0, "constant").argmax(0)
         return Volume(found, volume.geometry)
-    grid = with_spacing(canonical(volume.geometry), plan.spacing)
-    scaled = resample_image(Volume(image, volume.geometry), grid).astype(np.float32)
+    stored = Geometry(image.shape)
+    grid = with_spacing(stored, plan.spacing)
+    scaled = resample_image(Volume(image, stored), grid).astype(np.float32)
     probabilities = predict_probabilities(network, scaled, plan, fabric, 1, 0, "replicate")
-    return to_case_grid(probabilities, grid, np.ones(grid.shape, bool), volume.geometry)[0]
+    prediction, _ = to_case_grid(probabilities, grid, np.ones(grid.shape, bool), stored)
+    return Volume(prediction.array, volume.geometry)
 
 
 def network_of(weights: Path, plan: Plan, config: TrainingConfig) -> torch.nn.Module:

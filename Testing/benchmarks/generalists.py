@@ -72,7 +72,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(Path(folder))
             found = list(run(cases, labelled, 3, config, store, Silent()))
-            facts = store.json("propagation", "1.json")
+            facts = store.json("propagation", f"{cases[0].id}.json")
         seconds = time.monotonic() - began
         dice = [mean_dice(one.prediction.array, labels[int(one.case_id)], 3) for one in found]
         row = {

@@ -133,6 +133,24 @@ def test_weights_of_a_run_are_measured(run: Run) -> None:
     assert [(row["case"], row["label"]) for row in found["rows"]] == [("p2", 1), ("p2", 2), ("p2", 3)]
 
 
+def test_the_direction_and_spacing_in_a_file_do_not_turn_what_a_run_sees(run: Run, tmp_path: Path) -> None:
+    """Training reads the voxels as stored, so measuring does."""
+    name = "p2"
+    image, label = (np.transpose(stored(run.root, name, key)) for key in ("image", "label"))
+    turned = Geometry(image.shape, (1.7, 0.8, 0.9), (5.0, -3.0, 9.0), (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
+    write_case(tmp_path / "data" / f"{name}.h5", Volume(image, turned), Volume(label, turned))
+    write_names(tmp_path, "test", [name])
+    weights = run.output / "weights" / "round-1.pth"
+    found = []
+    for number, root in enumerate((run.root, tmp_path)):
+        measured(root, weights, "--save-predictions", tmp_path / str(number))
+        found.append(read_volume(tmp_path / str(number) / f"{name}.nrrd").array)
+    assert not np.array_equal(found[0], found[0][:, ::-1, ::-1]), (
+        "a prediction that looks the same turned proves nothing"
+    )
+    assert np.array_equal(*found)
+
+
 def test_weights_of_a_run_predict_as_in_the_run(run: Run, tmp_path: Path) -> None:
     measured(run.root, run.output / "weights" / "round-2.pth", "--save-predictions", tmp_path)
     expected = np.load(run.output / "work" / "probabilities" / "2" / "p2.npy").argmax(0)
