@@ -112,8 +112,8 @@ def check_scalar_3d(size: Sequence[int], components: int) -> None:
         raise UnreadableImage(f"empty image of size {tuple(size)}")
 
 
-def write_image(path: Path, image: sitk.Image, metadata: dict[str, str] | None = None) -> None:
-    """Write a SimpleITK image atomically, compressed where the format allows it.
+def write_image(path: Path, image: sitk.Image, metadata: dict[str, str] | None = None, compress: bool = True) -> None:
+    """Write a SimpleITK image atomically, compressed where the format allows it and `compress` asks for it.
 
     Raises:
         ValueError: a format of two files, which cannot be replaced at once.
@@ -127,15 +127,15 @@ def write_image(path: Path, image: sitk.Image, metadata: dict[str, str] | None =
         if _needs_detour(temporary):
             with tempfile.TemporaryDirectory() as folder:
                 plain = Path(folder) / f"image{suffix_of(path)}"
-                sitk.WriteImage(image, str(plain), useCompression=True)
+                sitk.WriteImage(image, str(plain), useCompression=compress)
                 shutil.copyfile(plain, temporary)
         else:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+            sitk.WriteImage(image, str(temporary), useCompression=compress)
 
 
-def write_volume(path: Path, volume: Volume, metadata: dict[str, str] | None = None) -> None:
+def write_volume(path: Path, volume: Volume, metadata: dict[str, str] | None = None, compress: bool = True) -> None:
     """Write a volume with its geometry; bool is stored as uint8."""
-    write_image(path, to_sitk(volume), metadata)
+    write_image(path, to_sitk(volume), metadata, compress)
 
 
 def data_files(path: Path) -> list[Path]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from .. import files, processes
 from ..lock import locked
+from .environment import clean
 from .folder import JobFolder, JobKind
 from .watch import Observed, State, observe, running_training
 
@@ -23,13 +25,19 @@ class JobError(RuntimeError):
     """A job cannot be started, resumed or stopped; the message says why."""
 
 
-def start(job: JobFolder, python: Path | None = None, low_priority: bool = False) -> int:
+def start(
+    job: JobFolder,
+    python: Path | None = None,
+    low_priority: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> int:
     """Start the worker of a job, apart from this process; returns the pid that the system gave.
 
     Args:
         job: a new job.
         python: the worker's Python; None: this one.
         low_priority: let other programs go first.
+        environment: variables to begin with; None: those of this process.
 
     Raises:
         JobError: a training is under way in this project already.
@@ -42,10 +50,15 @@ def start(job: JobFolder, python: Path | None = None, low_priority: bool = False
             raise JobError(
                 f"training {other.id} is under way in this project. Wait for it, or stop it: semisamo1 cancel"
             )
-        return _launch(job, python, low_priority)
+        return _launch(job, python, low_priority, environment)
 
 
-def resume(job: JobFolder, python: Path | None = None, low_priority: bool = False) -> int:
+def resume(
+    job: JobFolder,
+    python: Path | None = None,
+    low_priority: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> int:
     """Start the worker of a job again; what it finished is kept.
 
     Raises:
@@ -65,7 +78,7 @@ def resume(job: JobFolder, python: Path | None = None, low_priority: bool = Fals
         if other is not None and other != job:
             raise JobError(f"training {other.id} is under way in this project")
         job.cancel_request.unlink(missing_ok=True)
-        return _launch(job, python, low_priority)
+        return _launch(job, python, low_priority, environment)
 
 
 def cancel(job: JobFolder) -> Observed:
@@ -89,13 +102,16 @@ def kill(job: JobFolder) -> bool:
     return processes.kill_tree(seen.pid, seen.process_start)
 
 
-def _launch(job: JobFolder, python: Path | None, low_priority: bool) -> int:
+def _launch(
+    job: JobFolder, python: Path | None, low_priority: bool, environment: Mapping[str, str] | None = None
+) -> int:
     status = {"state": str(State.QUEUED), "host": processes.host(), "heartbeat": time.time()}
     files.write_json(job.status, status)
     command = [str(python or sys.executable), "-m", "SemiSAMO1Lib.worker", str(job.path)]
     if low_priority:
         command.append("--low-priority")
     library = str(Path(__file__).resolve().parents[2])
-    paths = [library, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, **ALLOCATOR, **WAITING, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    return processes.launch_detached(command, job.log, environment, low_priority)
+    given = clean(os.environ if environment is None else environment, command[0])
+    paths = [library, *filter(None, [given.get("PYTHONPATH")])]
+    surroundings = {**given, **ALLOCATOR, **WAITING, "PYTHONPATH": os.pathsep.join(paths)}
+    return processes.launch_detached(command, job.log, surroundings, low_priority)

@@ -69,6 +69,25 @@ class LabelTable:
                 labels.append(Label(value, name or f"label {value}", COLOURS[len(labels) % len(COLOURS)]))
         return LabelTable(tuple(sorted(labels, key=lambda label: label.value)))
 
+    @property
+    def next_value(self) -> int:
+        """A value that was never given in this table."""
+        return max(self.values, default=0) + 1
+
+    def updated(self, changed: Iterable[Label]) -> LabelTable:
+        """The table with new names, colours and terminology for values that it has, and with further labels.
+
+        Raises:
+            ValueError: two labels of one name, or an empty name.
+        """
+        merged = {label.value: label for label in self.labels} | {label.value: label for label in changed}
+        names = [label.name.strip().casefold() for label in merged.values()]
+        if "" in names:
+            raise ValueError("a label needs a name")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two labels are called {twice[0]!r}; give each a name of its own")
+        return LabelTable(tuple(merged[value] for value in sorted(merged)))
+
     def to_json(self) -> list[dict[str, Any]]:
         return [
             {

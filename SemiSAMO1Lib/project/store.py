@@ -15,7 +15,7 @@ from ..lock import identity, locked
 from .cases import Case, Role, Skipped, fingerprint, make_id, relative_path, same_name
 from .importing import Found
 from .label_reader import LabelError, LabelReading, read_labels
-from .label_table import LabelTable
+from .label_table import Label, LabelTable
 from .label_writer import write_segmentation
 
 #: Version of project.json that this library writes.
@@ -176,7 +176,9 @@ class Project:
                 made.append(Skipped(found.name, f"the same file as case {known[found.fingerprint]}"))
                 return state
             uid = found.source.get("series_uid") or found.source.get("file")
-            same = [c.id for c in state.cases if uid and uid in (c.source.get("series_uid"), c.source.get("file"))]
+            uid = uid or found.source.get("sha256")
+            known_by = ("series_uid", "file", "sha256")
+            same = [c.id for c in state.cases if uid and uid in (c.source.get(key) for key in known_by)]
             if same:
                 made.append(Skipped(found.name, f"the same series as case {same[0]}"))
                 return state
@@ -334,6 +336,18 @@ class Project:
 
         self.change(apply)
         return reading
+
+    def update_labels(self, changed: Iterable[Label]) -> LabelTable:
+        """Change names, colours and terminology of labels, and add further ones; values stay. Raises ProjectError."""
+        rows = list(changed)
+
+        def apply(state: State) -> State:
+            try:
+                return replace(state, labels=state.labels.updated(rows))
+            except ValueError as error:
+                raise ProjectError(str(error)) from error
+
+        return self.change(apply).labels
 
     def remove_label(self, case_id: str) -> Case:
         """Take the label out of force; its file stays. The case becomes unlabelled."""

@@ -9,7 +9,7 @@ from typing import Any
 from ..project.label_table import LabelTable
 from . import overlay
 from .nodes import group, remove, ungroup
-from .segmentations import load_segmentation, new_segmentation
+from .segmentations import apply_table, load_segmentation, new_segmentation
 from .volumes import load_scan, show_scan
 
 
@@ -59,6 +59,10 @@ class CaseView:
     @property
     def nodes(self) -> list[Any]:
         return [node for node in (self.scan, self.segmentation, self.uncertainty) if node is not None]
+
+    def use_table(self, table: LabelTable) -> None:
+        """Names, colours and further labels of the project, taken over by the open segmentation."""
+        apply_table(self.segmentation, table)
 
     def show_uncertainty(self, visible: bool, opacity: float, threshold: float) -> None:
         """Opacity 0 to 1; threshold in percent."""

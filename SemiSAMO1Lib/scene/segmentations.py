@@ -48,7 +48,7 @@ def new_segmentation(table: LabelTable, scan: Any, name: str) -> Any:
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
     node.CreateDefaultDisplayNodes()
     node.SetReferenceImageGeometryParameterFromVolumeNode(scan)
-    _apply(node, table)
+    apply_table(node, table)
     return own(node)
 
 
@@ -63,11 +63,11 @@ def load_segmentation(path: Path, table: LabelTable, scan: Any, name: str) -> An
         node.CreateDefaultDisplayNodes()
     node.SetName(name)
     node.SetReferenceImageGeometryParameterFromVolumeNode(scan)
-    _apply(node, table)
+    apply_table(node, table)
     return own(node)
 
 
-def _apply(node: Any, table: LabelTable) -> None:
+def apply_table(node: Any, table: LabelTable) -> None:
     """Give the segments of the table their names, colours and terminology; make those that are missing, in order."""
     segmentation = node.GetSegmentation()
     there = {value_of(segmentation.GetSegment(one)): one for one in segmentation.GetSegmentIDs()}
@@ -88,6 +88,16 @@ def _apply(node: Any, table: LabelTable) -> None:
             one for one in segmentation.GetSegmentIDs() if value_of(segmentation.GetSegment(one)) == label.value
         )
         segmentation.SetSegmentIndex(identity, position)
+
+
+def replace_content(node: Any, scan: Any, labels: Volume, table: LabelTable) -> None:
+    """Put labels (values on the scan's grid) into a segmentation of ours, in place of what it held."""
+    segmentation = node.GetSegmentation()
+    apply_table(node, table)
+    for identity in segmentation.GetSegmentIDs():
+        value = value_of(segmentation.GetSegment(identity))
+        mask = (labels.array == value).astype(np.uint8)
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, identity, scan)
 
 
 def value_of(segment: Any) -> int | None:

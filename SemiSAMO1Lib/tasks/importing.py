@@ -7,19 +7,25 @@ from functools import partial
 from pathlib import Path
 
 from ..engine.observer import Stopped
-from ..image_io import UnreadableImage
+from ..image_io import UnreadableImage, stem_of
 from ..job.folder import JobFolder
 from ..project import Project, Skipped
+from ..project.cases import check_scan, check_voxels, fingerprint
 from ..project.importing import Candidate, Found, candidates, look
 from .reporter import Reporter
 
 
 def import_scans(job: JobFolder, reporter: Reporter) -> None:
-    """Add the scans below the folder `images` of the job's parameters to the project."""
+    """Add scans to the project: those below the folder `images` of the job's parameters, or the single `files`."""
     reporter.handshake(library=_version())
     project = Project(job.project)
-    folder = Path(job.spec()["parameters"]["images"])
-    found = list(_candidates(folder, job.project))
+    parameters = job.spec()["parameters"]
+    if "files" in parameters:
+        found: list[Candidate | Skipped] = [
+            Candidate(Path(one).name, partial(_taken_over, Path(one))) for one in parameters["files"]
+        ]
+    else:
+        found = list(_candidates(Path(parameters["images"]), job.project))
     skipped: list[Skipped] = []
     added: list[str] = []
     for position, candidate in enumerate(found):
@@ -43,7 +49,8 @@ def import_scans(job: JobFolder, reporter: Reporter) -> None:
     project.note_skipped(skipped, added)
     if not project.refresh().cases:
         reasons = "; ".join(f"{one.name}: {one.reason}" for one in skipped[:5])
-        raise ValueError(f"no usable scan in {folder}. {reasons or 'No NIfTI, NRRD, MetaImage, DICOM or HDF5 file.'}")
+        place = parameters.get("images", "these files")
+        raise ValueError(f"no usable scan in {place}. {reasons or 'No NIfTI, NRRD, MetaImage, DICOM or HDF5 file.'}")
 
 
 def _candidates(folder: Path, project: Path) -> Iterator[Candidate | Skipped]:
@@ -54,9 +61,16 @@ def _candidates(folder: Path, project: Path) -> Iterator[Candidate | Skipped]:
     yield from (one for one in candidates(folder, project) if one.name not in read)
 
 
+def _taken_over(path: Path) -> Found:
+    """A file that a front end wrote for the project, such as a volume of Slicer's scene: copied into its images."""
+    volume = check_scan(path)
+    source = {"kind": "scene", "sha256": fingerprint(path)}
+    path.unlink()  # it was written for this alone
+    return Found(stem_of(path), volume.geometry, converted=volume, source=source)
+
+
 def _from_hdf5(path: Path) -> Found:
     from ..engine.data.hdf5_layout import read_case
-    from ..project.cases import check_voxels, fingerprint
 
     try:
         case = read_case(path)

@@ -69,6 +69,35 @@ def test_wall(imported, package, forbidden):
     assert not through, f"{package} imports {forbidden}"
 
 
+#: Imports every module of the Slicer side on the slicer-core wheel, with Qt as in Slicer where it is asked for.
+_IN_SLICER = """
+import sys
+sys.path.insert(0, {testing!r})
+from slicer_harness import {harness}
+{harness}.boot()
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "harness", "forbidden"),
+    [
+        ("SemiSAMO1Lib.scene", "application", "qt"),
+        ("SemiSAMO1Lib.scene", "application", "torch"),
+        ("SemiSAMO1Lib.scene", "application", "SemiSAMO1Lib.engine"),
+        ("SemiSAMO1Lib.panel", "module", "torch"),
+        ("SemiSAMO1Lib.panel", "module", "scipy"),
+        ("SemiSAMO1Lib.panel", "module", "SemiSAMO1Lib.engine"),
+        ("SemiSAMO1Lib.panel", "module", "SemiSAMO1Lib.tasks"),
+    ],
+)
+def test_wall_on_slicers_side(package, harness, forbidden):
+    prelude = _IN_SLICER.format(testing=str(ROOT / "Testing"), harness=harness)
+    done = python("-c", prelude + _IMPORT_ALL.format(package=package))
+    assert done.returncode == 0, done.stderr
+    through = [n for n in json.loads(done.stdout.splitlines()[-1]) if n == forbidden or n.startswith(forbidden + ".")]
+    assert not through, f"{package} imports {forbidden}"
+
+
 def test_job_needs_the_standard_library_only(imported):
     tops = {name.partition(".")[0] for name in imported("SemiSAMO1Lib.job")}
     foreign = {n for n in tops - set(sys.stdlib_module_names) - _HARMLESS if not n.startswith("__")}

@@ -350,7 +350,7 @@ def test_other_generalists_carry_the_labels(published: Path, tmp_path: Path, gen
 
 def test_features_are_kept_beside_the_data_for_all_runs(published: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    shutil.copytree(published, root)
+    shutil.copytree(published, root, ignore=shutil.ignore_patterns("features"))
     reproduce(root, tmp_path / "first", "--generalist", "mind", "--rounds", 0)
     kept = {path: path.stat().st_mtime_ns for path in (root / "features").glob("*.h5")}
     reproduce(root, tmp_path / "second", "--generalist", "mind", "--rounds", 0)

@@ -44,7 +44,8 @@ def install() -> QtWidgets.QApplication:
         _patch()
         qt = types.ModuleType("qt")
         for module in (QtCore, QtGui, QtWidgets):
-            qt.__dict__.update({name: value for name, value in vars(module).items() if not name.startswith("__")})
+            names = [name for name in dir(module) if not name.startswith("__")]
+            qt.__dict__.update({name: getattr(module, name) for name in names})
         qt.QUiLoader = QtUiTools.QUiLoader
         sys.modules["qt"] = qt
         QtCore.QSettings.setDefaultFormat(QtCore.QSettings.Format.IniFormat)
@@ -56,7 +57,7 @@ def install() -> QtWidgets.QApplication:
 def _patch() -> None:
     classes: set[type] = set()
     for module in (QtCore, QtGui, QtWidgets):
-        members = vars(module).values()
+        members = [getattr(module, name) for name in dir(module)]
         classes |= {one for one in members if isinstance(one, type) and issubclass(one, QtCore.QObject)}
     for one in sorted(classes, key=lambda c: len(c.__mro__)):
         _properties_as_attributes(one)

@@ -143,7 +143,7 @@ class qMRMLWidget(QtWidgets.QWidget):
 
 
 class qMRMLNodeComboBox(QtWidgets.QWidget):
-    currentNodeChanged = Signal("vtkMRMLNode*")
+    currentNodeChanged = Signal(object)
     currentNodeIDChanged = Signal(str)
 
     def __init__(self, parent: Any = None) -> None:
@@ -179,7 +179,9 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         return self._scene
 
     def _nodes(self) -> list[Any]:
-        nodes = [node for kind in self.nodeTypes for node in slicer.util.getNodesByClass(kind)] if self._scene else []
+        if self._scene is None or slicer.mrmlScene is None:  # the scene is being taken down
+            return []
+        nodes = [node for kind in self.nodeTypes for node in slicer.util.getNodesByClass(kind)]
         return [node for node in nodes if self.showHidden or not node.GetHideFromEditors()]
 
     def _fill(self, *_: Any) -> None:

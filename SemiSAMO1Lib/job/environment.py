@@ -1,0 +1,121 @@
+"""The worker's own Python environment: where it lies, the commands that build it, and the clean surroundings it needs.
+
+Nothing is run here: the panel runs the commands one after the other and shows what they print. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Oldest Python of the engine.
+OLDEST = (3, 11)
+
+#: Pythons by name, the best tried ones first.
+_NAMED = ("python3.12", "python3.13", "python3.11", "python3.14")
+
+#: torch first and alone: any other order lets a package pull another torch.
+TORCH = "torch==2.13.0"
+
+#: What is said before anything is downloaded.
+SIZES = "about 1 GB to download and 3 GB on the disk (with a GPU about 3 GB and 8 GB)"
+
+#: Variables by which Slicer's own Python would leak into another one, which then crashes.
+_LEAKING = ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONNOUSERSITE", "VIRTUAL_ENV")
+
+
+class NoPython(RuntimeError):
+    """No Python that could run the engine was found; the message says what to install."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One step of a set-up: what it does, in words, and what is run."""
+
+    title: str
+    arguments: tuple[str, ...]
+
+
+def own_folder() -> Path:
+    """Where the worker's own environment lies on this computer."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "SemiSAMO1" / "environment"
+
+
+def python_of(folder: Path) -> Path:
+    """The Python of a virtual environment."""
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def building(
+    folder: Path,
+    requirements: Path,
+    constraints: Path,
+    wheels: Path | None = None,
+    which: Callable[[str], str | None] = shutil.which,
+) -> list[Command]:
+    """The commands that make the worker's own environment in `folder` from nothing.
+
+    Args:
+        folder: is replaced when it is there.
+        requirements: what the engine needs besides torch.
+        constraints: exact versions.
+        wheels: a folder of wheels for a computer without a network; None: from the network.
+        which: finds a program by name.
+
+    Raises:
+        NoPython: neither a Python of at least 3.11 nor uv is here.
+    """
+    named = next((found for name in _NAMED if (found := which(name))), None)
+    uv = which("uv")
+    make: tuple[str, ...]
+    if named is not None:
+        make = (named, "-m", "venv", "--clear", str(folder))
+    elif uv is not None:
+        make = (uv, "venv", "--seed", "--clear", "--python", "3.12", str(folder))
+    elif launcher := which("py"):
+        make = (launcher, "-3.12", "-m", "venv", "--clear", str(folder))
+    else:
+        raise NoPython(
+            f"No Python {'.'.join(map(str, OLDEST))} or newer was found on this computer, and no uv that could fetch "
+            "one. Install Python 3.12 from https://www.python.org (or uv from https://docs.astral.sh/uv), or name "
+            "another Python."
+        )
+    python = str(python_of(folder))
+    return [Command("making an environment", make), *installing(python, requirements, constraints, wheels)]
+
+
+def installing(python: str, requirements: Path, constraints: Path, wheels: Path | None = None) -> list[Command]:
+    """The commands that put torch, then the rest, into an environment that is there."""
+    source = ("--no-index", "--find-links", str(wheels)) if wheels is not None else ()
+    pip = (python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *source)
+    pinned = ("--constraint", str(constraints))
+    return [
+        Command("installing PyTorch", (*pip, *pinned, TORCH)),
+        Command("installing the other packages", (*pip, *pinned, "--requirement", str(requirements))),
+    ]
+
+
+def probing(python: str, device: str = "auto") -> Command:
+    """The command that tries in a Python what a training needs; it prints one JSON line."""
+    worker = Path(__file__).resolve().parents[1] / "worker.py"
+    return Command("trying it", (python, "-u", str(worker), "--probe", device))
+
+
+def clean(environment: Mapping[str, str], python: str, own_python: str = sys.executable) -> dict[str, str]:
+    """Surroundings for a worker: another Python must see nothing of Slicer's; Slicer's own keeps what it needs."""
+    kept = dict(environment)
+    if Path(python).absolute() != Path(own_python).absolute():  # not resolved: environments share one Python by links
+        for name in _LEAKING:
+            kept.pop(name, None)
+        kept["PYTHONNOUSERSITE"] = "1"
+    return {**kept, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,28 @@
+"""Questions to a person: few, and each answer is a button that says what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import qt
+import slicer
+
+
+class Dialogs:
+    """Message boxes; a test gives another object with the same methods."""
+
+    def choose(self, title: str, text: str, answers: Sequence[str]) -> int:
+        """Ask; returns the number of the answer. The first one is the default, the last one what Escape means."""
+        box = qt.QMessageBox(slicer.util.mainWindow())
+        box.setWindowTitle(title)
+        box.setText(text)
+        buttons = [box.addButton(answer, qt.QMessageBox.ActionRole) for answer in answers]
+        box.setDefaultButton(buttons[0])
+        box.setEscapeButton(buttons[-1])
+        box.exec_()
+        return buttons.index(box.clickedButton())
+
+    def color(self, rgb: tuple[int, int, int]) -> tuple[int, int, int] | None:
+        """Let a person choose a colour; None when it was cancelled."""
+        found = qt.QColorDialog.getColor(qt.QColor(*rgb), slicer.util.mainWindow())
+        return (found.red(), found.green(), found.blue()) if found.isValid() else None

@@ -1,0 +1,245 @@
+"""The whole panel: the steps, the one open case, the clock that looks at the jobs, and the way out of Slicer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from ..job import JobFolder
+from ..job.watch import all_jobs
+from ..project.label_table import LabelTable
+from ..project.session import Session, ended_in_words
+from ..scene.case_view import CaseFiles, CaseView
+from ..scene.nodes import sweep_hierarchy
+from . import sample
+from .banner import Banner
+from .dialogs import Dialogs
+from .editor import Editor
+from .project_step import ProjectStep
+from .results_step import ResultsStep
+from .settings import Settings
+from .setup_section import SetupSection
+from .template_step import TemplateStep
+from .train_step import TrainStep
+
+#: Time between two looks at the jobs, ms.
+TICK_MS = 1000
+
+#: Keys of ours: Ctrl+Shift, so that neither Slicer's nor the Segment Editor's are taken.
+KEYS = {"next": "Ctrl+Shift+N", "previous": "Ctrl+Shift+B", "uncertainty": "Ctrl+Shift+U", "jump": "Ctrl+Shift+J"}
+
+
+class Panel:
+    """Made once per module widget.
+
+    Args:
+        ui: the widgets of SemiSAMO1.ui, by name.
+        resources: the module's Resources folder.
+        dialogs: asks a person.
+    """
+
+    def __init__(self, ui: Any, resources: Path, dialogs: Dialogs | None = None) -> None:
+        self.ui, self.resources = ui, Path(resources)
+        self.dialogs = dialogs or Dialogs()
+        self.settings, self.session = Settings(), Session()
+        self.view: CaseView | None = None
+        self._offered: str | None = None
+        self.banner = Banner(ui)
+        self.setup = SetupSection(ui, self.settings, self.dialogs, self.resources, self._python_changed)
+        self.session.python = self.setup.python
+        self.session.environment = slicer.util.startupEnvironment()
+        self.editor = Editor(ui.segmentEditor)
+        self.project = ProjectStep(ui, self.session, self.settings, self.banner, self._opened, self._sample)
+        shown = (self.show_case, lambda: self.view)
+        self.template = TemplateStep(ui, self.session, self.banner, self.dialogs, *shown, reviewer)
+        self.train = TrainStep(
+            ui, self.session, self.banner, self.dialogs, self.setup.reasons, lambda: self.setup.probe, self._trained
+        )
+        self.results = ResultsStep(ui, self.session, self.banner, *shown)
+        self._keys = self._make_keys()
+        self._timer = qt.QTimer()
+        self._timer.setInterval(TICK_MS)
+        self._timer.connect("timeout()", self.tick)
+
+    # ------------------------------------------------------------------ module life
+
+    def enter(self) -> None:
+        """The module is shown: look at the jobs, give the editor its views."""
+        self.editor.enter()
+        for key in self._keys:
+            key.enabled = True
+        self._timer.start()
+        self.tick()
+
+    def leave(self) -> None:
+        """Another module is shown: no keys, no tool; a training goes on by itself."""
+        self.editor.leave()
+        for key in self._keys:
+            key.enabled = False
+        self._timer.stop()
+
+    def scene_closes(self) -> None:
+        self.editor.scene_closes()
+        if self.view is not None:
+            self.view.close()
+            self.view = None
+
+    def scene_closed(self) -> None:
+        self.editor.scene_closed()
+        self._show_all()
+
+    def scene_imported(self) -> None:
+        """A saved scene was opened: it may name cases that were open when it was saved."""
+        sweep_hierarchy()
+
+    def close(self) -> None:
+        """The panel goes for good. Jobs are separate processes: they are not touched."""
+        self.leave()
+        self.setup.close()
+        self.close_case()
+        self.train.forget()
+        self.editor.close()
+        for key in self._keys:
+            key.setParent(None)
+            key.deleteLater()
+        self._keys = []
+
+    # ------------------------------------------------------------------ the open case
+
+    def show_case(self, files: CaseFiles, table: LabelTable) -> CaseView:
+        """Open a case in the scene in place of the one that is open, and bind the editor to it."""
+        self.close_case()
+        self.view = CaseView(files, table)
+        self.editor.edit(self.view.segmentation, self.view.scan)
+        return self.view
+
+    def close_case(self) -> None:
+        self.editor.release()
+        if self.view is not None:
+            self.view.close()
+            self.view = None
+
+    # ------------------------------------------------------------------ the clock
+
+    def tick(self) -> None:
+        """Look at project and jobs, take in a little, show it."""
+        changed = self.session.poll()
+        self.train.tick()
+        self.project.show()
+        if changed:
+            self.template.show()
+            self._offer_new_predictions()
+
+    def _offer_new_predictions(self) -> None:
+        """A finished training never replaces what is on the screen: it is offered."""
+        project = self.session.project
+        newest = project.state.current_training if project is not None else None
+        if newest in (None, self.results.training, self._offered):
+            return
+        self._offered = newest
+        if self.results.view is None:
+            self.results.look_again()
+        else:
+            text = _("New predictions of {training} are there.").format(training=newest)
+            self.banner.show(text, _("Show them"), self._take_new_predictions)
+
+    def _take_new_predictions(self) -> None:
+        self.close_case()
+        self.results.look_again()
+
+    def _trained(self) -> None:
+        self.banner.show(_("The training is finished."), _("Show the results"), self._take_new_predictions)
+
+    # ------------------------------------------------------------------ what happened
+
+    def _opened(self) -> None:
+        """A project was opened: nothing of the one before stays; jobs are found again."""
+        self.close_case()
+        self.train.forget()
+        self._offered = None
+        self.banner.hide()
+        self.session.poll()
+        self.results.look_again()
+        self._show_all()
+        self._tell_of_jobs()
+
+    def _tell_of_jobs(self) -> None:
+        """A banner for a training that runs, or that ended since the project was last open."""
+        project, watched = self.session.project, self.session.training
+        if project is None:
+            return
+        seen = self.settings.get("seen", {})
+        known = seen.get(str(project.folder.resolve()))
+        if watched is not None and watched.seen.state.active:
+            self.banner.show(_("{job} is under way.").format(job=watched.job.id))
+        elif watched is not None and watched.job.id != known:
+            self.banner.show(ended_in_words(watched))
+        if watched is not None and not watched.seen.state.active:
+            self.settings.put("seen", {**seen, str(project.folder.resolve()): watched.job.id})
+
+    def _python_changed(self) -> None:
+        if hasattr(self, "train"):
+            self.session.python = self.setup.python
+            self.train.show()
+
+    def _show_all(self) -> None:
+        for step in (self.project, self.template, self.train, self.results):
+            step.show()
+
+    def _sample(self) -> Path:
+        return sample.unpack(self.resources / "Sample" / "phantoms.zip", sample.place())
+
+    # ------------------------------------------------------------------ keys and the way out
+
+    def _make_keys(self) -> list[Any]:
+        """Shortcuts that work only while the module is shown."""
+        window = slicer.util.mainWindow()
+        actions = {
+            "next": lambda: self.results.step(1),
+            "previous": lambda: self.results.step(-1),
+            "uncertainty": self.results.toggle_overlay,
+            "jump": self.results.jump,
+        }
+        keys = []
+        for name, sequence in KEYS.items():
+            key = qt.QShortcut(qt.QKeySequence(sequence), window) if window is not None else None
+            if key is not None:
+                key.enabled = False
+                key.connect("activated()", actions[name])
+                keys.append(key)
+        return keys
+
+    def may_quit(self) -> bool:
+        """Asked when Slicer is about to be closed; False keeps it open."""
+        if self.session.project is None or not self._training_runs():
+            return True
+        text = _("A training is under way. It goes on without Slicer, and is found again when Slicer is opened.")
+        answers = [_("Keep training"), _("Stop it and keep what is done"), _("Cancel")]
+        answer = self.dialogs.choose(_("Training"), text, answers)
+        if answer == 1:
+            self.session.stop_training()
+        return answer != 2
+
+    def _training_runs(self) -> bool:
+        self.session.poll()
+        return self.session.busy
+
+    def running_jobs(self) -> list[JobFolder]:
+        """Jobs of the open project that are under way."""
+        project = self.session.project
+        found = all_jobs(project.jobs) if project is not None else []
+        watched = [one for one in (self.session.import_job, self.session.training) if one is not None]
+        active = {one.job.id for one in watched if one.seen.state.active}
+        return [job for job in found if job.id in active]
+
+
+def reviewer() -> str | None:
+    """The person's name in Slicer's user information; None where there is none: then the account's name counts."""
+    information = getattr(slicer.app, "applicationLogic", lambda: None)()
+    user = information.GetUserInformation() if information is not None else None
+    name = user.GetName() if user is not None and hasattr(user, "GetName") else ""
+    return name or None

@@ -1,0 +1,135 @@
+"""Step 1: a project folder, its scans, and what could not be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from ..image_io import write_volume
+from ..project.cases import make_id
+from ..project.session import Session
+from ..scene.volumes import volume_of
+from .banner import Banner
+from .settings import Settings
+from .widgets import Rows, chosen, explain, fill_box, guarded, silent
+
+
+class ProjectStep:
+    """Choose or make a project, add scans from a folder or from the scene.
+
+    Args:
+        ui, session, settings, banner: of the panel.
+        opened: called after a project was opened.
+        sample: the folder with the sample project.
+    """
+
+    def __init__(
+        self,
+        ui: Any,
+        session: Session,
+        settings: Settings,
+        banner: Banner,
+        opened: Callable[[], None],
+        sample: Callable[[], Path],
+    ) -> None:
+        self._ui, self._session, self._settings, self._banner = ui, session, settings, banner
+        self._opened, self._sample = opened, sample
+        guard = guarded(banner.show)
+        self._table = Rows(ui.caseTable, [_("case"), _("size"), _("spacing, mm"), _("role"), _("state")])
+        ui.openProjectButton.connect("clicked(bool)", guard(lambda: self.open(Path(ui.projectPathEdit.currentPath))))
+        ui.projectPathEdit.connect("currentPathChanged(QString)", lambda _path: self.show())
+        ui.scansPathEdit.connect("currentPathChanged(QString)", lambda _path: self.show())
+        ui.sceneVolumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", lambda _node: self.show())
+        ui.recentBox.connect("activated(int)", guard(self._open_recent))
+        ui.tryItButton.connect("clicked(bool)", guard(lambda: self.open(sample())))
+        ui.addFolderButton.connect("clicked(bool)", guard(self.add_folder))
+        ui.addVolumeButton.connect("clicked(bool)", guard(self.add_volume))
+        ui.stopImportButton.connect("clicked(bool)", guard(session.stop_import))
+        self.show()
+
+    # ------------------------------------------------------------------ actions
+
+    def open(self, folder: Path) -> None:
+        """Open a project, or make one in an empty folder."""
+        self._session.open(folder)
+        self._settings.remember(folder)
+        with silent(self._ui.projectPathEdit):
+            self._ui.projectPathEdit.currentPath = str(folder)
+        self._opened()
+
+    def _open_recent(self) -> None:
+        folder = chosen(self._ui.recentBox)
+        if folder:
+            self.open(Path(folder))
+
+    def add_folder(self) -> None:
+        self._session.add_folder(Path(self._ui.scansPathEdit.currentPath))
+        self.show()
+
+    def add_volume(self) -> None:
+        """Copy a volume of the scene into the project; the checking is a job."""
+        node = self._ui.sceneVolumeSelector.currentNode()
+        project = self._session.project
+        if node is None or project is None:
+            return
+        with slicer.util.WaitCursor():
+            path = project.folder / "cache" / "from-scene" / f"{make_id(node.GetName(), ())}.nrrd"
+            write_volume(path, volume_of(node), compress=False)
+        self._session.add_files([path])
+        self.show()
+
+    # ------------------------------------------------------------------ show
+
+    def show(self) -> None:
+        """Bring everything up to date: called on each tick, so it only touches what changed."""
+        ui, session = self._ui, self._session
+        path = ui.projectPathEdit.currentPath
+        explain(ui.openProjectButton, None, [] if path else [_("Name a folder.")])
+        fill_box(ui.recentBox, [(_("choose..."), ""), *((Path(one).name, one) for one in self._settings.recent)])
+        adding = session.reasons_against_adding()
+        no_folder = [] if ui.scansPathEdit.currentPath else [_("Name the folder of scans.")]
+        explain(ui.addFolderButton, None, adding + no_folder)
+        no_volume = [] if ui.sceneVolumeSelector.currentNode() else [_("Choose a loaded volume.")]
+        explain(ui.addVolumeButton, None, adding + no_volume)
+        text = " ".join(adding)
+        if ui.projectReasonLabel.text != text:
+            ui.projectReasonLabel.text, ui.projectReasonLabel.visible = text, bool(text)
+        self._show_import()
+        if session.project is None:
+            ui.projectLabel.text = _("No project is open.")
+            self._table.show([])
+            return
+        rows = session.rows()
+        name = session.project.state.name
+        ui.projectLabel.text = _("Project {name}: {count} scans.").format(name=name, count=len(rows))
+        self._table.show([(r.case, r.size, r.spacing, r.role, r.state) for r in rows])
+        self._show_skipped()
+
+    def _show_import(self) -> None:
+        watched = self._session.import_job
+        active = watched is not None and watched.seen.state.active
+        self._ui.stopImportButton.enabled = active
+        self._ui.importBar.visible = active
+        self._ui.stopImportButton.visible = active
+        if active and watched is not None:
+            self._ui.importBar.value = round(1000 * watched.seen.fraction)
+
+    def _show_skipped(self) -> None:
+        project = self._session.project
+        skipped = project.state.skipped if project is not None else ()
+        shown = [f"{one.name}: {one.reason}" for one in skipped[:20]]
+        if len(skipped) > len(shown):
+            shown.append(_("... and {count} more").format(count=len(skipped) - len(shown)))
+        text = "\n".join([_("Not used ({count}):").format(count=len(skipped)), *shown]) if skipped else ""
+        if self._ui.skippedLabel.text != text:
+            self._ui.skippedLabel.text = text
+            self._ui.skippedLabel.visible = bool(text)
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether the whole table is written."""
+        return self._table.finished

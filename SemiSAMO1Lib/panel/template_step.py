@@ -1,0 +1,239 @@
+"""Step 2: open one scan, name the labels, paint them in the Segment Editor, save the template."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from ..project import Case, Label, LabelTable, Role
+from ..project.label_writer import write_segmentation
+from ..project.session import Session, template_gaps
+from ..scene.case_view import CaseFiles, CaseView
+from ..scene.segmentations import Drawn, drawn, replace_content
+from .banner import Banner
+from .dialogs import Dialogs
+from .widgets import chosen, explain, fill_box, guarded, silent
+
+_VALUE, _NAME, _COLOR = range(3)
+
+
+class TemplateStep:
+    """Paint the template, or take labels that are there already.
+
+    Args:
+        ui, session, banner, dialogs: of the panel.
+        show_case: opens a case in the scene and the editor; returns its view.
+        open_case: the view that is open now, or None.
+        reviewer: the person's name.
+    """
+
+    def __init__(
+        self,
+        ui: Any,
+        session: Session,
+        banner: Banner,
+        dialogs: Dialogs,
+        show_case: Callable[[CaseFiles, LabelTable], CaseView],
+        open_case: Callable[[], CaseView | None],
+        reviewer: Callable[[], str | None],
+    ) -> None:
+        self._ui, self._session, self._banner, self._dialogs = ui, session, banner, dialogs
+        self._show_case, self._open_case, self._reviewer = show_case, open_case, reviewer
+        self._rows: list[tuple[int, str, tuple[int, int, int]]] = []
+        guard = guarded(banner.show)
+        table = ui.labelTable
+        table.setColumnCount(3)
+        table.setHorizontalHeaderLabels([_("value"), _("name"), _("colour")])
+        table.verticalHeader().setVisible(False)
+        table.horizontalHeader().setStretchLastSection(True)
+        table.connect("cellChanged(int,int)", lambda row, column: guard(lambda: self._renamed(row, column))())
+        ui.openTemplateButton.connect("clicked(bool)", guard(self.open))
+        ui.addLabelButton.connect("clicked(bool)", guard(self.add_label))
+        ui.colorButton.connect("clicked(bool)", guard(self.change_color))
+        ui.takeNodeButton.connect("clicked(bool)", guard(self.take_node))
+        ui.takeFileButton.connect("clicked(bool)", guard(self.take_file))
+        ui.saveTemplateButton.connect("clicked(bool)", guard(self.save))
+        ui.takeNodeSelector.connect("currentNodeChanged(vtkMRMLNode*)", lambda _node: self.show())
+        ui.takeFileEdit.connect("currentPathChanged(QString)", lambda _path: self.show())
+        self.show()
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def view(self) -> CaseView | None:
+        """The case that is open for painting: one that is no prediction."""
+        view = self._open_case()
+        return view if view is not None and not view.files.training and view.scan is not None else None
+
+    @property
+    def _table(self) -> LabelTable:
+        return self._session.project.state.labels if self._session.project is not None else LabelTable()
+
+    def _case(self, identity: str) -> Case:
+        assert self._session.project is not None, "a case is open"
+        return self._session.project.state.case(identity)
+
+    def drawn(self) -> Drawn | None:
+        """What is painted now; None without an open case or a segment."""
+        view = self.view
+        if view is None or view.segmentation.GetSegmentation().GetNumberOfSegments() == 0:
+            return None
+        return drawn(view.segmentation, view.scan, self._table)
+
+    # ------------------------------------------------------------------ actions
+
+    def open(self) -> None:
+        """Load the chosen scan for painting; the label in force, if it has one, is loaded with it."""
+        project, identity = self._session.project, chosen(self._ui.templateCaseBox)
+        if project is None or not identity:
+            return
+        case = project.state.case(identity)
+        label = project.label_path(case) if case.label_version is not None else None
+        if not project.state.labels.labels:
+            project.update_labels([Label(1, _("structure 1"), (230, 159, 0))])
+        with slicer.util.WaitCursor():
+            self._show_case(CaseFiles(case.id, "", project.image_path(case), label), project.state.labels)
+        self.show()
+
+    def add_label(self) -> None:
+        """A further label, with a segment for it in the open case."""
+        project = self._session.project
+        if project is None:
+            return
+        value = project.refresh().labels.next_value
+        color = project.state.labels.with_labels([(value, "")]).labels[-1].color
+        self._change([Label(value, _("structure {number}").format(number=value), color)])
+
+    def _renamed(self, row: int, column: int) -> None:
+        if column != _NAME or row >= len(self._rows):
+            return
+        value, before, _color = self._rows[row]
+        name = self._ui.labelTable.item(row, column).text().strip()
+        if name == before:
+            return
+        label = next(one for one in self._table if one.value == value)
+        try:
+            self._change([replace(label, name=name)])
+        finally:
+            self._rows = []
+            self.show()
+
+    def change_color(self) -> None:
+        row = self._ui.labelTable.currentRow()
+        if not 0 <= row < len(self._rows):
+            return
+        label = next(one for one in self._table if one.value == self._rows[row][0])
+        color = self._dialogs.color(label.color)
+        if color is not None:
+            self._change([replace(label, color=color)])
+
+    def _change(self, labels: list[Label]) -> None:
+        assert self._session.project is not None, "a project is open"
+        table = self._session.project.update_labels(labels)
+        view = self._open_case()
+        if view is not None and view.segmentation is not None:
+            view.use_table(table)
+        self.show()
+
+    def take_node(self) -> None:
+        """Copy a person's segmentation into the open case; theirs stays as it is."""
+        node, view = self._ui.takeNodeSelector.currentNode(), self.view
+        if node is None or view is None:
+            return
+        found = drawn(node, view.scan, self._table)
+        self._take(found)
+
+    def take_file(self) -> None:
+        """Use a label file as the template's label at once."""
+        project, identity = self._session.project, chosen(self._ui.templateCaseBox)
+        if project is None or not identity:
+            return
+        path = Path(self._ui.takeFileEdit.currentPath)
+        reading = project.add_label(
+            identity, path, "template", Role.TEMPLATE, add_labels=True, reviewer=self._reviewer()
+        )
+        self._banner.show(" ".join([_("The template is saved."), *reading.notes]))
+        self.open()
+
+    def _take(self, found: Drawn) -> None:
+        assert self._session.project is not None and self.view is not None, "a case is open"
+        project, view = self._session.project, self.view
+        table = project.update_labels(found.table)
+        view.use_table(table)
+        replace_content(view.segmentation, view.scan, found.labels, table)
+        self.show()
+
+    def save(self) -> None:
+        """Write what is painted as the template's label, a new version; what is missing is said instead."""
+        project, view, found = self._session.project, self.view, self.drawn()
+        if project is None or view is None or found is None:
+            return
+        gaps = template_gaps(found.counts, found.table, list(found.overlaps))
+        if gaps:
+            self._ui.templateMissingLabel.text = " ".join(gaps)
+            return
+        with slicer.util.WaitCursor(), tempfile.TemporaryDirectory() as folder:
+            table = project.update_labels(found.table)
+            path = Path(folder) / f"{view.files.case}.seg.nrrd"
+            write_segmentation(path, found.labels, table)
+            others = [one for one in project.state.with_role(Role.TEMPLATE) if one.id != view.files.case]
+            role = Role.LABELLED if others else Role.TEMPLATE
+            project.add_label(view.files.case, path, "template", role, reviewer=self._reviewer())
+        self._ui.templateMissingLabel.text = ""
+        self._banner.show(_("The template {case} is saved.").format(case=view.files.case))
+        self.show()
+
+    # ------------------------------------------------------------------ show
+
+    def show(self) -> None:
+        ui, project = self._ui, self._session.project
+        cases = project.state.cases if project is not None else ()
+        first = [case for case in cases if case.role is Role.TEMPLATE]
+        rest = [case for case in cases if case.role in (Role.UNLABELLED, Role.LABELLED)]
+        entries = [
+            (f"{case.id} ({case.role})" if case.role is not Role.UNLABELLED else case.id, case.id)
+            for case in [*first, *rest]
+        ]
+        fill_box(ui.templateCaseBox, entries)
+        no_case = [] if entries else [_("Add scans first.")]
+        explain(ui.openTemplateButton, None, no_case)
+        self._show_labels()
+        no_project = [] if project is not None else [_("Open or make a project first.")]
+        explain(ui.addLabelButton, None, no_project)
+        explain(ui.colorButton, None, no_project)
+        view = self.view
+        not_open = [] if view is not None else [_("Open a scan to paint it.")]
+        explain(ui.saveTemplateButton, ui.templateReasonLabel, no_case or not_open)
+        no_node = [] if ui.takeNodeSelector.currentNode() else [_("Choose a segmentation.")]
+        explain(ui.takeNodeButton, None, not_open + no_node)
+        no_file = [] if ui.takeFileEdit.currentPath else [_("Name a file.")]
+        explain(ui.takeFileButton, None, no_case + no_file)
+        template = first[0].id if first else _("none yet")
+        open_now = _(" Open: {case}.").format(case=view.files.case) if view is not None else ""
+        text = _("Template: {template}.").format(template=template) + open_now
+        if ui.templateLabel.text != text:
+            ui.templateLabel.text = text
+
+    def _show_labels(self) -> None:
+        rows = [(label.value, label.name, label.color) for label in self._table]
+        if rows == self._rows:
+            return
+        table = self._ui.labelTable
+        with silent(table):
+            table.setRowCount(len(rows))
+            for number, (value, name, color) in enumerate(rows):
+                for column, text in ((_VALUE, str(value)), (_NAME, name), (_COLOR, "")):
+                    item = qt.QTableWidgetItem(text)
+                    if column != _NAME:
+                        item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsSelectable)
+                    if column == _COLOR:
+                        item.setBackground(qt.QBrush(qt.QColor(*color)))
+                    table.setItem(number, column, item)
+        self._rows = rows

@@ -1,0 +1,284 @@
+"""What a front end works on: one open project and its jobs, looked at again and again without waiting.
+
+No window is known here: the panel shows what the session says, another front end could as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..job import JobError, JobFolder, JobKind, Observed, State, cancel, kill, observe, resume, start
+from ..job.tail import JobTail
+from ..job.watch import all_jobs
+from .cases import Case, Role
+from .label_table import LabelTable
+from .store import Project, ProjectError
+from .training import reasons_against_training, request_training
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """A line of the table of cases."""
+
+    case: str
+    name: str
+    size: str
+    spacing: str
+    role: str
+    state: str
+
+
+@dataclass
+class Watched:
+    """A job that is looked at: its last state, its new events and log lines."""
+
+    job: JobFolder
+    tail: JobTail
+    seen: Observed
+    events: list[dict[str, Any]] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        return self.job.id.partition("-")[2]
+
+
+@dataclass
+class Session:
+    """An open project.
+
+    Attributes:
+        python: the worker's Python; None: this one.
+        environment: variables for the worker; None: those of this process.
+    """
+
+    python: Path | None = None
+    environment: Mapping[str, str] | None = None
+    project: Project | None = None
+    import_job: Watched | None = None
+    training: Watched | None = None
+    _stamp: tuple[int, int] | None = None
+    _reasons: list[str] | None = None
+
+    # ------------------------------------------------------------------ open and close
+
+    def open(self, folder: Path) -> Project:
+        """Open a project, or make one in a folder that is empty or not there. Raises ProjectError."""
+        folder = Path(folder)
+        if (folder / "project.json").exists():
+            project = Project(folder)
+        elif folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            raise ProjectError(f"{folder} holds other files. Choose an empty folder for the project, or a project.")
+        else:
+            project = Project.create(folder)
+        self.close()
+        self.project = project
+        self._stamp = self._file_stamp()
+        for job in all_jobs(project.jobs):
+            if job.id.endswith(f"-{JobKind.TRAIN}"):
+                self.training = self._watch(job)
+            elif job.id.endswith(f"-{JobKind.IMPORT}"):
+                self.import_job = self._watch(job)
+        return project
+
+    def close(self) -> None:
+        self.project = self.import_job = self.training = self._stamp = self._reasons = None
+
+    # ------------------------------------------------------------------ look again
+
+    def poll(self) -> bool:
+        """Look at the project file and the jobs; True when the project changed. Reads little, never waits."""
+        if self.project is None:
+            return False
+        changed = self._file_stamp() != self._stamp
+        if changed:
+            self._stamp = self._file_stamp()
+            self.project.refresh()
+            self._reasons = None
+        for one in (self.import_job, self.training):
+            if one is not None:
+                was = one.seen.state
+                one.seen = observe(one.job)
+                one.events, one.log = one.tail.poll()
+                if one.seen.state is not was:
+                    self._reasons = None
+        return changed
+
+    def _file_stamp(self) -> tuple[int, int] | None:
+        try:
+            found = self._opened.file.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size
+
+    @property
+    def _opened(self) -> Project:
+        if self.project is None:
+            raise ProjectError("no project is open")
+        return self.project
+
+    def _watch(self, job: JobFolder) -> Watched:
+        return Watched(job, JobTail(job), observe(job))
+
+    # ------------------------------------------------------------------ scans
+
+    def rows(self) -> list[CaseRow]:
+        """All cases, as a person reads them."""
+        return [_row(case) for case in self.project.state.cases] if self.project is not None else []
+
+    def reasons_against_adding(self) -> list[str]:
+        if self.project is None:
+            return ["Open or make a project first."]
+        if self.import_job is not None and self.import_job.seen.state.active:
+            return ["Scans are being checked; wait, or stop it."]
+        return []
+
+    def add_folder(self, folder: Path) -> Watched:
+        """Start the job that checks the scans of a folder and adds those that can be used."""
+        if not folder.is_dir():
+            raise ProjectError(f"{folder} is not a folder. Give the folder that holds the scans.")
+        return self._start_import({"images": str(folder.resolve())})
+
+    def add_files(self, paths: list[Path]) -> Watched:
+        """Start the job that takes single files into the project's own images."""
+        return self._start_import({"files": [str(path) for path in paths]})
+
+    def _start_import(self, parameters: dict[str, Any]) -> Watched:
+        job = JobFolder.create(self._opened.jobs, JobKind.IMPORT, parameters, [])
+        start(job, self.python, True, self.environment)
+        self.import_job = self._watch(job)
+        return self.import_job
+
+    def stop_import(self) -> None:
+        """Stop adding scans; those that are added stay."""
+        if self.import_job is not None and self.import_job.seen.state.active:
+            self.import_job.seen = cancel(self.import_job.job)
+
+    # ------------------------------------------------------------------ training
+
+    def reasons_against_training(self) -> list[str]:
+        """Why Train cannot be pressed; looked up anew only after a change."""
+        if self.project is None:
+            return ["Open or make a project first."]
+        if self._reasons is None:
+            self._reasons = [_sentence(reason) for reason in reasons_against_training(self.project)]
+        return self._reasons
+
+    def train(self, parameters: dict[str, Any]) -> Watched:
+        """Start a training in the background. Raises ProjectError or JobError."""
+        job = request_training(self._opened, parameters)
+        start(job, self.python, True, self.environment)
+        self._reasons = None
+        self.training = self._watch(job)
+        return self.training
+
+    def stop_training(self) -> None:
+        """Ask the training to stop at the next safe point; it keeps what it has."""
+        if self.training is not None and self.training.seen.state.active:
+            self.training.seen = cancel(self.training.job)
+
+    def end_training(self) -> None:
+        """End a training that does not answer, with all its processes. It can be resumed."""
+        if self.training is not None and self.training.seen.state.active:
+            cancel(self.training.job)
+            kill(self.training.job)
+            self.training.seen = observe(self.training.job)
+
+    def reasons_against_resuming(self) -> list[str]:
+        if self.training is None:
+            return ["There is no training yet."]
+        state = self.training.seen.state
+        if state is State.FINISHED:
+            return ["The training is finished."]
+        if state.active:
+            return ["The training is under way."]
+        return []
+
+    def resume_training(self) -> None:
+        """Go on with a training that was stopped or interrupted. Raises JobError."""
+        if self.training is None:
+            raise JobError("there is no training to resume")
+        resume(self.training.job, self.python, True, self.environment)
+        self.training.seen = observe(self.training.job)
+        self._reasons = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a training of this project is under way."""
+        return self.training is not None and self.training.seen.state.active
+
+    # ------------------------------------------------------------------ results
+
+    def predicted(self) -> dict[str, dict[str, Any]]:
+        """Case -> its row in the results of the current training: scores and files. Empty before the first training."""
+        current = self.project.state.current_training if self.project is not None else None
+        if current is None:
+            return {}
+        job = JobFolder(self._opened.jobs / current)
+        try:
+            index = files.read_json(job.index)
+        except (OSError, ValueError):
+            return {}
+        return {row["case"]: {**row, "training": current, "folder": job.results} for row in index["cases"]}
+
+    def worst_first(self) -> list[str]:
+        """Predicted cases by the uncertainty of their labels, the least certain first; ties by name."""
+
+        def order(item: tuple[str, dict[str, Any]]) -> tuple[float, str]:
+            value = item[1]["scores"]["label_uncertainty"]
+            return (-1.0 if value is None else -value, item[0])
+
+        return [case for case, _ in sorted(self.predicted().items(), key=order)]
+
+
+def template_gaps(counts: Mapping[int, int], table: LabelTable, overlaps: list[tuple[str, str, int]]) -> list[str]:
+    """What a template still lacks, in words: an empty table, unpainted labels, voxels that two labels claim.
+
+    Args:
+        counts: label value -> painted voxels.
+        table: the labels that the project knows.
+        overlaps: pairs of names with shared voxels.
+    """
+    if not table.labels:
+        return ["There is no label. Add one for each structure."]
+    gaps = [f"{label.name} is not painted." for label in table if not counts.get(label.value)]
+    return gaps + [f"{a} and {b} share {n} voxels; a voxel has one label." for a, b, n in overlaps]
+
+
+def training_parameters(
+    preset: str, device: str, learner: str, generalist: str, changes: Mapping[str, int | None]
+) -> dict[str, Any]:
+    """The parameters of a training; what is None is left to the preset."""
+    parameters: dict[str, Any] = {"preset": preset, "device": device, "learner": learner, "generalist": generalist}
+    return parameters | {key: value for key, value in changes.items() if value is not None}
+
+
+def ended_in_words(watched: Watched) -> str:
+    """How a job ended, for a banner; a person's stop is no error."""
+    state, what = watched.seen.state, "The training" if watched.kind == JobKind.TRAIN else "Adding scans"
+    if state is State.FINISHED:
+        return f"{what} is finished."
+    if watched.seen.stopped:
+        return f"{what} was stopped. What was done is kept."
+    if state is State.INTERRUPTED:
+        return f"{what} was interrupted (the computer went off, or the process was ended). It can be resumed."
+    return f"{what} failed: {watched.seen.message}"
+
+
+def cases_without_label(project: Project) -> list[Case]:
+    """Cases that could become the template."""
+    return project.state.with_role(Role.UNLABELLED)
+
+
+def _row(case: Case) -> CaseRow:
+    z, y, x = case.geometry.shape
+    spacing = " × ".join(f"{value:.3g}" for value in case.geometry.spacing[::-1])
+    return CaseRow(case.id, case.name, f"{x} × {y} × {z}", spacing, str(case.role), case.review.replace("_", " "))
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

@@ -1,0 +1,36 @@
+"""Driving the panel as a person does: press buttons, wait for what is shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from slicer_harness import module
+
+
+class Answers:
+    """Answers the panel's questions in place of a person and keeps them for the test."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answer = 0
+        self.picked: tuple[int, int, int] | None = (1, 2, 3)
+
+    def choose(self, title: str, text: str, answers: Sequence[str]) -> int:
+        self.asked.append(text)
+        return min(self.answer, len(answers) - 1)
+
+    def color(self, rgb: tuple[int, int, int]) -> tuple[int, int, int] | None:
+        return self.picked
+
+
+def wait(panel: Any, until: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    """Let time and events pass, with the clock's ticks, until something is shown."""
+    deadline = time.monotonic() + seconds
+    while not until():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds} s for: {what}. Banner: {panel.banner.text!r}")
+        module.QAPPLICATION.processEvents()
+        panel.tick()
+        time.sleep(0.02)

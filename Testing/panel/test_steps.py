@@ -1,0 +1,337 @@
+"""Every step, by its buttons: what is shown, what is refused and why, what lands in the project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import slicer
+from panel_helpers import wait
+from slicer_harness import module
+
+from SemiSAMO1Lib.project import Project, Role
+
+
+class TestOpening:
+    def test_nothing_is_asked(self, panel: Any) -> None:
+        assert panel.dialogs.asked == []
+
+    def test_nothing_is_in_the_scene_but_the_editors_node(self, widget: Any) -> None:
+        names = [node.GetClassName() for node in slicer.util.getNodesByClass("vtkMRMLVolumeNode")]
+        assert names == []
+
+    def test_without_a_project_train_says_what_to_do(self, panel: Any, ui: Any) -> None:
+        assert not ui.trainButton.enabled
+        assert ui.trainReasonLabel.text == "Open or make a project first." == ui.trainButton.toolTip
+
+    def test_before_set_up_train_says_so(self, widget: Any) -> None:
+        assert "Set up the training environment" in widget.ui.trainReasonLabel.text
+
+
+class TestProject:
+    def test_a_new_folder_becomes_a_project(self, project: Path) -> None:
+        assert (project / "project.json").is_file()
+
+    def test_it_is_remembered(self, panel: Any, project: Path) -> None:
+        assert panel.settings.recent == [str(project.resolve())]
+
+    def test_a_folder_with_other_files_is_refused_in_the_banner(self, panel: Any, ui: Any, tmp_path: Path) -> None:
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "thesis.txt").write_text("years")
+        ui.projectPathEdit.currentPath = str(tmp_path / "full")
+        ui.openProjectButton.click()
+        assert "holds other files" in panel.banner.text and panel.session.project is None
+
+    def test_a_damaged_project_is_named_in_the_banner(self, panel: Any, ui: Any, project: Path) -> None:
+        (project / "project.json").write_text("{nonsense")
+        ui.projectPathEdit.currentPath = ""
+        ui.projectPathEdit.currentPath = str(project)
+        ui.openProjectButton.click()
+        assert "project.json" in panel.banner.text
+
+    def test_scans_of_a_folder_become_rows(self, ui: Any, with_scans: Path) -> None:
+        shown = [ui.caseTable.item(row, 0).text() for row in range(ui.caseTable.rowCount)]
+        assert shown == ["phantom_000", "phantom_001", "phantom_002", "phantom_003"]
+
+    def test_what_cannot_be_used_is_listed_with_its_reason(
+        self, panel: Any, ui: Any, project: Path, cohort: Path, tmp_path: Path
+    ) -> None:
+        scans = tmp_path / "scans"
+        scans.mkdir()
+        (scans / "good.nrrd").write_bytes((cohort / "images" / "phantom_000.nrrd").read_bytes())
+        (scans / "bad.nrrd").write_text("nonsense")
+        ui.scansPathEdit.currentPath = str(scans)
+        ui.addFolderButton.click()
+        wait(panel, lambda: "bad.nrrd" in ui.skippedLabel.text, "the skipped scan")
+        assert "cannot be read" in ui.skippedLabel.text
+
+    def test_a_volume_of_the_scene_becomes_a_case(self, panel: Any, ui: Any, project: Path, cohort: Path) -> None:
+        node = slicer.util.loadVolume(str(cohort / "images" / "phantom_001.nrrd"), {"name": "Müller MR", "show": False})
+        ui.sceneVolumeSelector.setCurrentNode(node)
+        ui.addVolumeButton.click()
+        wait(panel, lambda: len(panel.session.rows()) == 1, "the case")
+        state = Project(project).state
+        assert (state.cases[0].id, node.GetScene() is slicer.mrmlScene) == ("Muller-MR", True)
+
+    def test_while_scans_are_added_no_others_are(self, panel: Any, ui: Any, project: Path, cohort: Path) -> None:
+        ui.scansPathEdit.currentPath = str(cohort / "images")
+        ui.addFolderButton.click()
+        assert not ui.addFolderButton.enabled and "wait" in ui.addFolderButton.toolTip
+
+
+class TestTemplate:
+    @pytest.fixture
+    def opened(self, panel: Any, ui: Any, with_scans: Path) -> Any:
+        ui.openTemplateButton.click()
+        return panel.view
+
+    def paint(self, view: Any, number: int, high: int = 6) -> None:
+        identity = view.segmentation.GetSegmentation().GetNthSegmentID(number)
+        array = slicer.util.arrayFromVolume(view.scan) * 0
+        array[2:5, 2:5, 2 + 4 * number : high + 4 * number] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(array.astype("uint8"), view.segmentation, identity, view.scan)
+
+    def test_the_editor_is_bound_to_segmentation_and_scan(self, panel: Any, opened: Any) -> None:
+        node = panel.editor._node
+        assert (node.GetSegmentationNode(), node.GetSourceVolumeNode()) == (opened.segmentation, opened.scan)
+
+    def test_the_editors_own_node_is_set_before_the_scene(self, ui: Any, panel: Any) -> None:
+        assert ui.segmentEditor._told[:2] == ["node", "scene"]
+
+    def test_its_selectors_are_hidden(self, ui: Any, panel: Any) -> None:
+        assert not ui.segmentEditor.segmentationNodeSelectorVisible
+        assert not ui.segmentEditor.sourceVolumeNodeSelectorVisible
+
+    def test_a_first_label_is_there(self, ui: Any, opened: Any) -> None:
+        assert ui.labelTable.item(0, 1).text() == "structure 1"
+
+    def test_a_further_label_gets_a_segment(self, ui: Any, opened: Any) -> None:
+        ui.addLabelButton.click()
+        assert opened.segmentation.GetSegmentation().GetNumberOfSegments() == 2
+
+    def test_a_renamed_label_renames_its_segment(self, ui: Any, opened: Any, with_scans: Path) -> None:
+        ui.labelTable.item(0, 1).setText("atrium")
+        segment = opened.segmentation.GetSegmentation().GetNthSegment(0)
+        assert [segment.GetName(), Project(with_scans).state.labels.name_of(1)] == ["atrium", "atrium"]
+
+    def test_two_labels_of_one_name_are_refused(self, panel: Any, ui: Any, opened: Any) -> None:
+        ui.addLabelButton.click()
+        ui.labelTable.item(1, 1).setText("structure 1")
+        assert "two labels" in panel.banner.text and ui.labelTable.item(1, 1).text() == "structure 2"
+
+    def test_an_unpainted_label_is_named_and_nothing_is_saved(self, ui: Any, opened: Any, with_scans: Path) -> None:
+        ui.addLabelButton.click()
+        self.paint(opened, 0)
+        ui.saveTemplateButton.click()
+        assert ui.templateMissingLabel.text == "structure 2 is not painted."
+        assert Project(with_scans).state.with_role(Role.TEMPLATE) == []
+
+    def test_labels_that_overlap_are_named(self, ui: Any, opened: Any) -> None:
+        ui.addLabelButton.click()
+        self.paint(opened, 0, high=8)
+        self.paint(opened, 1)
+        ui.saveTemplateButton.click()
+        assert "share" in ui.templateMissingLabel.text
+
+    def test_a_painted_template_is_saved(self, ui: Any, opened: Any, with_scans: Path) -> None:
+        self.paint(opened, 0)
+        ui.saveTemplateButton.click()
+        (template,) = Project(with_scans).state.with_role(Role.TEMPLATE)
+        assert (template.id, template.label_version) == ("phantom_000", 1)
+
+    def test_saving_again_makes_a_new_version(self, ui: Any, opened: Any, with_scans: Path) -> None:
+        self.paint(opened, 0)
+        ui.saveTemplateButton.click()
+        ui.saveTemplateButton.click()
+        (template,) = Project(with_scans).state.with_role(Role.TEMPLATE)
+        assert template.label_version == 2
+
+    def test_a_segmentation_of_the_scene_is_copied(self, panel: Any, ui: Any, opened: Any) -> None:
+        theirs = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "theirs")
+        theirs.GetSegmentation().AddEmptySegment("", "structure 1")
+        array = (slicer.util.arrayFromVolume(opened.scan) * 0).astype("uint8")
+        array[3:5, 3:6, 3:7] = 1
+        identity = theirs.GetSegmentation().GetNthSegmentID(0)
+        slicer.util.updateSegmentBinaryLabelmapFromArray(array, theirs, identity, opened.scan)
+        ui.takeNodeSelector.setCurrentNode(theirs)
+        ui.takeNodeButton.click()
+        assert panel.template.drawn().counts == {1: 24}
+        assert theirs.GetSegmentation().GetNumberOfSegments() == 1, "the person's segmentation was changed"
+
+    def test_a_file_is_taken_at_once(self, with_template: Path) -> None:
+        (template,) = Project(with_template).state.with_role(Role.TEMPLATE)
+        assert template.id == "phantom_000"
+
+    def test_a_scan_given_as_labels_is_refused(self, panel: Any, ui: Any, with_scans: Path, cohort: Path) -> None:
+        ui.takeFileEdit.currentPath = str(cohort / "images" / "phantom_000.nrrd")
+        ui.takeFileButton.click()
+        assert "phantom_000.nrrd" in panel.banner.text and Project(with_scans).state.with_role(Role.TEMPLATE) == []
+
+
+class TestTraining:
+    def test_with_a_template_it_may_begin(self, panel: Any, ui: Any, with_template: Path) -> None:
+        assert ui.trainButton.enabled, ui.trainReasonLabel.text
+
+    def test_the_time_is_estimated(self, ui: Any, with_template: Path) -> None:
+        assert ui.estimateLabel.text.startswith("about")
+
+    def test_it_is_said_that_slicer_may_be_closed(self, panel: Any, ui: Any, with_template: Path) -> None:
+        ui.trainButton.click()
+        assert "You may close Slicer; training goes on." in panel.banner.text
+        wait(panel, lambda: not panel.session.busy, "the end")
+
+    def test_to_the_end(self, panel: Any, ui: Any, trained: Path) -> None:
+        assert sorted(panel.session.predicted()) == ["phantom_001", "phantom_002", "phantom_003"]
+        assert "The training is finished." in panel.banner.text
+
+    def test_the_log_is_shown(self, ui: Any, trained: Path) -> None:
+        assert "iteration 3" in ui.trainLog.toPlainText()
+
+    def test_the_losses_become_a_plot(self, panel: Any, ui: Any, trained: Path) -> None:
+        ui.curvesButton.click()
+        chart = slicer.util.getNodesByClass("vtkMRMLPlotChartNode")[0]
+        assert chart.GetNumberOfPlotSeriesNodes() == 2
+
+    def test_a_stop_is_no_error(
+        self, panel: Any, ui: Any, with_template: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        panel.session.environment = {"PATH": "/usr/bin:/bin", "SEMISAMO1_STAND_IN": "slow"}
+        ui.trainButton.click()
+        wait(panel, lambda: ui.stopButton.enabled and panel.session.training.seen.pid is not None, "Stop")
+        ui.stopButton.click()
+        wait(panel, lambda: not panel.session.busy, "the stop")
+        assert "was stopped. What was done is kept." in panel.banner.text and "fail" not in panel.banner.text
+
+    def test_a_stopped_one_is_resumed(self, panel: Any, ui: Any, with_template: Path) -> None:
+        panel.session.environment = {"PATH": "/usr/bin:/bin", "SEMISAMO1_STAND_IN": "slow"}
+        ui.trainButton.click()
+        wait(panel, lambda: panel.session.training.seen.pid is not None, "the worker")
+        ui.stopButton.click()
+        wait(panel, lambda: ui.resumeButton.enabled, "Resume")
+        panel.session.environment = {"PATH": "/usr/bin:/bin"}
+        ui.resumeButton.click()
+        wait(panel, lambda: bool(panel.session.predicted()), "predictions")
+
+    def test_a_failure_says_what_happened(self, panel: Any, ui: Any, with_template: Path) -> None:
+        panel.session.environment = {"PATH": "/usr/bin:/bin", "SEMISAMO1_STAND_IN": "fail"}
+        ui.trainButton.click()
+        wait(panel, lambda: "failed" in panel.banner.text, "the failure")
+        assert "no memory on this GPU" in panel.banner.text
+
+    def test_a_killed_worker_is_interrupted_and_can_be_resumed(self, panel: Any, ui: Any, with_template: Path) -> None:
+        panel.session.environment = {"PATH": "/usr/bin:/bin", "SEMISAMO1_STAND_IN": "die"}
+        ui.trainButton.click()
+        wait(panel, lambda: "interrupted" in panel.banner.text, "the interruption")
+        assert ui.resumeButton.enabled
+
+    def test_a_running_one_is_found_again(
+        self, panel: Any, ui: Any, loaded: Any, widget: Any, with_template: Path
+    ) -> None:
+        panel.session.environment = {"PATH": "/usr/bin:/bin", "SEMISAMO1_STAND_IN": "slow"}
+        ui.trainButton.click()
+        wait(panel, lambda: panel.session.training.seen.pid is not None, "the worker")
+        widget.exit()
+        widget.cleanup()
+        again = module.open_widget(loaded)
+        again.ui.projectPathEdit.currentPath = str(with_template)
+        again.ui.openProjectButton.click()
+        assert "is under way" in again.panel.banner.text and again.ui.stopButton.enabled
+        again.ui.stopButton.click()
+        wait(again.panel, lambda: not again.panel.session.busy, "the stop")
+        again.exit()
+        again.cleanup()
+
+
+class TestResults:
+    @pytest.fixture
+    def opened(self, panel: Any, ui: Any, trained: Path) -> Any:
+        ui.bannerButton.click()
+        panel.results.look_again()
+        panel.results.open()
+        return panel.view
+
+    def test_cases_are_listed_worst_first(self, panel: Any, opened: Any) -> None:
+        doubts = [panel.results._predicted[case]["scores"]["label_uncertainty"] for case in panel.results.order()]
+        assert doubts == sorted(doubts, reverse=True) and len(doubts) == 3
+
+    def test_scan_prediction_and_uncertainty_are_in_the_scene(self, opened: Any) -> None:
+        assert [node.GetClassName() for node in opened.nodes] == [
+            "vtkMRMLScalarVolumeNode",
+            "vtkMRMLSegmentationNode",
+            "vtkMRMLScalarVolumeNode",
+        ]
+
+    def test_the_check_box_takes_the_overlay_off(self, ui: Any, opened: Any) -> None:
+        ui.uncertaintyCheckBox.checked = False
+        view = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
+        assert view.GetForegroundVolumeID() is None
+
+    def test_the_sliders_count(self, ui: Any, opened: Any) -> None:
+        ui.opacitySlider.value = 0.75
+        ui.thresholdSlider.value = 55
+        view = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
+        assert view.GetForegroundOpacity() == pytest.approx(0.75)
+        assert opened.uncertainty.GetDisplayNode().GetLowerThreshold() == 55
+
+    def test_next_goes_to_the_next_and_closes_the_one_before(self, panel: Any, ui: Any, opened: Any) -> None:
+        first = panel.view.files.case
+        ui.nextButton.click()
+        assert panel.view.files.case == panel.results.order()[1] != first
+        assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 1
+
+    def test_after_the_last_case_next_says_so(self, panel: Any, ui: Any, opened: Any) -> None:
+        ui.nextButton.click()
+        ui.nextButton.click()
+        assert not ui.nextButton.enabled and ui.nextButton.toolTip == "This was the last case."
+
+    def test_the_scores_name_the_labels(self, ui: Any, opened: Any) -> None:
+        assert "label 1: 1.00 ml" in ui.resultLabel.text
+
+    def test_a_new_training_does_not_replace_what_is_on_the_screen(self, panel: Any, ui: Any, opened: Any) -> None:
+        assert ui.trainButton.enabled, ui.trainReasonLabel.text
+        ui.trainButton.click()
+        wait(panel, lambda: "results" in ui.bannerButton.text or "them" in ui.bannerButton.text, "an offer")
+        assert panel.view is opened and opened.scan.GetScene() is not None
+        ui.bannerButton.click()
+        assert panel.view is None and panel.results.training == panel.session.training.job.id
+
+
+class TestTheScene:
+    def test_closing_it_in_the_middle_leaves_the_panel_usable(self, panel: Any, ui: Any, trained: Path) -> None:
+        panel.results.look_again()
+        panel.results.open()
+        slicer.mrmlScene.Clear(False)
+        assert panel.view is None
+        panel.results.open()
+        assert panel.view.scan.GetScene() is slicer.mrmlScene
+
+    def test_after_closing_it_the_editor_has_a_new_node(self, panel: Any, ui: Any) -> None:
+        before = panel.editor._node
+        slicer.mrmlScene.Clear(False)
+        assert panel.editor._node is not before and panel.editor._node.GetScene() is slicer.mrmlScene
+
+    def test_leaving_the_module_puts_the_tool_down(self, widget: Any, ui: Any) -> None:
+        widget.exit()
+        assert ui.segmentEditor._told[-3:] == ["no effect", "leave views", "no keys"]
+
+    def test_entering_gives_the_editor_views_and_keys(self, ui: Any, widget: Any) -> None:
+        assert ui.segmentEditor._told[-2:] == ["observe views", "keys"]
+
+
+class TestQuitting:
+    def test_without_a_training_nothing_is_asked(self, panel: Any) -> None:
+        assert panel.may_quit() and panel.dialogs.asked == []
+
+    @pytest.mark.parametrize(("answer", "quits", "stops"), [(0, True, False), (1, True, True), (2, False, False)])
+    def test_with_one_it_is_asked(
+        self, panel: Any, ui: Any, with_template: Path, answer: int, quits: bool, stops: bool
+    ) -> None:
+        panel.session.environment = {"PATH": "/usr/bin:/bin", "SEMISAMO1_STAND_IN": "slow"}
+        ui.trainButton.click()
+        wait(panel, lambda: panel.session.training.seen.pid is not None, "the worker")
+        panel.dialogs.answer = answer
+        assert panel.may_quit() is quits
+        assert panel.session.training.job.cancel_request.exists() is stops
+        panel.session.stop_training() if not stops else None
+        wait(panel, lambda: not panel.session.busy, "the stop")
