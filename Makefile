@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 100000000000
 
-.PHONY: install install-test demo test lint types tests clean
+.PHONY: install install-test demo sample test lint types tests clean
 
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,10 @@ install-test: $(VENV)/.installed-test
 
 demo: install
 	$(BIN)/semisamo1 demo demo-output
+
+# the project behind the module's `Try it`
+sample: install
+	$(BIN)/python Testing/make_sample.py SemiSAMO1/Resources/Sample/phantoms.zip
 
 test: lint types tests
 

@@ -253,6 +253,7 @@ def refine(cohort: Cohort, number: int, config: TrainingConfig, progress: Progre
 
 def results(cohort: Cohort, number: int, config: TrainingConfig, progress: Progress) -> Iterator[CaseResult]:
     """A round's results on every case's own grid."""
+    doubts = []
     for case in cohort.cases:
         confidence = np.asarray(cohort.confidence(case.id), np.float32)
         probabilities = cohort.probabilities(number, case.id)
@@ -261,5 +262,7 @@ def results(cohort: Cohort, number: int, config: TrainingConfig, progress: Progr
         seen = confidence > 0
         prediction, uncertainty = to_case_grid(probabilities, cohort.grid(case.geometry), seen, case.geometry)
         scores = case_scores(prediction, uncertainty, cohort.plan.classes)
+        doubts += [scores["label_uncertainty"]] if scores["label_uncertainty"] is not None else []
         yield CaseResult(number, case.id, prediction, uncertainty, scores)
-    progress.observer.event("round", round=number, cases=len(cohort.cases))
+    mean = round(float(np.mean(doubts)), 4) if doubts else None
+    progress.observer.event("round", round=number, cases=len(cohort.cases), label_uncertainty=mean)

@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 
 from ..job import JobFolder
 from ..job.watch import all_jobs
+from ..project import Role
 from ..project.label_table import LabelTable
 from ..project.session import Session, ended_in_words
 from ..scene.case_view import CaseFiles, CaseView
@@ -61,6 +62,9 @@ class Panel:
         )
         self.results = ResultsStep(ui, self.session, self.banner, *shown)
         self._keys = self._make_keys()
+        for view in (ui.setupLog, ui.trainLog):
+            view.visible = False
+        self._fold()
         self._timer = qt.QTimer()
         self._timer.setInterval(TICK_MS)
         self._timer.connect("timeout()", self.tick)
@@ -115,6 +119,7 @@ class Panel:
         self.close_case()
         self.view = CaseView(files, table)
         self.editor.edit(self.view.segmentation, self.view.scan)
+        self.ui.editorSection.collapsed = bool(files.training)
         return self.view
 
     def close_case(self) -> None:
@@ -153,6 +158,7 @@ class Panel:
 
     def _trained(self) -> None:
         self.banner.show(_("The training is finished."), _("Show the results"), self._take_new_predictions)
+        self.ui.resultsSection.collapsed = False
 
     # ------------------------------------------------------------------ what happened
 
@@ -162,9 +168,9 @@ class Panel:
         self.train.forget()
         self._offered = None
         self.banner.hide()
-        self.session.poll()
         self.results.look_again()
         self._show_all()
+        self._fold()
         self._tell_of_jobs()
 
     def _tell_of_jobs(self) -> None:
@@ -185,6 +191,15 @@ class Panel:
         if hasattr(self, "train"):
             self.session.python = self.setup.python
             self.train.show()
+
+    def _fold(self) -> None:
+        """Open the sections that come next for a person, fold the others."""
+        project = self.session.project
+        labelled = project is not None and bool(project.state.with_role(Role.TEMPLATE))
+        self.ui.templateSection.collapsed = project is None or labelled
+        self.ui.trainSection.collapsed = not labelled
+        self.ui.resultsSection.collapsed = not self.session.predicted()
+        self.ui.editorSection.collapsed = True
 
     def _show_all(self) -> None:
         for step in (self.project, self.template, self.train, self.results):

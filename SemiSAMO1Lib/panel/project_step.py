@@ -17,6 +17,9 @@ from .banner import Banner
 from .settings import Settings
 from .widgets import Rows, chosen, explain, fill_box, guarded, silent
 
+#: Columns of the table of cases, pixels.
+WIDTHS = (110, 95, 115, 75, 60)
+
 
 class ProjectStep:
     """Choose or make a project, add scans from a folder or from the scene.
@@ -39,7 +42,7 @@ class ProjectStep:
         self._ui, self._session, self._settings, self._banner = ui, session, settings, banner
         self._opened, self._sample = opened, sample
         guard = guarded(banner.show)
-        self._table = Rows(ui.caseTable, [_("case"), _("size"), _("spacing, mm"), _("role"), _("state")])
+        self._table = Rows(ui.caseTable, [_("case"), _("size"), _("spacing, mm"), _("role"), _("state")], WIDTHS)
         ui.openProjectButton.connect("clicked(bool)", guard(lambda: self.open(Path(ui.projectPathEdit.currentPath))))
         ui.projectPathEdit.connect("currentPathChanged(QString)", lambda _path: self.show())
         ui.scansPathEdit.connect("currentPathChanged(QString)", lambda _path: self.show())

@@ -156,7 +156,7 @@ class SetupSection:
         step = self._steps[0]
         append_lines(self._ui.setupLog, [f"> {step.title}: {' '.join(step.arguments)}"])
         self._output = ""
-        process = self._process = qt.QProcess()
+        process = self._process = qt.QProcess(self._ui.setupSection)
         process.setProcessChannelMode(qt.QProcess.MergedChannels)
         variables = qt.QProcessEnvironment()
         start_up = slicer.util.startupEnvironment()
@@ -188,7 +188,7 @@ class SetupSection:
         if self._cancelled:
             self._end(_("Set-up was cancelled."))
         elif self._steps and code == 0:
-            self._process = None
+            self._let_go()
             self._next()
         elif self._steps or "--probe" not in step.arguments:
             lines = [line for line in self._output.splitlines() if line.strip()]
@@ -207,8 +207,15 @@ class SetupSection:
         self._settings.put("probe", found)
         self._end("")
 
+    def _let_go(self) -> None:
+        """Forget the process; it is deleted later, because we may be inside of one of its signals."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.deleteLater()
+
     def _end(self, error: str) -> None:
-        self._process, self._steps = None, []
+        self._let_go()
+        self._steps = []
         if error:
             append_lines(self._ui.setupLog, [error])
             if not self.ready:

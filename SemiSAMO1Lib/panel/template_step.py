@@ -159,7 +159,8 @@ class TemplateStep:
         reading = project.add_label(
             identity, path, "template", Role.TEMPLATE, add_labels=True, reviewer=self._reviewer()
         )
-        self._banner.show(" ".join([_("The template is saved."), *reading.notes]))
+        self._banner.show(" ".join([_("The template is saved. Next: Train."), *reading.notes]))
+        self._ui.trainSection.collapsed = False
         self.open()
 
     def _take(self, found: Drawn) -> None:
@@ -187,7 +188,8 @@ class TemplateStep:
             role = Role.LABELLED if others else Role.TEMPLATE
             project.add_label(view.files.case, path, "template", role, reviewer=self._reviewer())
         self._ui.templateMissingLabel.text = ""
-        self._banner.show(_("The template {case} is saved.").format(case=view.files.case))
+        self._banner.show(_("The template {case} is saved. Next: Train.").format(case=view.files.case))
+        self._ui.trainSection.collapsed = False
         self.show()
 
     # ------------------------------------------------------------------ show

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import slicer
@@ -47,6 +46,7 @@ class TrainStep:
         self._watched: Watched | None = None
         self._last_state: State | None = None
         self._losses: list[dict[str, Any]] = []
+        self._scores: dict[int, tuple[str, ...]] = {}
         self._plot: LossPlot | None = None
         self._estimated: tuple[Any, ...] | None = None
         self._rounds = Rows(ui.roundsTable, [_("round"), _("cases"), _("mean uncertainty, %")])
@@ -115,7 +115,7 @@ class TrainStep:
 
     def forget(self) -> None:
         """Another project was opened: its training is a new one."""
-        self._watched, self._last_state, self._losses = None, None, []
+        self._watched, self._last_state, self._losses, self._scores = None, None, [], {}
         if self._plot is not None:
             self._plot.close()
             self._plot = None
@@ -132,11 +132,13 @@ class TrainStep:
             self._watched = watched
             self._last_state = watched.seen.state if watched is not None else None
         if watched is not None:
-            losses = [event for event in watched.events if event["kind"] == "losses"]
+            events, log = watched.take()
+            losses = [event for event in events if event["kind"] == "losses"]
             self._losses += losses
             if len(self._losses) > 4 * MOST_POINTS:
                 self._losses = self._losses[::2]
-            append_lines(self._ui.trainLog, watched.log)
+            append_lines(self._ui.trainLog, log)
+            self._take_in_rounds(events)
             if losses and self._plot is not None:
                 self.show_curves()
             self._notice_the_end(watched)
@@ -207,9 +209,12 @@ class TrainStep:
             in_words(estimate_seconds(scans, preset, step_s, *changes)) if scans else _("add scans first")
         )
 
-    def show_rounds(self, rows: list[tuple[str, ...]]) -> None:
-        """The scores of each round, as text."""
-        self._rounds.show(rows)
-
-    def log_file(self) -> Path | None:
-        return self._watched.job.log if self._watched is not None else None
+    def _take_in_rounds(self, events: list[dict[str, Any]]) -> None:
+        """The mean uncertainty of each finished round; round 0 is the carried label before any training."""
+        for event in events:
+            if event["kind"] == "round":
+                doubt = event.get("label_uncertainty")
+                shown = "–" if doubt is None else f"{100 * doubt:.0f}"
+                title = str(event["round"]) if event["round"] else _("0 (before training)")
+                self._scores[event["round"]] = (title, str(event["cases"]), shown)
+        self._rounds.show([self._scores[number] for number in sorted(self._scores)])

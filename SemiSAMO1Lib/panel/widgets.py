@@ -64,12 +64,15 @@ def choose(box: Any, data: str) -> None:
 class Rows:
     """A table of text that is brought up to date a few rows at a time, only where something changed."""
 
-    def __init__(self, table: Any, titles: Sequence[str]) -> None:
+    def __init__(self, table: Any, titles: Sequence[str], widths: Sequence[int] = ()) -> None:
         self.table = table
         self._shown: list[tuple[str, ...]] = []
         self._wanted: list[tuple[str, ...]] = []
         table.setColumnCount(len(titles))
         table.setHorizontalHeaderLabels(list(titles))
+        table.setWordWrap(False)
+        for column, width in enumerate(widths):
+            table.setColumnWidth(column, width)
         table.verticalHeader().setVisible(False)
         table.horizontalHeader().setStretchLastSection(True)
 
@@ -113,9 +116,10 @@ class Rows:
 
 
 def append_lines(view: Any, lines: Sequence[str]) -> None:
-    """Add lines to a log view, all at once."""
+    """Add lines to a log view, all at once; a view that has nothing to say is not shown."""
     if lines:
         view.appendPlainText("\n".join(lines))
+        view.visible = True
 
 
 def guarded(show: Callable[[str], None]) -> Callable[[Callable[[], None]], Callable[[], None]]:

@@ -93,7 +93,6 @@ class Case:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Case:
-        own = {f.name for f in fields(cls)} | {"image", *Geometry((1, 1, 1)).to_json()}
         return cls(
             id=row["id"],
             relative=row["image"]["relative"],
@@ -105,8 +104,12 @@ class Case:
             label_version=row["label_version"],
             source=row.get("source", {}),
             name=row.get("name") or row["id"],
-            extra={key: value for key, value in row.items() if key not in own},
+            extra={key: value for key, value in row.items() if key not in _CASE_KEYS},
         )
+
+
+#: Keys of a case in project.json that this program knows.
+_CASE_KEYS = frozenset({one.name for one in fields(Case)} | {"image", *Geometry((1, 1, 1)).to_json()})
 
 
 def make_id(name: str, taken: Iterable[str]) -> str:

@@ -19,6 +19,9 @@ from .label_table import LabelTable
 from .store import Project, ProjectError
 from .training import reasons_against_training, request_training
 
+#: Events and lines that are kept for somebody who takes them late.
+MOST_KEPT = 20_000
+
 
 @dataclass(frozen=True)
 class CaseRow:
@@ -46,6 +49,19 @@ class Watched:
     def kind(self) -> str:
         return self.job.id.partition("-")[2]
 
+    def look(self) -> None:
+        """Observe the job and read a little of what it has newly written."""
+        self.seen = observe(self.job)
+        events, log = self.tail.poll()
+        self.events = [*self.events, *events][-MOST_KEPT:]
+        self.log = [*self.log, *log][-MOST_KEPT:]
+
+    def take(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """Events and log lines that were not taken yet."""
+        found = self.events, self.log
+        self.events, self.log = [], []
+        return found
+
 
 @dataclass
 class Session:
@@ -63,6 +79,7 @@ class Session:
     training: Watched | None = None
     _stamp: tuple[int, int] | None = None
     _reasons: list[str] | None = None
+    _results: tuple[tuple[Path, int], dict[str, dict[str, Any]]] | None = None
 
     # ------------------------------------------------------------------ open and close
 
@@ -86,7 +103,7 @@ class Session:
         return project
 
     def close(self) -> None:
-        self.project = self.import_job = self.training = self._stamp = self._reasons = None
+        self.project = self.import_job = self.training = self._stamp = self._reasons = self._results = None
 
     # ------------------------------------------------------------------ look again
 
@@ -102,8 +119,7 @@ class Session:
         for one in (self.import_job, self.training):
             if one is not None:
                 was = one.seen.state
-                one.seen = observe(one.job)
-                one.events, one.log = one.tail.poll()
+                one.look()
                 if one.seen.state is not was:
                     self._reasons = None
         return changed
@@ -220,10 +236,15 @@ class Session:
             return {}
         job = JobFolder(self._opened.jobs / current)
         try:
-            index = files.read_json(job.index)
-        except (OSError, ValueError):
+            key = (job.index, job.index.stat().st_mtime_ns)
+            if self._results is None or self._results[0] != key:
+                rows = files.read_json(job.index)["cases"]
+                folder = job.results
+                found = {row["case"]: {**row, "training": current, "folder": folder} for row in rows}
+                self._results = (key, found)
+        except (OSError, ValueError, KeyError):
             return {}
-        return {row["case"]: {**row, "training": current, "folder": job.results} for row in index["cases"]}
+        return self._results[1]
 
     def worst_first(self) -> list[str]:
         """Predicted cases by the uncertainty of their labels, the least certain first; ties by name."""

@@ -83,6 +83,7 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        self._read_at = self._stamp()
         self.state = self._read()
 
     # ------------------------------------------------------------------ create and open
@@ -109,9 +110,20 @@ class Project:
         return self.folder / "jobs"
 
     def refresh(self) -> State:
-        """Read project.json again: another process may have changed it."""
-        self.state = self._read()
+        """Read project.json again where another process may have changed it; an unchanged file is not read twice."""
+        stamp = self._stamp()
+        if stamp is None or stamp != self._read_at:
+            self.state = self._read()
+            self._read_at = stamp
         return self.state
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        """Changes with every write: each one puts a new file in the place of the old."""
+        try:
+            found = self.file.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def _read(self) -> State:
         if not self.file.exists():
@@ -159,7 +171,7 @@ class Project:
                 after = apply(before)
                 after = replace(after, revision=before.revision + 1)
                 files.write_json(self.file, after.to_json())
-                self.state = after
+                self._read_at, self.state = self._stamp(), after
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise

@@ -25,6 +25,9 @@ _STEPS = (
 
 _TAG = "SemiSAMO1Uncertainty"
 
+#: Percent of voxels that the template's field of view does not reach.
+UNSEEN = 100
+
 
 def color_table() -> Any:
     """The one colour table for uncertainties, made when it is not there."""
@@ -52,6 +55,7 @@ def load_uncertainty(path: Path, name: str) -> Any:
     display.AutoWindowLevelOff()
     display.SetWindowLevelMinMax(0, 100)
     display.SetApplyThreshold(True)
+    display.SetInterpolate(False)  # between a certain and an uncertain voxel lies no half-certain one
     return node
 
 
@@ -94,10 +98,11 @@ def hide(node: Any) -> None:
 def most_uncertain_place(node: Any, threshold: float) -> tuple[float, float, float] | None:
     """Where to look first: the middle (RAS, mm) of the largest sum of uncertainty in one slice along the third axis.
 
-    Only voxels from `threshold` percent on count; None where there is none.
+    Only voxels from `threshold` percent on count, and none of 100 %: these lie outside of what the template shows. None
+    where there is none.
     """
     array = slicer.util.arrayFromVolume(node)
-    weight = np.where(array >= max(threshold, 1), array, 0).astype(np.float64)
+    weight = np.where((array >= max(threshold, 1)) & (array < UNSEEN), array, 0).astype(np.float64)
     per_slice = weight.sum((1, 2))
     if not per_slice.any():
         return None

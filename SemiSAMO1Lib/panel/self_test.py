@@ -1,0 +1,186 @@
+"""What only a real Slicer can prove, run unattended: `SemiSAMO1Test` in the module's Reload & Test, or from a shell.
+
+    Slicer --testing --python-code "import SemiSAMO1; SemiSAMO1.SemiSAMO1Test().runTest()"
+
+docs/real-slicer.md says what each scenario is for. The result is one JSON file: scenario, passed, seconds, error.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import qt
+import slicer
+
+from . import sample
+
+
+def run(target: Path) -> list[str]:
+    """Run all scenarios, each in an empty scene; write the result; return the names of those that failed."""
+    found = []
+    for scenario in SCENARIOS:
+        slicer.mrmlScene.Clear(False)
+        began, error = time.monotonic(), ""
+        try:
+            scenario()
+        except Exception:
+            error = traceback.format_exc()
+        name = scenario.__name__
+        found.append(
+            {"scenario": name, "passed": not error, "seconds": round(time.monotonic() - began, 2), "error": error}
+        )
+    version = f"{slicer.app.majorVersion}.{slicer.app.minorVersion}"
+    target.write_text(json.dumps({"slicer": version, "scenarios": found}, indent=2), encoding="utf-8")
+    return [str(row["scenario"]) for row in found if not row["passed"]]
+
+
+def _panel() -> Any:
+    """The module's panel, as a person opens it."""
+    slicer.util.selectModule("SemiSAMO1")
+    slicer.app.processEvents()
+    return slicer.modules.semisamo1.widgetRepresentation().self().panel
+
+
+def _sampled() -> Any:
+    panel = _panel()
+    panel.project.open(sample.unpack(panel.resources / "Sample" / "phantoms.zip", sample.place()))
+    return panel
+
+
+def opening_the_module_asks_nothing() -> None:
+    before = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLVolumeNode")
+    assert _panel() is not None
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLVolumeNode") == before
+
+
+def the_real_editor_paints_into_the_template() -> None:
+    panel = _sampled()
+    panel.template.open()
+    editor = panel.ui.segmentEditor
+    before = panel.template.drawn().counts
+    editor.setActiveEffectByName("Threshold")
+    effect = editor.activeEffect()
+    assert effect is not None, "the Threshold effect is missing"
+    effect.setParameter("MinimumThreshold", "300")
+    effect.setParameter("MaximumThreshold", "10000")
+    effect.self().onApply()
+    editor.setActiveEffect(None)
+    assert panel.template.drawn().counts != before, "nothing was painted"
+
+
+def undo_of_the_real_editor_brings_the_label_back() -> None:
+    panel = _sampled()
+    panel.template.open()
+    before = panel.template.drawn().counts
+    the_editor = panel.ui.segmentEditor
+    the_editor.setActiveEffectByName("Margin")
+    the_editor.activeEffect().self().onApply()
+    the_editor.setActiveEffect(None)
+    the_editor.undo()
+    assert panel.template.drawn().counts == before
+
+
+def leaving_the_module_leaves_no_tool_behind() -> None:
+    panel = _sampled()
+    panel.template.open()
+    panel.ui.segmentEditor.setActiveEffectByName("Paint")
+    slicer.util.selectModule("Data")
+    assert panel.ui.segmentEditor.activeEffect() is None
+
+
+def the_subject_hierarchy_groups_the_case() -> None:
+    panel = _sampled()
+    panel.results.step(1)
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    parents = {hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) for node in panel.view.nodes}
+    assert [hierarchy.GetItemName(one) for one in parents] == [panel.view.files.title]
+
+
+def the_overlay_is_drawn() -> None:
+    panel = _sampled()
+    panel.results.step(1)
+    slicer.app.processEvents()
+    view = slicer.app.layoutManager().sliceWidget("Red").sliceView()
+    image = view.grab().toImage()
+    colors = {image.pixel(x, y) for x in range(0, image.width(), 7) for y in range(0, image.height(), 7)}
+    assert len(colors) > 50, "the slice view shows nothing"
+
+
+def closing_the_scene_in_the_middle_does_no_harm() -> None:
+    panel = _sampled()
+    panel.results.step(1)
+    slicer.mrmlScene.Clear(False)
+    panel.results.open()
+    assert panel.view.scan.GetScene() is slicer.mrmlScene
+
+
+def fifty_cases_take_no_memory() -> None:
+    panel = _sampled()
+    order = panel.results.order()
+    for number in range(50):
+        panel.results._ui.resultCaseBox.setCurrentIndex(number % len(order))
+        panel.results.open()
+        slicer.app.processEvents()
+    gc.collect()
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 1
+
+
+def the_workers_python_starts() -> None:
+    """PythonSlicer, started as the worker is, answers the doctor."""
+    from ..job import environment
+    from .setup_section import slicer_python
+
+    process = qt.QProcess()
+    variables = qt.QProcessEnvironment()
+    python = str(slicer_python())
+    for name, value in environment.clean(slicer.util.startupEnvironment(), python).items():
+        variables.insert(name, value)
+    process.setProcessEnvironment(variables)
+    worker = Path(__file__).resolve().parents[1] / "worker.py"
+    process.start(python, [str(worker), "--doctor"])
+    assert process.waitForFinished(60_000), "PythonSlicer did not answer"
+    text = bytes(process.readAllStandardOutput().data()).decode("utf-8", errors="replace")
+    assert json.loads(text)["python"]["version"], text
+
+
+def a_big_scan_opens_in_bearable_time() -> None:
+    """512 × 512 × 600, as many CT scans are: shown and bound to the editor."""
+    panel = _panel()
+    array = np.zeros((600, 512, 512), np.int16)
+    array[200:400, 150:350, 150:350] = 300
+    node = slicer.util.addVolumeFromArray(array, name="big")
+    segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "big label")
+    segmentation.GetSegmentation().AddEmptySegment("", "organ")
+    began = time.monotonic()
+    panel.editor.edit(segmentation, node)
+    slicer.app.processEvents()
+    assert time.monotonic() - began < 5, "binding a big scan to the editor takes too long"
+    panel.editor.release()
+
+
+def the_question_when_slicer_is_closed_is_installed() -> None:
+    _panel()
+    widget = slicer.modules.semisamo1.widgetRepresentation().self()
+    assert widget._quit_question is not None and widget.panel.may_quit()
+
+
+SCENARIOS: list[Callable[[], None]] = [
+    opening_the_module_asks_nothing,
+    the_real_editor_paints_into_the_template,
+    undo_of_the_real_editor_brings_the_label_back,
+    leaving_the_module_leaves_no_tool_behind,
+    the_subject_hierarchy_groups_the_case,
+    the_overlay_is_drawn,
+    closing_the_scene_in_the_middle_does_no_harm,
+    fifty_cases_take_no_memory,
+    the_workers_python_starts,
+    a_big_scan_opens_in_bearable_time,
+    the_question_when_slicer_is_closed_is_installed,
+]

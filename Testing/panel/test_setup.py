@@ -1,0 +1,163 @@
+"""Set-up: three ways, by real processes; what fails is said with its last line, and nothing is fetched unasked."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from panel_helpers import Answers, wait
+
+from SemiSAMO1Lib.job import environment
+from SemiSAMO1Lib.job.environment import Command, NoPython
+
+FILES = Path("requirements.txt"), Path("constraints.txt")
+
+
+def found(*names: str):
+    """A computer that has these programs."""
+    return lambda name: f"/bin/{name}" if name in names else None
+
+
+class TestCommands:
+    def test_torch_comes_before_everything_else(self, tmp_path: Path) -> None:
+        steps = environment.building(tmp_path / "env", *FILES, which=found("python3.12"))
+        assert [("torch==2.13.0" in one.arguments) for one in steps] == [False, True, False]
+
+    def test_every_package_is_held_to_the_tested_versions(self, tmp_path: Path) -> None:
+        steps = environment.building(tmp_path / "env", *FILES, which=found("python3.12"))
+        assert all("--constraint" in one.arguments for one in steps[1:])
+
+    def test_without_a_python_uv_makes_one(self, tmp_path: Path) -> None:
+        steps = environment.building(tmp_path / "env", *FILES, which=found("uv"))
+        assert steps[0].arguments[:2] == ("/bin/uv", "venv") and "--seed" in steps[0].arguments
+
+    def test_without_python_and_uv_it_says_what_to_install(self, tmp_path: Path) -> None:
+        with pytest.raises(NoPython, match=r"python\.org"):
+            environment.building(tmp_path / "env", *FILES, which=found())
+
+    def test_an_old_python_is_not_taken(self, tmp_path: Path) -> None:
+        with pytest.raises(NoPython):
+            environment.building(tmp_path / "env", *FILES, which=found("python3.9", "python3.10"))
+
+    def test_offline_nothing_is_asked_of_the_network(self, tmp_path: Path) -> None:
+        steps = environment.installing("python", *FILES, wheels=tmp_path)
+        assert all({"--no-index", "--find-links", str(tmp_path)} <= set(one.arguments) for one in steps)
+
+    def test_another_python_sees_nothing_of_slicers(self) -> None:
+        leaking = {"PYTHONHOME": "/slicer", "LD_LIBRARY_PATH": "/slicer/lib", "PATH": "/bin"}
+        kept = environment.clean(leaking, "/other/python", "/slicer/bin/PythonSlicer")
+        assert "PYTHONHOME" not in kept and "LD_LIBRARY_PATH" not in kept and kept["PATH"] == "/bin"
+
+    def test_slicers_own_python_keeps_what_it_needs(self) -> None:
+        kept = environment.clean({"LD_LIBRARY_PATH": "/slicer/lib"}, "/slicer/python", "/slicer/python")
+        assert kept["LD_LIBRARY_PATH"] == "/slicer/lib"
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.fixture
+def setup(widget: Any) -> Any:
+    """The section of a panel that was never set up, its questions answered with the first answer."""
+    panel = widget.panel
+    panel.dialogs = panel.setup._dialogs = Answers()
+    return panel.setup
+
+
+class TestSection:
+    def test_it_is_open_before_set_up(self, setup: Any, ui: Any) -> None:
+        assert not ui.setupSection.collapsed and "Review works without" in ui.setupStatusLabel.text
+
+    def test_another_python_must_be_named(self, setup: Any, ui: Any) -> None:
+        ui.setupWayBox.setCurrentIndex(ui.setupWayBox.findData("other"))
+        assert not ui.setupButton.enabled and "Name the Python" in ui.setupButton.toolTip
+
+    def test_a_python_that_works_is_taken(self, setup: Any, ui: Any, widget: Any) -> None:
+        """The real probe, in this very Python: numpy, torch, a 3D convolution."""
+        ui.setupWayBox.setCurrentIndex(ui.setupWayBox.findData("other"))
+        ui.setupPythonEdit.currentPath = sys.executable
+        ui.setupButton.click()
+        wait(widget.panel, lambda: not setup.running, "the probe")
+        assert setup.ready and ui.setupStatusLabel.text.startswith("Ready: PyTorch 2."), ui.setupLog.toPlainText()
+
+    def test_when_it_is_ready_it_folds_itself_away(self, setup: Any, ui: Any, widget: Any) -> None:
+        self.test_a_python_that_works_is_taken(setup, ui, widget)
+        assert ui.setupSection.collapsed
+
+    def test_a_python_without_torch_says_so(self, setup: Any, ui: Any, widget: Any, tmp_path: Path) -> None:
+        bare = script(tmp_path / "bare", f'exec "{sys.executable}" -S -I "$@"')
+        ui.setupWayBox.setCurrentIndex(ui.setupWayBox.findData("other"))
+        ui.setupPythonEdit.currentPath = str(bare)
+        ui.setupButton.click()
+        wait(widget.panel, lambda: not setup.running, "the probe")
+        assert not setup.ready and "torch" in ui.setupStatusLabel.text
+
+    def test_a_program_that_is_no_python_says_so(self, setup: Any, ui: Any, widget: Any, tmp_path: Path) -> None:
+        setup.run([environment.probing(str(script(tmp_path / "no", "echo hello")))])
+        wait(widget.panel, lambda: not setup.running, "the probe")
+        assert "gave no answer" in ui.setupStatusLabel.text
+
+    def test_a_program_that_cannot_start_says_so(self, setup: Any, ui: Any, widget: Any) -> None:
+        setup.run([Command("trying", ("/does/not/exist", "--probe"))])
+        wait(widget.panel, lambda: not setup.running, "the end")
+        assert "could not be started" in ui.setupStatusLabel.text
+
+    def test_a_step_that_fails_ends_with_its_last_line(self, setup: Any, ui: Any, widget: Any, tmp_path: Path) -> None:
+        bad = script(tmp_path / "pip", "echo looking; echo 'SSL: certificate verify failed'; exit 1")
+        setup.run([Command("installing PyTorch", (str(bad),)), environment.probing(sys.executable)])
+        wait(widget.panel, lambda: not setup.running, "the end")
+        assert ui.setupStatusLabel.text == "installing PyTorch failed: SSL: certificate verify failed"
+
+    def test_output_is_shown_while_it_runs(self, setup: Any, ui: Any, widget: Any, tmp_path: Path) -> None:
+        slow = script(tmp_path / "slow", "echo collecting torch; sleep 30")
+        setup.run([Command("installing PyTorch", (str(slow),)), environment.probing(sys.executable)])
+        wait(widget.panel, lambda: "collecting torch" in ui.setupLog.toPlainText(), "the output")
+        assert setup.running
+        setup.cancel()
+
+    def test_cancel_stops_it_for_now(self, setup: Any, ui: Any, widget: Any, tmp_path: Path) -> None:
+        slow = script(tmp_path / "slow", "sleep 30")
+        setup.run([Command("installing PyTorch", (str(slow),)), environment.probing(sys.executable)])
+        ui.setupCancelButton.click()
+        wait(widget.panel, lambda: not setup.running, "the end")
+        assert "cancelled" in ui.setupStatusLabel.text and ui.setupButton.enabled
+
+    def test_nothing_is_installed_without_a_yes(self, setup: Any, ui: Any, widget: Any) -> None:
+        setup._dialogs.answer = 1
+        ui.setupButton.click()
+        assert not setup.running and "GB" in setup._dialogs.asked[0]
+
+    def test_a_python_that_was_removed_is_not_ready_any_more(self, setup: Any, widget: Any, tmp_path: Path) -> None:
+        setup._settings.put("probe", {"ok": True, "executable": str(tmp_path / "gone")})
+        assert not setup.ready
+
+    def test_on_a_mac_slicers_python_is_not_offered(self, loaded: Any, app: Any) -> None:
+        from slicer_harness import module
+
+        app.os = "macosx"
+        one = module.open_widget(loaded)
+        ways = [one.ui.setupWayBox.itemData(n) for n in range(one.ui.setupWayBox.count)]
+        one.exit()
+        one.cleanup()
+        assert ways == ["own", "other"]
+
+
+def test_the_probe_reports_a_device_that_is_not_there() -> None:
+    from SemiSAMO1Lib.probe import probe
+
+    result = probe("cuda:9")
+    assert not result["ok"] and result["error"]
+
+
+def test_the_probe_prints_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from SemiSAMO1Lib.probe import print_probe
+
+    assert print_probe("cpu") == 0
+    assert json.loads(capsys.readouterr().out)["step_s"] > 0

@@ -1,0 +1,223 @@
+"""From the sample to a reviewed case, by script, with the real worker, with five hundred cases, with two panels."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import slicer
+from panel_helpers import wait
+from slicer_harness import module
+from slicer_harness.views import SliceView
+
+from SemiSAMO1Lib import files
+from SemiSAMO1Lib.job import JobFolder, JobKind
+from SemiSAMO1Lib.project import Project, Role
+
+
+class TestSample:
+    @pytest.fixture
+    def tried(self, panel: Any, ui: Any) -> Any:
+        ui.tryItButton.click()
+        return panel
+
+    def test_its_predictions_are_there_at_once(self, tried: Any) -> None:
+        assert len(tried.results.order()) == 11, tried.banner.text
+
+    def test_a_case_opens_with_its_uncertainty(self, tried: Any, ui: Any) -> None:
+        ui.nextButton.click()
+        assert [node.GetName().split()[-1] for node in tried.view.nodes][1:] == ["prediction", "uncertainty"]
+
+    def test_what_is_changed_is_a_copy(self, tried: Any) -> None:
+        resources = Path(module.__file__).parents[2] / "SemiSAMO1" / "Resources"
+        assert resources not in tried.session.project.folder.parents
+
+    def test_labels_have_names(self, tried: Any) -> None:
+        assert [label.name for label in tried.session.project.state.labels] == ["large organ", "small organ", "vessel"]
+
+    def test_the_picture_shows_uncertainty_at_the_organs_border(self, tried: Any, ui: Any) -> None:
+        ui.nextButton.click()
+        ui.opacitySlider.value = 1.0
+        view = SliceView("Red")
+        view.fit()
+        image = view.image().astype(int)
+        view.close()
+        colored = (image.max(2) - image.min(2)) > 60
+        assert 0.01 < colored.mean() < 0.6, f"{colored.mean():.2f} of the picture is coloured"
+
+    def test_every_scan_of_it_can_be_trained_on(self, tried: Any, ui: Any) -> None:
+        assert ui.trainButton.enabled, ui.trainReasonLabel.text
+
+
+class TestScripting:
+    """The facade for Slicer's Python console."""
+
+    @pytest.fixture
+    def logic(self, panel: Any, loaded: Any) -> Any:
+        return loaded.SemiSAMO1Logic()
+
+    def until(self, done: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + 60
+        while not done():
+            assert time.monotonic() < deadline, what
+            time.sleep(0.05)
+
+    def test_every_step(self, logic: Any, cohort: Path, tmp_path: Path) -> None:
+        logic.openProject(tmp_path / "study")
+        logic.addScans(cohort / "images")
+        self.until(lambda: logic.session.poll() or len(logic.session.project.refresh().cases) == 4, "four scans")
+        self.until(lambda: not _active(logic), "the end of adding")
+        assert logic.setTemplate("phantom_000", cohort / "labels" / "phantom_000.nrrd") == 1
+        logic.train(preset="quick")
+        self.until(lambda: logic.status().state == "finished", "the training")
+        scan, segmentation, uncertainty = logic.showCase(logic.cases()[0])
+        assert (scan.GetClassName(), segmentation.GetClassName(), uncertainty.GetClassName()) == (
+            "vtkMRMLScalarVolumeNode",
+            "vtkMRMLSegmentationNode",
+            "vtkMRMLScalarVolumeNode",
+        )
+
+    def test_a_segmentation_node_as_template(self, logic: Any, with_scans: Path, cohort: Path) -> None:
+        logic.openProject(with_scans)
+        label = slicer.util.loadLabelVolume(str(cohort / "labels" / "phantom_001.nrrd"), {"show": False})
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+        slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(label, node)
+        assert logic.setTemplate("phantom_001", node) == 1
+        state = Project(with_scans).state
+        assert state.case("phantom_001").role is Role.TEMPLATE and state.labels.values == [1, 2, 3]
+
+    def test_an_empty_segment_is_refused(self, logic: Any, with_scans: Path) -> None:
+        logic.openProject(with_scans)
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+        node.GetSegmentation().AddEmptySegment("", "liver")
+        with pytest.raises(RuntimeError, match="liver is not painted"):
+            logic.setTemplate("phantom_001", node)
+
+
+def _active(logic: Any) -> bool:
+    logic.session.poll()
+    return bool(logic.session.import_job.seen.state.active)
+
+
+def test_the_real_worker_trains_to_the_end(panel: Any, ui: Any, with_template: Path) -> None:
+    """No stand-in: this Python, torch, one short round, real predictions on the scans' own grids."""
+    panel.session.python, panel.session.environment = Path(sys.executable), None
+    panel.session.train(
+        {
+            "preset": "quick",
+            "device": "cpu",
+            "rounds": 1,
+            "iterations": 4,
+            "patch_voxels": 4096,
+            "filters": 4,
+            "threads": 1,
+        }
+    )
+    wait(panel, lambda: bool(panel.session.predicted()) and not panel.session.busy, "predictions", 180)
+    panel.results.look_again()
+    panel.results.open()
+    assert panel.view.scan.GetImageData().GetDimensions() == panel.view.uncertainty.GetImageData().GetDimensions()
+    assert ui.roundsTable.rowCount == 2, "round 0 and round 1"
+
+
+class TestTwoPanels:
+    def test_what_one_changes_the_other_shows(self, panel: Any, ui: Any, loaded: Any, with_scans: Path) -> None:
+        other = module.open_widget(loaded)
+        other.ui.projectPathEdit.currentPath = str(with_scans)
+        other.ui.openProjectButton.click()
+        ui.openTemplateButton.click()
+        ui.addLabelButton.click()
+        other.panel.tick()
+        names = [other.ui.labelTable.item(row, 1).text() for row in range(other.ui.labelTable.rowCount)]
+        other.exit()
+        other.cleanup()
+        assert names == ["structure 1", "structure 2"]
+
+    def test_two_trainings_at_once_are_refused(self, panel: Any, ui: Any, loaded: Any, with_template: Path) -> None:
+        panel.session.environment = {"PATH": "/usr/bin:/bin", "SEMISAMO1_STAND_IN": "slow"}
+        ui.trainButton.click()
+        wait(panel, lambda: panel.session.training.seen.pid is not None, "the worker")
+        other = module.open_widget(loaded)
+        other.ui.projectPathEdit.currentPath = str(with_template)
+        other.ui.openProjectButton.click()
+        reason = other.ui.trainReasonLabel.text
+        other.exit()
+        other.cleanup()
+        ui.stopButton.click()
+        wait(panel, lambda: not panel.session.busy, "the stop")
+        assert "is under way" in reason
+
+
+class TestFiveHundredCases:
+    """A tick, a click and an update of the table: median of 20 below 50 ms, with 100 MB of events."""
+
+    @pytest.fixture
+    def crowded(self, panel: Any, ui: Any, with_template: Path) -> Any:
+        value = files.read_json(with_template / "project.json")
+        pattern = value["cases"][1]
+        value["cases"] += [{**pattern, "id": f"case_{n:03d}", "name": f"case_{n:03d}"} for n in range(496)]
+        job = JobFolder.create(with_template / "jobs", JobKind.TRAIN, {"preset": "quick"}, value["labels"])
+        scores = {"uncertainty": 0.1, "label_uncertainty": 0.2, "labels": {}}
+        rows = [
+            {"case": row["id"], "scores": scores, "prediction": "p.seg.nrrd", "uncertainty": "u.nrrd"}
+            for row in value["cases"][1:]
+        ]
+        files.write_json(job.index, {"round": 1, "cases": rows, "skipped": []})
+        status = {"state": "finished", "host": "other", "heartbeat": time.time(), "fraction": 1.0, "pid": 1}
+        files.write_json(job.status, status)
+        event = {"kind": "losses", "round": 1, "iteration": 1, "of": 9, "losses": {"total": 0.5, "pseudo": 0.25}}
+        line = json.dumps(event).encode() + b"\n"
+        with job.events.open("wb") as stream:
+            for _ in range(100):
+                stream.write(line * ((1 << 20) // len(line)))
+        files.write_json(with_template / "project.json", {**value, "current_training": job.id})
+        ui.projectPathEdit.currentPath = ""
+        ui.projectPathEdit.currentPath = str(with_template)
+        ui.openProjectButton.click()
+        return panel
+
+    def median_ms(self, action: Callable[[], Any]) -> float:
+        seconds = []
+        for _ in range(20):
+            began = time.perf_counter()
+            action()
+            module.QAPPLICATION.processEvents()
+            seconds.append(time.perf_counter() - began)
+        return 1000 * statistics.median(seconds)
+
+    def test_a_tick(self, crowded: Any) -> None:
+        assert self.median_ms(crowded.tick) < 50
+
+    def test_a_tick_after_the_project_changed(self, crowded: Any, with_template: Path) -> None:
+        def change() -> None:
+            crowded.session._stamp = None
+            crowded.tick()
+
+        assert self.median_ms(change) < 50
+
+    def test_the_whole_table_is_written_in_the_end(self, crowded: Any, ui: Any) -> None:
+        wait(crowded, lambda: crowded.project.up_to_date, "500 rows")
+        assert ui.caseTable.rowCount == 500
+
+    def test_an_update_of_the_table(self, crowded: Any, ui: Any) -> None:
+        wait(crowded, lambda: crowded.project.up_to_date, "500 rows")
+        rows = [(r.case, r.size, r.spacing, r.role, r.state) for r in crowded.session.rows()]
+        turn = iter(range(100))
+
+        def update() -> None:
+            mark = str(next(turn))
+            crowded.project._table.show([(*row[:4], mark) for row in rows])
+
+        assert self.median_ms(update) < 50
+
+    @pytest.mark.parametrize("name", ["openProjectButton", "addLabelButton", "curvesButton"])
+    def test_a_click(self, crowded: Any, ui: Any, name: str) -> None:
+        wait(crowded, lambda: crowded.project.up_to_date, "500 rows")
+        assert getattr(ui, name).enabled, "a disabled button does nothing"
+        assert self.median_ms(getattr(ui, name).click) < 50
