@@ -6,7 +6,6 @@ from pathlib import Path
 
 import qt
 import slicer
-import vtk
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
@@ -199,4 +198,4 @@ def registerSampleData():
 if hasattr(slicer, "app") and hasattr(slicer.app, "connect"):
     slicer.app.connect("startupCompleted()", registerSampleData)
 
-__all__ = ["SemiSAMO1", "SemiSAMO1Lib", "SemiSAMO1Logic", "SemiSAMO1Test", "SemiSAMO1Widget", "vtk"]
+__all__ = ["SemiSAMO1", "SemiSAMO1Lib", "SemiSAMO1Logic", "SemiSAMO1Test", "SemiSAMO1Widget"]

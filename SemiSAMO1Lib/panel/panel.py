@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ..job import JobFolder
-from ..job.watch import all_jobs
+from ..job import observe
+from ..job.watch import trainings
 from ..project import Role
 from ..project.label_table import LabelTable
 from ..project.session import Session, ended_in_words
@@ -78,6 +79,8 @@ class Panel:
             key.enabled = True
         self._timer.start()
         self.tick()
+        if self.session.project is None:
+            self._tell_of_recent()
 
     def leave(self) -> None:
         """Another module is shown: no keys, no tool; a training goes on by itself."""
@@ -117,7 +120,9 @@ class Panel:
     def show_case(self, files: CaseFiles, table: LabelTable) -> CaseView:
         """Open a case in the scene in place of the one that is open, and bind the editor to it."""
         self.close_case()
+        slicer.util.showStatusMessage(_("Loading {case}...").format(case=files.case))
         self.view = CaseView(files, table)
+        slicer.util.showStatusMessage("")
         self.editor.edit(self.view.segmentation, self.view.scan)
         self.ui.editorSection.collapsed = bool(files.training)
         return self.view
@@ -173,6 +178,24 @@ class Panel:
         self._fold()
         self._tell_of_jobs()
 
+    def _tell_of_recent(self) -> None:
+        """No project is open: a banner for a training of a recent one that runs, or that ended since it was seen."""
+        seen = self.settings.get("seen", {})
+        for folder in self.settings.recent:
+            found = trainings(Path(folder) / "jobs")
+            if not found:
+                continue
+            state = observe(found[-1]).state
+            name = Path(folder).name
+            if state.active:
+                text = _("A training of {name} is under way.").format(name=name)
+            elif seen.get(folder) != found[-1].id:
+                text = _("A training of {name} has ended.").format(name=name)
+            else:
+                continue
+            self.banner.show(text, _("Open {name}").format(name=name), partial(self.project.open, Path(folder)))
+            return
+
     def _tell_of_jobs(self) -> None:
         """A banner for a training that runs, or that ended since the project was last open."""
         project, watched = self.session.project, self.session.training
@@ -220,12 +243,14 @@ class Panel:
             "jump": self.results.jump,
         }
         keys = []
+        taken = {one.shortcut.toString() for one in window.findChildren(qt.QAction)} if window is not None else set()
         for name, sequence in KEYS.items():
-            key = qt.QShortcut(qt.QKeySequence(sequence), window) if window is not None else None
-            if key is not None:
-                key.enabled = False
-                key.connect("activated()", actions[name])
-                keys.append(key)
+            if window is None or sequence in taken:  # a person's own key, or another extension's, stays theirs
+                continue
+            key = qt.QShortcut(qt.QKeySequence(sequence), window)
+            key.enabled = False
+            key.connect("activated()", actions[name])
+            keys.append(key)
         return keys
 
     def may_quit(self) -> bool:
@@ -242,14 +267,6 @@ class Panel:
     def _training_runs(self) -> bool:
         self.session.poll()
         return self.session.busy
-
-    def running_jobs(self) -> list[JobFolder]:
-        """Jobs of the open project that are under way."""
-        project = self.session.project
-        found = all_jobs(project.jobs) if project is not None else []
-        watched = [one for one in (self.session.import_job, self.session.training) if one is not None]
-        active = {one.job.id for one in watched if one.seen.state.active}
-        return [job for job in found if job.id in active]
 
 
 def reviewer() -> str | None:

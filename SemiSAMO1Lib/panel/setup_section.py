@@ -131,6 +131,12 @@ class SetupSection:
             )
             if self._dialogs.choose(_("Set-up"), text, [_("Install"), _("Cancel")]) != 0:
                 return
+        if way == SLICER:
+            try:
+                install_into_slicer(self._resources / "requirements.txt")
+            except RuntimeError as error:  # declined, or the PyTorch extension is not there
+                self._end(str(error))
+                return
         self._settings.put("python", python)
         self.run(steps)
 
@@ -141,7 +147,7 @@ class SetupSection:
             return [environment.probing(python)], python
         if way == SLICER:
             python = str(slicer_python())
-            return [*environment.installing(python, *files, wheels), environment.probing(python)], python
+            return [environment.probing(python)], python
         folder = environment.own_folder()
         python = str(environment.python_of(folder))
         return [*environment.building(folder, *files, wheels), environment.probing(python)], python
@@ -239,6 +245,29 @@ class SetupSection:
             process, self._process = self._process, None
             process.kill()
             process.waitForFinished(3000)
+
+
+def install_into_slicer(requirements: Path) -> None:
+    """Put PyTorch and the other packages into Slicer's own Python, by Slicer's ways; these ask and show what they do.
+
+    PyTorch comes from the PyTorch extension, the rest from slicer.packaging, or from pip_install where Slicer is older.
+
+    Raises:
+        RuntimeError: the PyTorch extension is not installed, or a person declined.
+    """
+    try:
+        import PyTorchUtils
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            _("Slicer's Python gets PyTorch by the extension PyTorch: install it in the Extensions Manager, restart.")
+        ) from error
+    if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True) is None:
+        raise RuntimeError(_("PyTorch was not installed."))
+    packaging = getattr(slicer, "packaging", None)
+    if packaging is not None and hasattr(packaging, "pip_ensure"):
+        packaging.pip_ensure(packaging.load_requirements(str(requirements)), requester="SemiSAMO1")
+    else:
+        slicer.util.pip_install(["--requirement", str(requirements)])
 
 
 def slicer_python() -> Path:

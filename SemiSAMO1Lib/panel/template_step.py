@@ -21,7 +21,7 @@ from .banner import Banner
 from .dialogs import Dialogs
 from .widgets import chosen, explain, fill_box, guarded, silent
 
-_VALUE, _NAME, _COLOR = range(3)
+_VALUE, _NAME, _COLOR, _CODE = range(4)
 
 
 class TemplateStep:
@@ -46,11 +46,13 @@ class TemplateStep:
     ) -> None:
         self._ui, self._session, self._banner, self._dialogs = ui, session, banner, dialogs
         self._show_case, self._open_case, self._reviewer = show_case, open_case, reviewer
-        self._rows: list[tuple[int, str, tuple[int, int, int]]] = []
+        self._rows: list[tuple[int, str, tuple[int, int, int], str]] = []
         guard = guarded(banner.show)
         table = ui.labelTable
-        table.setColumnCount(3)
-        table.setHorizontalHeaderLabels([_("value"), _("name"), _("colour")])
+        table.setColumnCount(4)
+        table.setHorizontalHeaderLabels([_("value"), _("name"), _("colour"), _("terminology")])
+        for column, width in enumerate((50, 130, 60)):
+            table.setColumnWidth(column, width)
         table.verticalHeader().setVisible(False)
         table.horizontalHeader().setStretchLastSection(True)
         table.connect("cellChanged(int,int)", lambda row, column: guard(lambda: self._renamed(row, column))())
@@ -114,7 +116,7 @@ class TemplateStep:
     def _renamed(self, row: int, column: int) -> None:
         if column != _NAME or row >= len(self._rows):
             return
-        value, before, _color = self._rows[row]
+        value, before, *_rest = self._rows[row]
         name = self._ui.labelTable.item(row, column).text().strip()
         if name == before:
             return
@@ -180,6 +182,7 @@ class TemplateStep:
         if gaps:
             self._ui.templateMissingLabel.text = " ".join(gaps)
             return
+        slicer.util.showStatusMessage(_("Saving the template..."))
         with slicer.util.WaitCursor(), tempfile.TemporaryDirectory() as folder:
             table = project.update_labels(found.table)
             path = Path(folder) / f"{view.files.case}.seg.nrrd"
@@ -187,6 +190,7 @@ class TemplateStep:
             others = [one for one in project.state.with_role(Role.TEMPLATE) if one.id != view.files.case]
             role = Role.LABELLED if others else Role.TEMPLATE
             project.add_label(view.files.case, path, "template", role, reviewer=self._reviewer())
+        slicer.util.showStatusMessage("")
         self._ui.templateMissingLabel.text = ""
         self._banner.show(_("The template {case} is saved. Next: Train.").format(case=view.files.case))
         self._ui.trainSection.collapsed = False
@@ -224,14 +228,14 @@ class TemplateStep:
             ui.templateLabel.text = text
 
     def _show_labels(self) -> None:
-        rows = [(label.value, label.name, label.color) for label in self._table]
+        rows = [(label.value, label.name, label.color, _meaning(label)) for label in self._table]
         if rows == self._rows:
             return
         table = self._ui.labelTable
         with silent(table):
             table.setRowCount(len(rows))
-            for number, (value, name, color) in enumerate(rows):
-                for column, text in ((_VALUE, str(value)), (_NAME, name), (_COLOR, "")):
+            for number, (value, name, color, code) in enumerate(rows):
+                for column, text in ((_VALUE, str(value)), (_NAME, name), (_COLOR, ""), (_CODE, code)):
                     item = qt.QTableWidgetItem(text)
                     if column != _NAME:
                         item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsSelectable)
@@ -239,3 +243,9 @@ class TemplateStep:
                         item.setBackground(qt.QBrush(qt.QColor(*color)))
                     table.setItem(number, column, item)
         self._rows = rows
+
+
+def _meaning(label: Label) -> str:
+    """What a label's terminology says; it is chosen in the Segment Editor and kept when the template is saved."""
+    codes = label.terminology or {}
+    return " ".join(codes[key]["meaning"] for key in ("modifier", "type") if key in codes)

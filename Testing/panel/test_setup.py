@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import stat
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+import slicer
 from panel_helpers import Answers, wait
 
 from SemiSAMO1Lib.job import environment
@@ -61,6 +63,12 @@ def script(path: Path, text: str) -> Path:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
+
+
+@pytest.fixture
+def setup_section(widget: Any) -> Any:
+    """The section's module, as the panel imported it."""
+    return sys.modules["SemiSAMO1Lib.panel.setup_section"]
 
 
 @pytest.fixture
@@ -147,6 +155,52 @@ class TestSection:
         one.exit()
         one.cleanup()
         assert ways == ["own", "other"]
+
+
+class TestSlicersPython:
+    """The way into Slicer's own Python, with stand-ins for what only the application has."""
+
+    @pytest.fixture
+    def calls(self, setup_section: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        """What was asked of the PyTorch extension, slicer.packaging and pip_install."""
+        made: list[Any] = []
+
+        class PyTorchUtilsLogic:
+            def installTorch(self, askConfirmation: bool) -> str:
+                made.append(("torch", askConfirmation))
+                return "torch"
+
+        extension = types.SimpleNamespace(PyTorchUtilsLogic=PyTorchUtilsLogic)
+        monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
+        monkeypatch.setattr(slicer.util, "pip_install", lambda arguments: made.append(("pip", arguments)))
+        monkeypatch.setattr(setup_section, "slicer_python", lambda: Path(sys.executable))
+        return made
+
+    def choose(self, ui: Any) -> None:
+        ui.setupWayBox.setCurrentIndex(ui.setupWayBox.findData("slicer"))
+        ui.setupButton.click()
+
+    def test_torch_comes_from_its_extension(self, calls: Any, setup: Any, ui: Any, widget: Any) -> None:
+        self.choose(ui)
+        wait(widget.panel, lambda: not setup.running, "the probe")
+        assert [kind for kind, _ in calls] == ["torch", "pip"] and setup.ready, ui.setupLog.toPlainText()
+
+    def test_where_slicer_has_packaging_it_is_used(
+        self, calls: Any, setup: Any, ui: Any, widget: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        packaging = types.SimpleNamespace(
+            load_requirements=lambda path: Path(path).read_text(encoding="utf-8"),
+            pip_ensure=lambda text, requester: calls.append((requester, text)),
+        )
+        monkeypatch.setattr(slicer, "packaging", packaging, raising=False)
+        self.choose(ui)
+        wait(widget.panel, lambda: not setup.running, "the probe")
+        requester, text = calls[1]
+        assert requester == "SemiSAMO1" and "monai>=" in text and "torch>=" not in text
+
+    def test_without_the_extension_it_says_how_to_get_it(self, setup: Any, ui: Any) -> None:
+        self.choose(ui)
+        assert "Extensions Manager" in ui.setupStatusLabel.text and not setup.running
 
 
 def test_the_probe_reports_a_device_that_is_not_there() -> None:

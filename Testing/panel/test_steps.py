@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import qt
 import slicer
 from panel_helpers import wait
 from slicer_harness import module
@@ -335,3 +337,91 @@ class TestQuitting:
         assert panel.session.training.job.cancel_request.exists() is stops
         panel.session.stop_training() if not stops else None
         wait(panel, lambda: not panel.session.busy, "the stop")
+
+
+class TestComingBack:
+    """A new session: recent projects are known, jobs are told of before a project is opened."""
+
+    def again(self, loaded: Any, widget: Any) -> Any:
+        widget.exit()
+        widget.cleanup()
+        return module.open_widget(loaded)
+
+    def test_a_training_that_ended_meanwhile_is_told_of(
+        self, panel: Any, loaded: Any, widget: Any, trained: Path
+    ) -> None:
+        panel.settings.put("seen", {})
+        other = self.again(loaded, widget)
+        text = other.panel.banner.text
+        other.ui.bannerButton.click()
+        opened = other.panel.session.project
+        other.exit()
+        other.cleanup()
+        assert "has ended" in text and opened is not None and opened.folder == trained.resolve()
+
+    def test_one_that_was_seen_is_not_told_of_again(self, ui: Any, loaded: Any, widget: Any, trained: Path) -> None:
+        ui.openProjectButton.click()
+        other = self.again(loaded, widget)
+        text = other.panel.banner.text
+        other.exit()
+        other.cleanup()
+        assert text == ""
+
+    def test_recent_projects_can_be_chosen(self, loaded: Any, widget: Any, with_scans: Path) -> None:
+        other = self.again(loaded, widget)
+        names = [other.ui.recentBox.itemText(n) for n in range(other.ui.recentBox.count)]
+        other.exit()
+        other.cleanup()
+        assert names == ["choose...", with_scans.name]
+
+
+class TestKeys:
+    def test_all_are_ctrl_shift(self, widget: Any) -> None:
+        keys = sys.modules["SemiSAMO1Lib.panel.panel"].KEYS
+        assert all(key.startswith("Ctrl+Shift+") for key in keys.values())
+
+    def test_they_work_inside_the_module_alone(self, panel: Any, widget: Any) -> None:
+        inside = {key.enabled for key in panel._keys}
+        widget.exit()
+        assert (inside, {key.enabled for key in panel._keys}) == ({True}, {False})
+
+    def test_a_key_that_is_taken_is_left_to_its_owner(self, app: Any, loaded: Any) -> None:
+        action = qt.QAction(app.window)
+        action.setShortcut(qt.QKeySequence("Ctrl+Shift+N"))
+        other = module.open_widget(loaded)
+        ours = {key.key.toString() for key in other.panel._keys}
+        other.exit()
+        other.cleanup()
+        assert "Ctrl+Shift+N" not in ours and len(ours) == 3
+
+
+def test_the_reviewer_is_slicers_user(panel: Any, ui: Any, app: Any, with_scans: Path, cohort: Path) -> None:
+    app.applicationLogic().GetUserInformation().SetName("Ann Reader")
+    ui.takeFileEdit.currentPath = str(cohort / "labels" / "phantom_000.nrrd")
+    ui.takeFileButton.click()
+    project = Project(with_scans)
+    assert project.label_record(project.state.case("phantom_000"))["reviewer"] == "Ann Reader"
+
+
+def test_a_worker_that_never_starts_is_told_of(
+    panel: Any, ui: Any, with_template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["SemiSAMO1Lib.job.watch"], "HANDSHAKE_S", 0.5)
+    panel.session.environment = {"PATH": "/usr/bin:/bin", "SEMISAMO1_STAND_IN": "mute"}
+    ui.trainButton.click()
+    wait(panel, lambda: "did not start" in panel.banner.text, "the failure")
+    assert "no module named torch" in panel.banner.text, "the end of its log says why"
+
+
+def test_terminology_that_was_chosen_in_the_editor_is_kept(panel: Any, ui: Any, with_scans: Path) -> None:
+    ui.openTemplateButton.click()
+    view = panel.view
+    segment = view.segmentation.GetSegmentation().GetNthSegment(0)
+    codes = "~SCT^123037004^Anatomical Structure~SCT^10200004^Liver~^^~~^^~^^"
+    segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), f"DICOM master list{codes}")
+    array = (slicer.util.arrayFromVolume(view.scan) * 0).astype("uint8")
+    array[2:5, 2:5, 2:5] = 1
+    identity = view.segmentation.GetSegmentation().GetNthSegmentID(0)
+    slicer.util.updateSegmentBinaryLabelmapFromArray(array, view.segmentation, identity, view.scan)
+    ui.saveTemplateButton.click()
+    assert ui.labelTable.item(0, 3).text() == "Liver"
