@@ -134,7 +134,8 @@ def drawn(node: Any, scan: Any, table: LabelTable) -> Drawn:
         mask = slicer.util.arrayFromSegmentBinaryLabelmap(node, identity, scan)
         inside = np.zeros(geometry.shape, bool) if mask is None else mask > 0
         counts[value] = int(np.count_nonzero(inside))
-        taken, shared = np.unique(merged[inside], return_counts=True)
+        claimed = merged[inside]
+        taken, shared = np.unique(claimed[claimed > 0], return_counts=True)
         overlaps += [(names[int(v)], segment.GetName(), int(n)) for v, n in zip(taken, shared, strict=True) if v]
         merged[inside] = value
         names[value] = segment.GetName()
