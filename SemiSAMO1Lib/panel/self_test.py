@@ -135,7 +135,7 @@ def fifty_cases_take_no_memory() -> None:
 def the_workers_python_starts() -> None:
     """PythonSlicer, started as the worker is, answers the doctor."""
     from ..job import environment
-    from .setup_section import slicer_python
+    from .setup_section import slicer_python, text_of
 
     process = qt.QProcess()
     variables = qt.QProcessEnvironment()
@@ -146,7 +146,7 @@ def the_workers_python_starts() -> None:
     worker = Path(__file__).resolve().parents[1] / "worker.py"
     process.start(python, [str(worker), "--doctor"])
     assert process.waitForFinished(60_000), "PythonSlicer did not answer"
-    text = bytes(process.readAllStandardOutput().data()).decode("utf-8", errors="replace")
+    text = text_of(process.readAllStandardOutput())
     assert json.loads(text)["python"]["version"], text
 
 

@@ -178,7 +178,7 @@ class SetupSection:
 
     def _read(self) -> None:
         if self._process is not None:
-            text = bytes(self._process.readAll().data()).decode("utf-8", errors="replace")
+            text = text_of(self._process.readAll())
             self._output = (self._output + text)[-20_000:]
             append_lines(self._ui.setupLog, [line for line in text.splitlines() if line.strip()])
 
@@ -245,6 +245,12 @@ class SetupSection:
             process, self._process = self._process, None
             process.kill()
             process.waitForFinished(3000)
+
+
+def text_of(output: Any) -> str:
+    """What a process printed; its bytes come as bytes or as text, as the Qt binding likes."""
+    data = output.data()
+    return data if isinstance(data, str) else bytes(data).decode("utf-8", errors="replace")
 
 
 def install_into_slicer(requirements: Path) -> None:
