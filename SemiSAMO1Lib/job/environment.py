@@ -21,8 +21,8 @@ _NAMED = ("python3.12", "python3.13", "python3.11", "python3.14")
 #: torch first and alone: any other order lets a package pull another torch.
 TORCH = "torch==2.13.0"
 
-#: What is said before anything is downloaded.
-SIZES = "about 1 GB to download and 3 GB on the disk (with a GPU about 3 GB and 8 GB)"
+#: Where wheels of torch with CUDA are for Windows; PyPI has them for Linux alone.
+CUDA_WHEELS = "https://download.pytorch.org/whl/cu126"
 
 #: Variables by which Slicer's own Python would leak into another one, which then crashes.
 _LEAKING = ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONNOUSERSITE", "VIRTUAL_ENV")
@@ -38,6 +38,15 @@ class Command:
 
     title: str
     arguments: tuple[str, ...]
+
+
+def sizes(platform: str = sys.platform) -> str:
+    """What is said before anything is downloaded: PyTorch for Linux always brings the libraries for GPUs."""
+    if platform == "darwin":
+        return "about 0.5 GB to download and 2 GB on the disk"
+    if platform == "win32":
+        return "about 1 GB to download and 3 GB on the disk (with an NVIDIA GPU about 3 GB and 8 GB)"
+    return "about 3 GB to download and 8 GB on the disk"
 
 
 def own_folder() -> Path:
@@ -91,16 +100,25 @@ def building(
             "another Python."
         )
     python = str(python_of(folder))
-    return [Command("making an environment", make), *installing(python, requirements, constraints, wheels)]
+    return [Command("making an environment", make), *installing(python, requirements, constraints, wheels, which)]
 
 
-def installing(python: str, requirements: Path, constraints: Path, wheels: Path | None = None) -> list[Command]:
-    """The commands that put torch, then the rest, into an environment that is there."""
+def installing(
+    python: str,
+    requirements: Path,
+    constraints: Path,
+    wheels: Path | None = None,
+    which: Callable[[str], str | None] = shutil.which,
+    platform: str = sys.platform,
+) -> list[Command]:
+    """The commands that put torch, then the rest, into an environment that is there; see `building`."""
     source = ("--no-index", "--find-links", str(wheels)) if wheels is not None else ()
     pip = (python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *source)
     pinned = ("--constraint", str(constraints))
+    gpu = platform == "win32" and wheels is None and which("nvidia-smi") is not None
+    cuda = ("--extra-index-url", CUDA_WHEELS) if gpu else ()
     return [
-        Command("installing PyTorch", (*pip, *pinned, TORCH)),
+        Command("installing PyTorch", (*pip, *pinned, *cuda, TORCH)),
         Command("installing the other packages", (*pip, *pinned, "--requirement", str(requirements))),
     ]
 

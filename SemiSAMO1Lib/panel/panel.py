@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from slicer.i18n import tr as _
 
 from ..job import observe
 from ..job.watch import trainings
-from ..project import Role
+from ..project import ProjectError, Role
+from ..project.drafts import discard_draft, find_draft, save_draft
 from ..project.label_table import LabelTable
 from ..project.session import Session, ended_in_words
 from ..scene.case_view import CaseFiles, CaseView
 from ..scene.nodes import sweep_hierarchy
+from ..scene.segmentations import drawn
 from . import sample
 from .banner import Banner
 from .dialogs import Dialogs
@@ -55,7 +58,9 @@ class Panel:
         self.session.python = self.setup.python
         self.session.environment = slicer.util.startupEnvironment()
         self.editor = Editor(ui.segmentEditor)
-        self.project = ProjectStep(ui, self.session, self.settings, self.banner, self._opened, self._sample)
+        self.project = ProjectStep(
+            ui, self.session, self.settings, self.banner, self.close_case, self._opened, self._sample
+        )
         shown = (self.show_case, lambda: self.view)
         self.template = TemplateStep(ui, self.session, self.banner, self.dialogs, *shown, reviewer)
         self.train = TrainStep(
@@ -90,6 +95,8 @@ class Panel:
         self._timer.stop()
 
     def scene_closes(self) -> None:
+        self.editor.rest()
+        self.keep_work()
         self.editor.scene_closes()
         if self.view is not None:
             self.view.close()
@@ -118,16 +125,45 @@ class Panel:
     # ------------------------------------------------------------------ the open case
 
     def show_case(self, files: CaseFiles, table: LabelTable) -> CaseView:
-        """Open a case in the scene in place of the one that is open, and bind the editor to it."""
+        """Open a case in the scene in place of the one that is open, and bind the editor to it.
+
+        Painting of it that was not finished is brought back, and said.
+        """
         self.close_case()
         slicer.util.showStatusMessage(_("Loading {case}...").format(case=files.case))
-        self.view = CaseView(files, table)
+        draft = find_draft(self.session.project, files.case) if self.session.project is not None else None
+        self.view = CaseView(replace(files, prediction=draft) if draft is not None else files, table)
+        if draft is not None:
+            text = _("Unfinished painting of {case} was brought back.").format(case=files.case)
+            self.banner.show(text, _("Discard it"), partial(self._discard, files, table))
         slicer.util.showStatusMessage("")
         self.editor.edit(self.view.segmentation, self.view.scan)
         self.ui.editorSection.collapsed = bool(files.training)
         return self.view
 
+    def keep_work(self) -> None:
+        """Write what was painted and not saved as the case's draft: nothing is lost when the case is closed."""
+        view, project = self.view, self.session.project
+        if view is None or project is None or not view.changed:
+            return
+        if view.segmentation.GetSegmentation().GetNumberOfSegments() == 0:
+            return
+        with slicer.util.WaitCursor():
+            found = drawn(view.segmentation, view.scan, project.state.labels)
+            save_draft(project, view.files.case, found.labels, found.table, view.files.training)
+        view.mark_saved()
+
+    def _discard(self, files: CaseFiles, table: LabelTable) -> None:
+        if self.session.project is not None:
+            discard_draft(self.session.project, files.case)
+            if self.view is not None:
+                self.view.mark_saved()
+            self.show_case(files, table)
+            self._show_all()
+
     def close_case(self) -> None:
+        self.editor.rest()
+        self.keep_work()
         self.editor.release()
         if self.view is not None:
             self.view.close()
@@ -137,7 +173,12 @@ class Panel:
 
     def tick(self) -> None:
         """Look at project and jobs, take in a little, show it."""
-        changed = self.session.poll()
+        try:
+            changed = self.session.poll()
+        except (ProjectError, ValueError, OSError) as error:  # damaged or gone while it is open
+            if self.banner.text != str(error):
+                self.banner.show(str(error))
+            return
         self.train.tick()
         self.project.show()
         if changed:
@@ -255,6 +296,8 @@ class Panel:
 
     def may_quit(self) -> bool:
         """Asked when Slicer is about to be closed; False keeps it open."""
+        self.editor.rest()
+        self.keep_work()
         if self.session.project is None or not self._training_runs():
             return True
         text = _("A training is under way. It goes on without Slicer, and is found again when Slicer is opened.")

@@ -26,7 +26,8 @@ class ProjectStep:
 
     Args:
         ui, session, settings, banner: of the panel.
-        opened: called after a project was opened.
+        closing: called before another project is opened.
+        opened: called after it.
         sample: the folder with the sample project.
     """
 
@@ -36,11 +37,12 @@ class ProjectStep:
         session: Session,
         settings: Settings,
         banner: Banner,
+        closing: Callable[[], None],
         opened: Callable[[], None],
         sample: Callable[[], Path],
     ) -> None:
         self._ui, self._session, self._settings, self._banner = ui, session, settings, banner
-        self._opened, self._sample = opened, sample
+        self._closing, self._opened, self._sample = closing, opened, sample
         guard = guarded(banner.show)
         self._table = Rows(ui.caseTable, [_("case"), _("size"), _("spacing, mm"), _("role"), _("state")], WIDTHS)
         ui.openProjectButton.connect("clicked(bool)", guard(lambda: self.open(Path(ui.projectPathEdit.currentPath))))
@@ -52,14 +54,17 @@ class ProjectStep:
         ui.addFolderButton.connect("clicked(bool)", guard(self.add_folder))
         ui.addVolumeButton.connect("clicked(bool)", guard(self.add_volume))
         ui.stopImportButton.connect("clicked(bool)", guard(session.stop_import))
+        self._show_recent()
         self.show()
 
     # ------------------------------------------------------------------ actions
 
     def open(self, folder: Path) -> None:
         """Open a project, or make one in an empty folder."""
+        self._closing()
         self._session.open(folder)
         self._settings.remember(folder)
+        self._show_recent()
         with silent(self._ui.projectPathEdit):
             self._ui.projectPathEdit.currentPath = str(folder)
         self._opened()
@@ -90,17 +95,16 @@ class ProjectStep:
     def show(self) -> None:
         """Bring everything up to date: called on each tick, so it only touches what changed."""
         ui, session = self._ui, self._session
-        path = ui.projectPathEdit.currentPath
-        explain(ui.openProjectButton, None, [] if path else [_("Name a folder.")])
-        fill_box(ui.recentBox, [(_("choose..."), ""), *((Path(one).name, one) for one in self._settings.recent)])
+        no_path = [] if ui.projectPathEdit.currentPath else [_("Name a project folder.")]
+        explain(ui.projectOpenReasonLabel, (ui.openProjectButton, no_path))
         adding = session.reasons_against_adding()
         no_folder = [] if ui.scansPathEdit.currentPath else [_("Name the folder of scans.")]
-        explain(ui.addFolderButton, None, adding + no_folder)
         no_volume = [] if ui.sceneVolumeSelector.currentNode() else [_("Choose a loaded volume.")]
-        explain(ui.addVolumeButton, None, adding + no_volume)
-        text = " ".join(adding)
-        if ui.projectReasonLabel.text != text:
-            ui.projectReasonLabel.text, ui.projectReasonLabel.visible = text, bool(text)
+        explain(
+            ui.projectReasonLabel,
+            (ui.addFolderButton, adding or no_folder),
+            (ui.addVolumeButton, adding or no_volume),
+        )
         self._show_import()
         if session.project is None:
             ui.projectLabel.text = _("No project is open.")
@@ -111,6 +115,11 @@ class ProjectStep:
         ui.projectLabel.text = _("Project {name}: {count} scans.").format(name=name, count=len(rows))
         self._table.show([(r.case, r.size, r.spacing, r.role, r.state) for r in rows])
         self._show_skipped()
+
+    def _show_recent(self) -> None:
+        """Asked for when a project is opened, not on each tick: a folder may lie on a share that is away."""
+        entries = [(Path(one).name, one) for one in self._settings.recent]
+        fill_box(self._ui.recentBox, [(_("choose..."), ""), *entries])
 
     def _show_import(self) -> None:
         watched = self._session.import_job

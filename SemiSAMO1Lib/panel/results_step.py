@@ -13,7 +13,7 @@ from ..project.label_table import LabelTable
 from ..project.session import Session
 from ..scene.case_view import CaseFiles, CaseView
 from .banner import Banner
-from .widgets import choose, chosen, explain, fill_box, guarded
+from .widgets import choose, chosen, explain, fill_box, guarded, say
 
 
 class ResultsStep:
@@ -123,8 +123,7 @@ class ResultsStep:
     def jump(self) -> None:
         view = self.view
         if view is not None and not view.jump_to_most_uncertain(self._ui.thresholdSlider.value):
-            self._ui.resultReasonLabel.text = _("Nothing in this case is that uncertain.")
-            self._ui.resultReasonLabel.visible = True
+            say(self._ui.resultReasonLabel, _("Nothing in this case is that uncertain."))
 
     # ------------------------------------------------------------------ show
 
@@ -134,11 +133,13 @@ class ResultsStep:
         box = ui.resultCaseBox
         opened = self.view is not None
         last = opened and box.currentIndex + 1 >= box.count
-        first = not opened or box.currentIndex <= 0
-        explain(ui.nextButton, ui.resultReasonLabel, none or ([_("This was the last case.")] if last else []))
-        explain(ui.previousButton, None, none or ([_("This is the first case.")] if first else []))
-        closed = none or ([] if opened else [_("Open a case first.")])
-        explain(ui.jumpButton, None, closed)
+        first = box.currentIndex <= 0
+        explain(
+            ui.caseReasonLabel,
+            (ui.nextButton, none or ([_("This was the last case.")] if last else [])),
+            (ui.previousButton, none or ([_("This is the first case.")] if first and opened else [])),
+        )
+        explain(ui.resultReasonLabel, (ui.jumpButton, none or ([] if opened else [_("Open a case first.")])))
         for widget in (ui.uncertaintyCheckBox, ui.opacitySlider, ui.thresholdSlider):
             widget.enabled = opened
         text = self._scores() if opened else ""

@@ -97,7 +97,7 @@ class SetupSection:
         if "error" in found:
             return _("Not ready: {error}").format(error=found["error"])
         return _("Training needs PyTorch and some packages: {sizes}. Review works without.").format(
-            sizes=environment.SIZES
+            sizes=environment.sizes()
         )
 
     def show(self) -> None:
@@ -110,8 +110,9 @@ class SetupSection:
         reasons = [_("Set-up is running.")] if self.running else []
         if way == OTHER and not Path(ui.setupPythonEdit.currentPath or ".").is_file():
             reasons.append(_("Name the Python that shall train."))
-        explain(ui.setupButton, ui.setupReasonLabel, reasons)
-        ui.setupCancelButton.enabled = self.running
+        idle = [] if self.running else [_("No set-up is running.")]
+        explain(ui.setupReasonLabel, (ui.setupButton, reasons))
+        ui.setupCancelButton.enabled, ui.setupCancelButton.toolTip = self.running, " ".join(idle)
 
     # ------------------------------------------------------------------ run
 
@@ -127,15 +128,15 @@ class SetupSection:
         if len(steps) > 1:
             source = _("from the folder {folder}").format(folder=wheels) if wheels else _("from the internet (PyPI)")
             text = _("This installs {sizes} {source}. Slicer stays usable meanwhile.").format(
-                sizes=environment.SIZES, source=source
+                sizes=environment.sizes(), source=source
             )
             if self._dialogs.choose(_("Set-up"), text, [_("Install"), _("Cancel")]) != 0:
                 return
         if way == SLICER:
             try:
                 install_into_slicer(self._resources / "requirements.txt")
-            except RuntimeError as error:  # declined, or the PyTorch extension is not there
-                self._end(str(error))
+            except Exception as error:  # declined, no PyTorch extension, pip failed: each says what in its own way
+                self._end(str(error) or type(error).__name__)
                 return
         self._settings.put("python", python)
         self.run(steps)
@@ -201,16 +202,18 @@ class SetupSection:
             last = lines[-1] if lines else _("no output")
             self._end(_("{step} failed: {last}").format(step=step.title, last=last))
         else:
-            self._probed()
+            self._probed(step.arguments[0])
 
-    def _probed(self) -> None:
+    def _probed(self, python: str) -> None:
+        """Take the answer of the probe; the Python that was started counts, not what it calls itself: PythonSlicer is a
+        launcher of another program."""
         lines = [line for line in self._output.splitlines() if line.startswith("{")]
         try:
             found = json.loads(lines[-1])
         except (IndexError, ValueError):
             self._end(_("the Python that shall train gave no answer"))
             return
-        self._settings.put("probe", found)
+        self._settings.put("probe", {**found, "executable": python})
         self._end("")
 
     def _let_go(self) -> None:
@@ -267,7 +270,8 @@ def install_into_slicer(requirements: Path) -> None:
         raise RuntimeError(
             _("Slicer's Python gets PyTorch by the extension PyTorch: install it in the Extensions Manager, restart.")
         ) from error
-    if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True) is None:
+    logic = PyTorchUtils.PyTorchUtilsLogic()
+    if not logic.torchInstalled() and logic.installTorch(askConfirmation=True) is None:
         raise RuntimeError(_("PyTorch was not installed."))
     packaging = getattr(slicer, "packaging", None)
     if packaging is not None and hasattr(packaging, "pip_ensure"):

@@ -13,6 +13,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..project import Case, Label, LabelTable, Role
+from ..project.drafts import discard_draft
 from ..project.label_writer import write_segmentation
 from ..project.session import Session, template_gaps
 from ..scene.case_view import CaseFiles, CaseView
@@ -141,7 +142,8 @@ class TemplateStep:
         table = self._session.project.update_labels(labels)
         view = self._open_case()
         if view is not None and view.segmentation is not None:
-            view.use_table(table)
+            named = {label.value for label in labels}
+            view.use_labels(label for label in table if label.value in named)
         self.show()
 
     def take_node(self) -> None:
@@ -168,8 +170,14 @@ class TemplateStep:
     def _take(self, found: Drawn) -> None:
         assert self._session.project is not None and self.view is not None, "a case is open"
         project, view = self._session.project, self.view
+        painted = self.drawn()
+        if painted is not None and any(painted.counts.values()):
+            text = _("What is painted in {case} is replaced; Undo in the Segment Editor brings it back.")
+            answers = [_("Replace it"), _("Cancel")]
+            if self._dialogs.choose(_("Take"), text.format(case=view.files.case), answers) != 0:
+                return
+        self._ui.segmentEditor.saveStateForUndo()
         table = project.update_labels(found.table)
-        view.use_table(table)
         replace_content(view.segmentation, view.scan, found.labels, table)
         self.show()
 
@@ -178,8 +186,10 @@ class TemplateStep:
         project, view, found = self._session.project, self.view, self.drawn()
         if project is None or view is None or found is None:
             return
-        gaps = template_gaps(found.counts, found.table, list(found.overlaps))
-        if gaps:
+        table = project.state.labels.updated(found.table)
+        gaps = template_gaps(found.counts, table, list(found.overlaps))
+        absent = self._absent(found, table) if gaps and not found.overlaps else []
+        if gaps and not absent:
             self._ui.templateMissingLabel.text = " ".join(gaps)
             return
         slicer.util.showStatusMessage(_("Saving the template..."))
@@ -189,12 +199,24 @@ class TemplateStep:
             write_segmentation(path, found.labels, table)
             others = [one for one in project.state.with_role(Role.TEMPLATE) if one.id != view.files.case]
             role = Role.LABELLED if others else Role.TEMPLATE
-            project.add_label(view.files.case, path, "template", role, reviewer=self._reviewer())
+            project.add_label(view.files.case, path, "template", role, absent, reviewer=self._reviewer())
+        view.mark_saved()
+        discard_draft(project, view.files.case)
         slicer.util.showStatusMessage("")
         self._ui.templateMissingLabel.text = ""
         self._banner.show(_("The template {case} is saved. Next: Train.").format(case=view.files.case))
         self._ui.trainSection.collapsed = False
         self.show()
+
+    def _absent(self, found: Drawn, table: LabelTable) -> list[int]:
+        """Unpainted labels that a person says are not in this scan; none where there are no painted ones."""
+        unpainted = [label for label in table if not found.counts.get(label.value)]
+        if len(unpainted) == len(table):
+            return []
+        names = ", ".join(label.name for label in unpainted)
+        text = _("Not painted: {names}. Are they really not in this scan?").format(names=names)
+        answers = [_("Go on painting"), _("They are not in this scan")]
+        return [label.value for label in unpainted] if self._dialogs.choose(_("Template"), text, answers) == 1 else []
 
     # ------------------------------------------------------------------ show
 
@@ -208,19 +230,21 @@ class TemplateStep:
             for case in [*first, *rest]
         ]
         fill_box(ui.templateCaseBox, entries)
-        no_case = [] if entries else [_("Add scans first.")]
-        explain(ui.openTemplateButton, None, no_case)
-        self._show_labels()
         no_project = [] if project is not None else [_("Open or make a project first.")]
-        explain(ui.addLabelButton, None, no_project)
-        explain(ui.colorButton, None, no_project)
+        no_case = no_project or ([] if entries else [_("Add scans first.")])
+        not_open = no_case or ([] if self.view is not None else [_("Open a scan to paint it.")])
+        no_node = [] if ui.takeNodeSelector.currentNode() else [_("Choose a segmentation to take.")]
+        no_file = [] if ui.takeFileEdit.currentPath else [_("Name a file to take.")]
+        self._show_labels()
+        explain(
+            ui.labelReasonLabel,
+            (ui.openTemplateButton, no_case),
+            (ui.addLabelButton, no_project),
+            (ui.colorButton, no_project),
+        )
+        explain(ui.takeReasonLabel, (ui.takeNodeButton, not_open or no_node), (ui.takeFileButton, no_case or no_file))
+        explain(ui.templateReasonLabel, (ui.saveTemplateButton, not_open))
         view = self.view
-        not_open = [] if view is not None else [_("Open a scan to paint it.")]
-        explain(ui.saveTemplateButton, ui.templateReasonLabel, no_case or not_open)
-        no_node = [] if ui.takeNodeSelector.currentNode() else [_("Choose a segmentation.")]
-        explain(ui.takeNodeButton, None, not_open + no_node)
-        no_file = [] if ui.takeFileEdit.currentPath else [_("Name a file.")]
-        explain(ui.takeFileButton, None, no_case + no_file)
         template = first[0].id if first else _("none yet")
         open_now = _(" Open: {case}.").format(case=view.files.case) if view is not None else ""
         text = _("Template: {template}.").format(template=template) + open_now

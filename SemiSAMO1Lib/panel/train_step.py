@@ -101,17 +101,21 @@ class TrainStep:
         self.show()
 
     def show_curves(self) -> None:
-        """Draw the losses as a plot of Slicer and show it beside the views."""
+        """Draw the losses as a plot of Slicer and show it beside the views; the layout changes now, and not again."""
         if not self._losses:
             return
         if self._plot is None:
             assert self._watched is not None, "losses belong to a training"
             self._plot = LossPlot(self._watched.job.id)
-        step = max(1, len(self._losses) // MOST_POINTS)
-        self._plot.show(self._losses[::step])
+        self._draw()
         plots = getattr(slicer.modules, "plots", None)
         if plots is not None:
             plots.logic().ShowChartInLayout(self._plot.chart)
+
+    def _draw(self) -> None:
+        if self._plot is not None:
+            step = max(1, len(self._losses) // MOST_POINTS)
+            self._plot.show(self._losses[::step])
 
     def forget(self) -> None:
         """Another project was opened: its training is a new one."""
@@ -139,8 +143,8 @@ class TrainStep:
                 self._losses = self._losses[::2]
             append_lines(self._ui.trainLog, log)
             self._take_in_rounds(events)
-            if losses and self._plot is not None:
-                self.show_curves()
+            if losses:
+                self._draw()
             self._notice_the_end(watched)
         self.show()
 
@@ -160,12 +164,13 @@ class TrainStep:
         self._show_devices()
         self._show_estimate()
         reasons = self._set_up_reasons() + session.reasons_against_training()
-        explain(ui.trainButton, ui.trainReasonLabel, reasons)
+        explain(ui.trainReasonLabel, (ui.trainButton, reasons))
         watched = session.training
         active = session.busy
-        explain(ui.stopButton, None, [] if active else [_("No training is under way.")])
-        explain(ui.resumeButton, None, self._set_up_reasons() + session.reasons_against_resuming())
-        explain(ui.curvesButton, None, [] if self._losses else [_("There are no losses yet.")])
+        idle = [] if active else [_("No training is under way.")]
+        against = self._set_up_reasons() + session.reasons_against_resuming()
+        explain(ui.stopReasonLabel, (ui.stopButton, idle), (ui.resumeButton, against))
+        explain(ui.curvesReasonLabel, (ui.curvesButton, [] if self._losses else [_("There are no losses yet.")]))
         ui.trainBar.visible = active
         if watched is None:
             text = ""
@@ -186,7 +191,7 @@ class TrainStep:
         entries = [(_("choose by itself"), "auto")]
         for one in self._probe().get("devices", [{"name": "cpu"}]):
             if "free_bytes" in one:
-                text = _("{title}, {free} of {total} GB free").format(
+                text = _("{title}, {free} of {total} GB were free at set-up").format(
                     title=one["title"], free=one["free_bytes"] >> 30, total=one["total_bytes"] >> 30
                 )
             else:

@@ -12,15 +12,23 @@ import qt
 ROWS_AT_ONCE = 60
 
 
-def explain(button: Any, label: Any, reasons: Sequence[str]) -> None:
-    """Enable a button, or disable it and say why under it and in its tooltip."""
-    text = " ".join(reasons)
-    button.enabled = not reasons
-    if button.toolTip != text:
-        button.toolTip = text
-    if label is not None and label.text != text:
+def explain(label: Any, *buttons: tuple[Any, Sequence[str]]) -> None:
+    """Enable buttons, or disable them and say why: in the tooltip of each, and together in the text under them."""
+    said: list[str] = []
+    for button, reasons in buttons:
+        text = " ".join(reasons)
+        button.enabled = not reasons
+        if button.toolTip != text:
+            button.toolTip = text
+        said += [reason for reason in reasons if reason not in said]
+    say(label, " ".join(said))
+
+
+def say(label: Any, text: str) -> None:
+    """Text of a label; one that has nothing to say is not shown."""
+    if label.text != text:
         label.text = text
-        label.visible = bool(text)
+    label.visible = bool(text)
 
 
 @contextmanager

@@ -78,6 +78,7 @@ class Session:
     import_job: Watched | None = None
     training: Watched | None = None
     _stamp: tuple[int, int] | None = None
+    _jobs_stamp: int | None = None
     _reasons: list[str] | None = None
     _results: tuple[tuple[Path, int], dict[str, dict[str, Any]]] | None = None
 
@@ -95,15 +96,12 @@ class Session:
         self.close()
         self.project = project
         self._stamp = self._file_stamp()
-        for job in all_jobs(project.jobs):
-            if job.id.endswith(f"-{JobKind.TRAIN}"):
-                self.training = self._watch(job)
-            elif job.id.endswith(f"-{JobKind.IMPORT}"):
-                self.import_job = self._watch(job)
+        self._find_jobs()
         return project
 
     def close(self) -> None:
-        self.project = self.import_job = self.training = self._stamp = self._reasons = self._results = None
+        self.project = self.import_job = self.training = self._results = None
+        self._stamp = self._jobs_stamp = self._reasons = None
 
     # ------------------------------------------------------------------ look again
 
@@ -111,11 +109,13 @@ class Session:
         """Look at the project file and the jobs; True when the project changed. Reads little, never waits."""
         if self.project is None:
             return False
-        changed = self._file_stamp() != self._stamp
+        stamp = self._file_stamp()
+        changed = stamp != self._stamp
         if changed:
-            self._stamp = self._file_stamp()
-            self.project.refresh()
             self._reasons = None
+            self.project.refresh()
+            self._stamp = stamp
+        self._find_jobs()
         for one in (self.import_job, self.training):
             if one is not None:
                 was = one.seen.state
@@ -123,6 +123,23 @@ class Session:
                 if one.seen.state is not was:
                     self._reasons = None
         return changed
+
+    def _find_jobs(self) -> None:
+        """Watch the newest training and import, whoever started them: another panel, a shell."""
+        jobs = self._opened.jobs
+        try:
+            stamp = jobs.stat().st_mtime_ns
+        except OSError:
+            return
+        if stamp == self._jobs_stamp:
+            return
+        self._jobs_stamp = stamp
+        for job in all_jobs(jobs):
+            kind = job.id.partition("-")[2]
+            if kind == JobKind.TRAIN and (self.training is None or self.training.job.id < job.id):
+                self.training = self._watch(job)
+            elif kind == JobKind.IMPORT and (self.import_job is None or self.import_job.job.id < job.id):
+                self.import_job = self._watch(job)
 
     def _file_stamp(self) -> tuple[int, int] | None:
         try:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..project.label_table import LabelTable
+from ..project.label_table import Label, LabelTable
 from . import overlay
 from .nodes import group, remove, ungroup
-from .segmentations import apply_table, load_segmentation, new_segmentation
+from .segmentations import apply_labels, load_segmentation, new_segmentation
 from .volumes import load_scan, show_scan
+
+_LABELMAP = "Binary labelmap"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class CaseView:
         self.segmentation: Any = None
         self.uncertainty: Any = None
         try:
-            name = f"{files.title} prediction" if files.prediction else f"{files.title} label"
+            name = f"{files.title} prediction" if files.training else f"{files.title} label"
             if files.prediction is not None:
                 self.segmentation = load_segmentation(files.prediction, table, self.scan, name)
             else:
@@ -54,15 +57,37 @@ class CaseView:
             self._remove_nodes()
             raise
         self._folder = group(files.title, self.nodes)
+        self._clean = self._marks()
         show_scan(self.scan)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the segments were changed since the case was opened or saved."""
+        alive = self.segmentation is not None and self.segmentation.GetScene() is not None
+        return alive and self._marks() != self._clean
+
+    def mark_saved(self) -> None:
+        """What is painted now is kept somewhere."""
+        self._clean = self._marks()
+
+    def _marks(self) -> dict[str, Any]:
+        """Changes whenever a segment is painted, added, removed, renamed or coloured."""
+        segmentation = self.segmentation.GetSegmentation()
+        found = {}
+        for identity in segmentation.GetSegmentIDs():
+            segment = segmentation.GetSegment(identity)
+            labelmap = segment.GetRepresentation(_LABELMAP)
+            painted = labelmap.GetMTime() if labelmap is not None else 0
+            found[identity] = (segment.GetName(), segment.GetColor(), painted)
+        return found
 
     @property
     def nodes(self) -> list[Any]:
         return [node for node in (self.scan, self.segmentation, self.uncertainty) if node is not None]
 
-    def use_table(self, table: LabelTable) -> None:
-        """Names, colours and further labels of the project, taken over by the open segmentation."""
-        apply_table(self.segmentation, table)
+    def use_labels(self, labels: Iterable[Label]) -> None:
+        """Take over names, colours and terminology of some labels; segments of others stay as a person made them."""
+        apply_labels(self.segmentation, labels)
 
     def show_uncertainty(self, visible: bool, opacity: float, threshold: float) -> None:
         """Opacity 0 to 1; threshold in percent."""

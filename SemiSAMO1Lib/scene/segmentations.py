@@ -69,9 +69,18 @@ def load_segmentation(path: Path, table: LabelTable, scan: Any, name: str) -> An
 
 def apply_table(node: Any, table: LabelTable) -> None:
     """Give the segments of the table their names, colours and terminology; make those that are missing, in order."""
+    apply_labels(node, table)
     segmentation = node.GetSegmentation()
-    there = {value_of(segmentation.GetSegment(one)): one for one in segmentation.GetSegmentIDs()}
-    for label in table:
+    there = _by_value(segmentation)
+    for position, label in enumerate(table):
+        segmentation.SetSegmentIndex(there[label.value], position)
+
+
+def apply_labels(node: Any, labels: Iterable[Label]) -> None:
+    """The same for some labels alone; other segments, and the order, stay as they are."""
+    segmentation = node.GetSegmentation()
+    there = _by_value(segmentation)
+    for label in labels:
         identity = there.get(label.value)
         if identity is None:
             identity = segmentation.AddEmptySegment(f"label_{label.value}", label.name)
@@ -83,11 +92,10 @@ def apply_table(node: Any, table: LabelTable) -> None:
         segment.SetTag(VALUE_TAG, str(label.value))
         if label.terminology:
             segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology_entry(label))
-    for position, label in enumerate(table):
-        identity = next(
-            one for one in segmentation.GetSegmentIDs() if value_of(segmentation.GetSegment(one)) == label.value
-        )
-        segmentation.SetSegmentIndex(identity, position)
+
+
+def _by_value(segmentation: Any) -> dict[int | None, str]:
+    return {value_of(segmentation.GetSegment(one)): one for one in segmentation.GetSegmentIDs()}
 
 
 def replace_content(node: Any, scan: Any, labels: Volume, table: LabelTable) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -77,6 +78,16 @@ def setup(widget: Any) -> Any:
     panel = widget.panel
     panel.dialogs = panel.setup._dialogs = Answers()
     return panel.setup
+
+
+def test_on_windows_with_an_nvidia_gpu_torch_comes_with_cuda() -> None:
+    steps = environment.installing("python", *FILES, which=found("nvidia-smi"), platform="win32")
+    assert environment.CUDA_WHEELS in steps[0].arguments and environment.CUDA_WHEELS not in steps[1].arguments
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
+def test_sizes_are_said_for_every_system(platform: str) -> None:
+    assert "GB to download" in environment.sizes(platform)
 
 
 class TestSection:
@@ -166,6 +177,9 @@ class TestSlicersPython:
         made: list[Any] = []
 
         class PyTorchUtilsLogic:
+            def torchInstalled(self) -> bool:
+                return False
+
             def installTorch(self, askConfirmation: bool) -> str:
                 made.append(("torch", askConfirmation))
                 return "torch"
@@ -197,6 +211,25 @@ class TestSlicersPython:
         wait(widget.panel, lambda: not setup.running, "the probe")
         requester, text = calls[1]
         assert requester == "SemiSAMO1" and "monai>=" in text and "torch>=" not in text
+
+    def test_a_pip_that_fails_is_told_of(
+        self, calls: Any, setup: Any, ui: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fails(_: Any) -> None:
+            raise subprocess.CalledProcessError(1, "pip")
+
+        monkeypatch.setattr(slicer.util, "pip_install", fails)
+        self.choose(ui)
+        assert "non-zero exit status" in ui.setupStatusLabel.text and not setup.running
+
+    def test_the_launcher_is_the_workers_python_not_what_it_calls_itself(
+        self, setup: Any, widget: Any, tmp_path: Path
+    ) -> None:
+        """PythonSlicer starts python-real, which cannot start by itself."""
+        launcher = script(tmp_path / "PythonSlicer", f'exec "{sys.executable}" "$@"')
+        setup.run([environment.probing(str(launcher), "cpu")])
+        wait(widget.panel, lambda: not setup.running, "the probe")
+        assert (setup.python, setup.probe["ok"]) == (launcher, True)
 
     def test_without_the_extension_it_says_how_to_get_it(self, setup: Any, ui: Any) -> None:
         self.choose(ui)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ import slicer
 from panel_helpers import wait
 from slicer_harness import module
 
+from SemiSAMO1Lib import files
+from SemiSAMO1Lib.job import start
 from SemiSAMO1Lib.project import Project, Role
+from SemiSAMO1Lib.project.drafts import find_draft
+from SemiSAMO1Lib.project.training import request_training
 
 
 class TestOpening:
@@ -50,6 +55,12 @@ class TestProject:
         ui.projectPathEdit.currentPath = ""
         ui.projectPathEdit.currentPath = str(project)
         ui.openProjectButton.click()
+        assert "project.json" in panel.banner.text
+
+    def test_a_project_that_is_damaged_while_it_is_open_is_told_of(self, panel: Any, project: Path) -> None:
+        (project / "project.json").write_text("{cut sho")
+        panel.tick()
+        panel.tick()
         assert "project.json" in panel.banner.text
 
     def test_scans_of_a_folder_become_rows(self, ui: Any, with_scans: Path) -> None:
@@ -129,6 +140,23 @@ class TestTemplate:
         assert ui.templateMissingLabel.text == "structure 2 is not painted."
         assert Project(with_scans).state.with_role(Role.TEMPLATE) == []
 
+    def test_a_label_may_be_declared_absent(self, panel: Any, ui: Any, opened: Any, with_scans: Path) -> None:
+        ui.addLabelButton.click()
+        self.paint(opened, 0)
+        panel.dialogs.answer = 1
+        ui.saveTemplateButton.click()
+        project = Project(with_scans)
+        (template,) = project.state.with_role(Role.TEMPLATE)
+        assert "structure 2" in panel.dialogs.asked[-1] and project.label_record(template)["absent"] == [2]
+
+    def test_a_label_whose_segment_was_removed_is_missing(self, ui: Any, opened: Any) -> None:
+        ui.addLabelButton.click()
+        self.paint(opened, 0)
+        segmentation = opened.segmentation.GetSegmentation()
+        segmentation.RemoveSegment(segmentation.GetNthSegmentID(1))
+        ui.saveTemplateButton.click()
+        assert ui.templateMissingLabel.text == "structure 2 is not painted."
+
     def test_labels_that_overlap_are_named(self, ui: Any, opened: Any) -> None:
         ui.addLabelButton.click()
         self.paint(opened, 0, high=8)
@@ -171,6 +199,110 @@ class TestTemplate:
         assert "phantom_000.nrrd" in panel.banner.text and Project(with_scans).state.with_role(Role.TEMPLATE) == []
 
 
+class TestNothingIsLost:
+    """What was painted and not saved is there again, whatever closed it."""
+
+    @pytest.fixture
+    def painted(self, panel: Any, ui: Any, with_template: Path) -> Any:
+        """The template open, sixty voxels painted into its first label and not saved."""
+        ui.openTemplateButton.click()
+        self.before = panel.template.drawn().counts
+        view = panel.view
+        identity = view.segmentation.GetSegmentation().GetNthSegmentID(0)
+        array = slicer.util.arrayFromSegmentBinaryLabelmap(view.segmentation, identity, view.scan).copy()
+        array[0:3, 0:4, 0:5] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(array, view.segmentation, identity, view.scan)
+        self.after = panel.template.drawn().counts
+        assert self.after[1] > self.before[1]
+        return view
+
+    def again(self, panel: Any, ui: Any) -> dict[int, int]:
+        """Open the template anew; what is painted there."""
+        ui.templateCaseBox.setCurrentIndex(ui.templateCaseBox.findData("phantom_000"))
+        ui.openTemplateButton.click()
+        counts: dict[int, int] = panel.template.drawn().counts
+        return counts
+
+    def test_when_another_case_is_opened(self, panel: Any, ui: Any, painted: Any) -> None:
+        ui.templateCaseBox.setCurrentIndex(ui.templateCaseBox.findData("phantom_001"))
+        ui.openTemplateButton.click()
+        assert panel.dialogs.asked == [] and self.again(panel, ui) == self.after
+
+    def test_when_the_scene_is_closed(self, panel: Any, ui: Any, painted: Any) -> None:
+        slicer.mrmlScene.Clear(False)
+        assert self.again(panel, ui) == self.after
+
+    def test_when_another_project_is_opened(
+        self, panel: Any, ui: Any, painted: Any, with_template: Path, tmp_path: Path
+    ) -> None:
+        ui.projectPathEdit.currentPath = str(tmp_path / "other")
+        ui.openProjectButton.click()
+        ui.projectPathEdit.currentPath = str(with_template)
+        ui.openProjectButton.click()
+        assert self.again(panel, ui) == self.after
+
+    def test_when_slicer_is_quit(self, panel: Any, painted: Any, with_template: Path) -> None:
+        assert panel.may_quit() and find_draft(Project(with_template), "phantom_000") is not None
+
+    def test_when_the_panel_is_closed(self, panel: Any, widget: Any, painted: Any, with_template: Path) -> None:
+        widget.exit()
+        widget.cleanup()
+        assert find_draft(Project(with_template), "phantom_000") is not None
+
+    def test_it_is_said_that_it_was_brought_back(self, panel: Any, ui: Any, painted: Any) -> None:
+        self.again(panel, ui)
+        assert "Unfinished painting of phantom_000 was brought back." in panel.banner.text
+
+    def test_it_can_be_discarded(self, panel: Any, ui: Any, painted: Any, with_template: Path) -> None:
+        self.again(panel, ui)
+        ui.bannerButton.click()
+        assert panel.template.drawn().counts == self.before
+        assert find_draft(Project(with_template), "phantom_000") is None
+
+    def test_saving_ends_the_draft(self, panel: Any, ui: Any, painted: Any, with_template: Path) -> None:
+        self.again(panel, ui)
+        ui.saveTemplateButton.click()
+        assert find_draft(Project(with_template), "phantom_000") is None
+        assert self.again(panel, ui) == self.after
+
+    def test_looking_alone_leaves_no_draft(self, panel: Any, ui: Any, with_template: Path) -> None:
+        ui.openTemplateButton.click()
+        panel.close_case()
+        assert find_draft(Project(with_template), "phantom_000") is None
+
+    def test_changes_to_a_prediction_are_kept_too(self, panel: Any, ui: Any, trained: Path) -> None:
+        panel.results.look_again()
+        panel.results.open()
+        view, case = panel.view, panel.view.files.case
+        identity = view.segmentation.GetSegmentation().GetNthSegmentID(0)
+        array = slicer.util.arrayFromSegmentBinaryLabelmap(view.segmentation, identity, view.scan) * 0
+        array[0:2, 0:2, 0:2] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(array, view.segmentation, identity, view.scan)
+        ui.nextButton.click()
+        assert find_draft(Project(trained), case) is not None
+
+    def test_taking_labels_over_painted_ones_asks(self, panel: Any, ui: Any, painted: Any) -> None:
+        theirs = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "theirs")
+        theirs.GetSegmentation().AddEmptySegment("", "label 1")
+        ui.takeNodeSelector.setCurrentNode(theirs)
+        panel.dialogs.answer = 1
+        ui.takeNodeButton.click()
+        assert "is replaced" in panel.dialogs.asked[-1] and panel.template.drawn().counts == self.after
+
+    def test_taking_labels_can_be_undone(self, panel: Any, ui: Any, painted: Any) -> None:
+        theirs = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "theirs")
+        theirs.GetSegmentation().AddEmptySegment("", "label 1")
+        ui.takeNodeSelector.setCurrentNode(theirs)
+        ui.takeNodeButton.click()
+        assert "undo state" in ui.segmentEditor._told
+
+    def test_a_name_given_in_the_editor_outlives_a_further_label(self, panel: Any, ui: Any, painted: Any) -> None:
+        segment = painted.segmentation.GetSegmentation().GetNthSegment(1)
+        segment.SetName("my name")
+        ui.addLabelButton.click()
+        assert segment.GetName() == "my name"
+
+
 class TestTraining:
     def test_with_a_template_it_may_begin(self, panel: Any, ui: Any, with_template: Path) -> None:
         assert ui.trainButton.enabled, ui.trainReasonLabel.text
@@ -194,6 +326,30 @@ class TestTraining:
         ui.curvesButton.click()
         chart = slicer.util.getNodesByClass("vtkMRMLPlotChartNode")[0]
         assert chart.GetNumberOfPlotSeriesNodes() == 2
+
+    def test_new_losses_do_not_change_the_layout(
+        self, panel: Any, ui: Any, trained: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shown: list[Any] = []
+        logic = types.SimpleNamespace(ShowChartInLayout=shown.append)
+        monkeypatch.setattr(slicer.modules, "plots", types.SimpleNamespace(logic=lambda: logic), raising=False)
+        ui.curvesButton.click()
+        node = slicer.util.getNodesByClass("vtkMRMLTableNode")[0]
+        before = node.GetTable().GetNumberOfRows()
+        more = {"kind": "losses", "round": 1, "iteration": 4, "of": 4, "losses": {"total": 0.1, "supervised": 0.1}}
+        files.append_line(panel.session.training.job.events, more)
+        panel.tick()
+        assert (len(shown), node.GetTable().GetNumberOfRows()) == (1, before + 1)
+
+    def test_one_that_the_shell_started_is_watched(
+        self, panel: Any, ui: Any, with_template: Path, stand_in: Path
+    ) -> None:
+        job = request_training(Project(with_template), {"preset": "quick", "stand_in": "slow"})
+        start(job, stand_in)
+        wait(panel, lambda: ui.stopButton.enabled, "Stop")
+        ui.stopButton.click()
+        wait(panel, lambda: not panel.session.busy, "the stop")
+        assert panel.session.training.job.id == job.id
 
     def test_a_stop_is_no_error(
         self, panel: Any, ui: Any, with_template: Path, monkeypatch: pytest.MonkeyPatch

@@ -263,6 +263,9 @@ class qMRMLSegmentEditorWidget(QtWidgets.QWidget):
         if self._node is not None and effect is None:
             self._node.SetActiveEffectName("")
 
+    def saveStateForUndo(self) -> None:
+        self._told.append("undo state")
+
     def setupViewObservations(self) -> None:
         self._told.append("observe views")
 
