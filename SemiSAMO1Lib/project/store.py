@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..image_io import read_geometry, stem_of, write_volume
+from ..image_io import read_geometry, stem_of, suffix_of, write_volume
 from ..lock import identity, locked
 from .cases import Case, Role, Skipped, fingerprint, make_id, relative_path, same_name
 from .importing import Found
@@ -426,10 +426,13 @@ def _doubts(labels_file: Path, reading: LabelReading, case: Case, state: State) 
     stem = stem_of(labels_file)
     if not same_name(stem, case.name) and stem != case.id:
         doubts += [f"is called like case {one.id}" for one in others if same_name(stem, one.name)][:1]
-    if not reading.exact:
-        grid = read_geometry(labels_file)
+    grid = read_geometry(labels_file)
+    if not grid.same_grid(case.geometry):
         same = [one.id for one in others if one.geometry.same_grid(grid)]
         doubts += [f"lies on the grid of case {same[0]}"] if len(same) == 1 else []
+        if suffix_of(labels_file) != ".seg.nrrd" and grid.shape != case.geometry.shape:  # those may be cropped
+            mine, other = (" × ".join(map(str, one.shape[::-1])) for one in (case.geometry, grid))
+            doubts.append(f"has {other} voxels, the scan {mine}")
     return [f"{labels_file.name} {doubt}; make sure that it is the label of {case.id}" for doubt in doubts]
 
 

@@ -264,6 +264,9 @@ def status(
         text += f", {seen.stage}, {seen.fraction:.0%}"
     if seen.message:
         text += f"\n{seen.message}"
+    if seen.state is State.FINISHED and found.index.exists():
+        text += f"\nPredictions: {found.results / str(files.read_json(found.index)['round'])}"
+        text += f"\nReport: {found.path / 'report.html'}"
     say({"job": found.id, **seen.to_json()}, as_json, text)
 
 
@@ -371,6 +374,8 @@ def report(
     path = output or job.path / "report.html"
     if path.suffix.lower() not in (".html", ".htm"):
         raise fail(f"{path}: the report is an HTML file; give a name that ends in .html", WRONG_USE)
+    if references is not None and not references.is_dir():
+        raise NotADirectoryError(f"{references} is not a folder. Give the folder that holds the reference labels.")
     with Bar("report", as_json) as bar:
         write_report(job, path, references, bar)
     say({"report": str(path)}, as_json, str(path))

@@ -128,7 +128,8 @@ def follow(job: JobFolder, as_json: bool) -> Observed:
                     return seen
                 time.sleep(0.3)
         except KeyboardInterrupt:
-            err.print(f"{job.id} goes on in the background. Watch it: semisamo1 status; stop it: semisamo1 cancel")
+            watch, stop = (shlex.join(["semisamo1", word, str(job.project)]) for word in ("status", "cancel"))
+            err.print(f"{job.id} goes on in the background. Watch it: {watch}; stop it: {stop}", soft_wrap=True)
             raise typer.Exit(STOPPED) from None
 
 
@@ -165,6 +166,8 @@ class Bar:
         self._bars.stop()
 
     def event(self, kind: str, **fields: Any) -> None:
+        if kind == "warning" and type(self) is Bar:
+            err.print(f"warning: {fields.get('text', '')}", highlight=False, markup=False, soft_wrap=True)
         if kind == "progress":
             description = f"{self._title}  {fields['stage']} {fields['done']}/{fields['of']}"
             self._bars.update(self._bar, completed=fields.get("fraction"), description=description)

@@ -81,7 +81,6 @@ def reproduce(
     )  # fmt: skip
     protocol.config()  # wrong values are named before anything is written
     folder = output or Path(f"reproduce-{learner}-{seed}")
-    folder.mkdir(parents=True, exist_ok=True)
     with Lines("reproduce", as_json, folder / "log.jsonl") as lines:
         summary = run(protocol, folder, lines)
     text = f"{summary['seconds']:.0f} s. Weights: {folder / 'weights'}; summary: {folder / 'summary.json'}\n"
@@ -130,14 +129,16 @@ def export_h5(
     project: Annotated[Path, typer.Argument(help="The project folder.", show_default=False)],
     root: Annotated[Path, typer.Argument(help="A new folder for the layout.", show_default=False)],
     predictions: Annotated[bool, typer.Option(help="Predictions as labels of cases that nobody labelled.")] = False,
+    references: Annotated[Path | None, typer.Option(help="Labels to measure against: they go to test.txt.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write a project as the published HDF5 layout, with geometry and axis order as attributes."""
     from ..tasks.convert import export_layout
 
     with Bar("export", as_json) as bar:
-        value = export_layout(Project(project), root, predictions, bar)
-    say(value, as_json, f"{value['cases']} cases in {root}, labelled: {', '.join(value['labelled']) or 'none'}")
+        value = export_layout(Project(project), root, predictions, bar, references)
+    text = f"{value['cases']} cases in {root}, labelled: {', '.join(value['labelled']) or 'none'}"
+    say(value, as_json, f"{text}, to be measured: {len(value['test'])}")
 
 
 @guarded

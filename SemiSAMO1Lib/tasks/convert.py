@@ -15,11 +15,14 @@ from ..engine.observer import Observer
 from ..image_io import read_volume, write_volume
 from ..project import Project, Role, read_labels
 from ..volume import Volume
+from .compare import references_of
 from .layout import ProtocolError, listed_cases, read_labelled
 from .report import predictions_of
 
 
-def export_layout(project: Project, root: Path, with_predictions: bool, observer: Observer) -> dict[str, Any]:
+def export_layout(
+    project: Project, root: Path, with_predictions: bool, observer: Observer, references: Path | None = None
+) -> dict[str, Any]:
     """Write every case of a project as data/<case>.h5; train.txt names the labelled ones first.
 
     Args:
@@ -27,6 +30,8 @@ def export_layout(project: Project, root: Path, with_predictions: bool, observer
         root: an empty or new folder.
         with_predictions: cases without a person's label get the current training's prediction as `label`.
         observer: gets progress.
+        references: folder of labels of cases that nobody labelled in the project; they go to test.txt, to be measured
+            against.
 
     Raises:
         ProtocolError: the folder holds something already.
@@ -38,17 +43,22 @@ def export_layout(project: Project, root: Path, with_predictions: bool, observer
     labelled = [*state.with_role(Role.TEMPLATE), *state.with_role(Role.LABELLED)]
     cases = [*labelled, *state.with_role(Role.UNLABELLED)]
     predictions = predictions_of(project) if with_predictions else {}
+    truth = references_of(project, references) if references is not None else {}
+    measured = [case.id for case in cases if case not in labelled and case.id in truth]
     for position, case in enumerate(cases):
         image = read_volume(project.image_path(case))
         label: Volume | None = None
-        source = project.label_path(case) if case in labelled else predictions.get(case.id)
+        given = project.label_path(case) if case in labelled else truth.get(case.id)
+        source = given or predictions.get(case.id)
         if source is not None:
             label = read_labels(source, image.geometry, allow_empty=True).volume
-        write_case(root / "data" / f"{case.id}.h5", image, label)
+        write_case(root / "data" / f"{case.id}.h5", image, label, predicted=given is None)
         done = position + 1
         observer.event("progress", stage="exporting", done=done, of=len(cases), fraction=done / len(cases))
     write_list(root, "train", [case.id for case in cases])
-    return {"root": str(root), "cases": len(cases), "labelled": [case.id for case in labelled]}
+    if measured:
+        write_list(root, "test", measured)
+    return {"root": str(root), "cases": len(cases), "labelled": [case.id for case in labelled], "test": measured}
 
 
 def labelled_names(root: Path, count: int) -> list[str]:

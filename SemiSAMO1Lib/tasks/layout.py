@@ -75,8 +75,14 @@ def labelled_case(root: Path, name: str) -> tuple[str, Volume, Volume]:
 
 
 def read_labelled(root: Path, name: str) -> tuple[Volume, Volume]:
-    """Image and label of a case with their geometry; label values are whole numbers. Raises ProtocolError."""
+    """Image and label of a case with their geometry; label values are whole numbers, and no prediction. Raises
+    ProtocolError."""
     found = _checked(root, name, with_label=True)
+    if found.predicted:
+        raise ProtocolError(
+            f"{name}.h5: its label is a prediction (export-h5 --predictions); nothing is measured against it, it is "
+            "no template. Name cases that a person labelled"
+        )
     assert found.label is not None, "asked for"
     label = found.label.array
     whole = label.dtype.kind in "biu" or (label.dtype.kind == "f" and np.array_equal(label, np.rint(label)))

@@ -18,9 +18,11 @@ from ..engine.cases import CaseResult, EngineCase, LabelledCase
 from ..engine.config import TrainingConfig, make_config
 from ..engine.data.store import Store
 from ..engine.evaluation.metrics import case_metrics
-from ..engine.learners import full_name
+from ..engine.learners import full_name, learner_named
 from ..engine.learners.averaged import LONGEST_GRADIENT
 from ..engine.observer import Observer
+from ..engine.propagation.registry import require_generalists
+from ..engine.training import require_device
 from ..files import atomic_path
 from ..project import LabelError
 from ..volume import Volume
@@ -156,6 +158,9 @@ def reproduce(protocol: Protocol, output: Path, observer: Observer) -> dict[str,
     from ..engine.rounds import run
 
     config = protocol.config()
+    require_generalists(config)  # what is not here is named before anything is read or written
+    learner_named(config.learner).require(config)
+    require_device(config.device)
     labelled, cases, class_map = read_layout(protocol.root, protocol.labelled)
     _same_run(output, protocol, config, labelled, cases, class_map)
     deviations = protocol.deviations(config)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import statistics
 import sys
 import time
@@ -10,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import slicer
 from panel_helpers import wait
@@ -18,7 +21,9 @@ from slicer_harness.views import SliceView
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.job import JobFolder, JobKind
-from SemiSAMO1Lib.project import Project, Role
+from SemiSAMO1Lib.project import Project, Role, read_labels
+from SemiSAMO1Lib.scene.segmentations import drawn
+from SemiSAMO1Lib.scene.volumes import geometry_of
 
 
 class TestSample:
@@ -124,6 +129,40 @@ def test_the_real_worker_trains_to_the_end(panel: Any, ui: Any, with_template: P
     panel.results.open()
     assert panel.view.scan.GetImageData().GetDimensions() == panel.view.uncertainty.GetImageData().GetDimensions()
     assert ui.roundsTable.rowCount == 2, "round 0 and round 1"
+
+
+DATA = Path(os.environ.get("SEMISAMO1_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+
+
+@pytest.mark.real_scans
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no real scans in {DATA}; set SEMISAMO1_DATA to test on them")
+def test_real_scans_from_the_folder_to_a_predicted_case(panel: Any, ui: Any, tmp_path: Path) -> None:
+    """As a person does it: four hippocampi, the first labelled from its file, registration alone, the worst open."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    images = sorted((DATA / "hippocampus" / "images").iterdir())[:4]
+    for path in images:
+        shutil.copy(path, scans)
+    ui.projectPathEdit.currentPath = str(tmp_path / "hippocampi")
+    ui.openProjectButton.click()
+    ui.scansPathEdit.currentPath = str(scans)
+    ui.addFolderButton.click()
+    wait(panel, lambda: len(panel.session.rows()) == 4 and not panel.session.import_job.seen.state.active, "four scans")
+    ui.takeFileEdit.currentPath = str(DATA / "hippocampus" / "labels" / images[0].name)
+    ui.takeFileButton.click()
+    assert panel.view.files.case == panel.session.rows()[0].case, panel.banner.text
+    panel.session.python, panel.session.environment = Path(sys.executable), None
+    panel.session.train({"preset": "quick", "device": "cpu", "rounds": 0, "threads": 1})
+    wait(panel, lambda: bool(panel.session.predicted()) and not panel.session.busy, "predictions", 180)
+    panel.results.look_again()
+    panel.results.open()
+    truth = read_labels(
+        DATA / "hippocampus" / "labels" / f"{panel.view.files.case}.nii.gz", geometry_of(panel.view.scan)
+    )
+    found = drawn(panel.view.segmentation, panel.view.scan, panel.session.project.state.labels).labels.array
+    both = np.count_nonzero((found > 0) & (truth.volume.array > 0))
+    dice = 2 * both / (np.count_nonzero(found) + np.count_nonzero(truth.volume.array))
+    assert dice > 0.7, f"what the scene holds agrees with the truth: Dice {dice:.3f}"
 
 
 class TestTwoPanels:

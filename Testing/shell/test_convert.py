@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from method_helpers import DONE, FAILED, SMALL, WRONG_USE, Shown, Trained, rewrite, shell, stored, write_names
 
-from SemiSAMO1Lib.engine.data.hdf5_layout import read_case
+from SemiSAMO1Lib.engine.data.hdf5_layout import read_case, read_list, write_list
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.phantoms import make_phantom
 from SemiSAMO1Lib.project import Project, Role, read_labels
 from SemiSAMO1Lib.project.importing import Candidate, Found, candidates, look
+from SemiSAMO1Lib.tasks.layout import ProtocolError, read_labelled
 from SemiSAMO1Lib.volume import Volume
 
 
@@ -79,7 +80,7 @@ def back(there: There, tmp_path_factory: pytest.TempPathFactory) -> tuple[Projec
 
 
 def test_export_says_what_it_wrote(there: There) -> None:
-    assert there.shown.json() == {"root": str(there.root), "cases": 4, "labelled": ["c", "a"]}
+    assert there.shown.json() == {"root": str(there.root), "cases": 4, "labelled": ["c", "a"], "test": []}
 
 
 def test_the_template_comes_first_then_the_labelled_then_the_others(there: There) -> None:
@@ -166,6 +167,31 @@ def with_predictions(trained: Trained, tmp_path_factory: pytest.TempPathFactory)
 def test_predictions_become_labels_of_unlabelled_cases(trained: Trained, with_predictions: Path) -> None:
     prediction = read_volume(trained.job.results / "0" / "phantom_001" / "prediction.seg.nrrd").array
     assert np.array_equal(stored(with_predictions, "phantom_001").T, prediction)
+
+
+def test_a_prediction_is_no_reference(with_predictions: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(with_predictions, root)
+    predicted = read_list(root, "train")[-1]
+    write_list(root, "test", [predicted])
+    with pytest.raises(ProtocolError, match="its label is a prediction"):
+        read_labelled(root, predicted)
+
+
+def test_a_prediction_is_no_template(with_predictions: Path, tmp_path: Path) -> None:
+    count = len(read_list(with_predictions, "train"))
+    shown = shell("import-h5", with_predictions, tmp_path / "back", "--labeled-num", count)
+    assert shown.code == WRONG_USE and "is a prediction" in shown.text
+
+
+def test_references_go_to_the_list_of_what_is_measured(project: Project, tmp_path: Path) -> None:
+    case = next(one for one in project.refresh().cases if one.label_version is None and str(one.role) == "unlabelled")
+    label = np.zeros(case.geometry.shape, np.uint8)
+    label[1:4, 1:4, 1:5] = 2
+    write_volume(tmp_path / "truth" / f"{case.name}.nrrd", Volume(label, case.geometry))
+    value = shell("export-h5", project.folder, tmp_path / "root", "--references", tmp_path / "truth", "--json").json()
+    assert value["test"] == [case.id] == read_list(tmp_path / "root", "test")
+    assert np.array_equal(read_labelled(tmp_path / "root", case.id)[1].array, label)
 
 
 def test_a_persons_label_is_not_replaced_by_a_prediction(trained: Trained, tmp_path: Path) -> None:

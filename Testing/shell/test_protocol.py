@@ -348,6 +348,17 @@ def test_other_generalists_carry_the_labels(published: Path, tmp_path: Path, gen
     assert shown.code == DONE and f"labels carried by {generalist}" in shown.text, shown.text
 
 
+@pytest.mark.parametrize(
+    "options", [("--device", "cuda:63"), ("--generalist", "sam-med3d"), ("--learner", "semisam")], ids=lambda o: o[1]
+)
+def test_what_is_not_here_is_said_before_anything_is_written(
+    published: Path, tmp_path: Path, options: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEMISAMO1_CHECKPOINT", str(tmp_path / "absent.pth"))
+    shown = reproduce(published, tmp_path / "output", *options)
+    assert shown.code == WRONG_USE and not (tmp_path / "output").exists(), shown.text
+
+
 def test_features_are_kept_beside_the_data_for_all_runs(published: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(published, root, ignore=shutil.ignore_patterns("features"))

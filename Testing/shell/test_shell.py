@@ -329,6 +329,22 @@ def test_a_label_on_the_grid_of_another_case_is_doubted(cohort: Path, tmp_path: 
     assert "warning: phantom_000.nrrd lies on the grid of case whole" in shown.text
 
 
+def test_a_label_map_of_another_size_is_doubted(cohort: Path, untrained: Path, tmp_path: Path) -> None:
+    """On the same lattice voxels are copied exactly; that another patient's label is smaller is still said."""
+    label = read_volume(cohort / "labels" / "phantom_000.nrrd")
+    write_volume(tmp_path / "drawn.nrrd", copied_to_smaller(label))
+    shown = shell("template", untrained, "--case", "phantom_000", "--labels", tmp_path / "drawn.nrrd")
+    x, y, z = label.array.shape[::-1]
+    assert f"warning: drawn.nrrd has {x} × {y} × {z - 2} voxels, the scan {x} × {y} × {z}" in shown.text
+
+
+def copied_to_smaller(label: Volume) -> Volume:
+    """Without the last two slices."""
+    z, y, x = label.geometry.shape
+    grid = Geometry((z - 2, y, x), label.geometry.spacing, label.geometry.origin, label.geometry.direction)
+    return Volume(label.array[:-2], grid)
+
+
 def test_template_says_what_comes_next(cohort: Path, untrained: Path) -> None:
     shown = shell("template", untrained, "--case", "phantom_000", "--labels", cohort / "labels" / "phantom_000.nrrd")
     assert f"Next: semisamo1 train {untrained}" in shown.text
@@ -511,7 +527,7 @@ def test_status_for_machines(busy: JobFolder) -> None:
 
 def test_status_for_people(story: Story) -> None:
     shown = shell("status", story.project)
-    assert shown.out.strip().endswith("-train: finished")
+    assert "-train: finished" in shown.out and "report.html" in shown.out
 
 
 def test_status_shows_the_training_though_an_import_came_later(story: Story, cohort: Path) -> None:
@@ -745,6 +761,11 @@ def test_the_report_is_no_other_kind_of_file(story: Story, cohort: Path) -> None
     before = scan.read_bytes()
     shown = shell("report", story.project, "--output", scan)
     assert shown.code == WRONG_USE and scan.read_bytes() == before
+
+
+def test_the_report_with_references_that_are_not_there(story: Story, tmp_path: Path) -> None:
+    shown = shell("report", story.project, "--references", tmp_path / "nope")
+    assert shown.code == WRONG_USE and "is not a folder" in shown.text
 
 
 def test_the_report_names_what_has_no_reference(story: Story, cohort: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ class Hdf5Case:
     image: Volume
     label: Volume | None
     notes: tuple[str, ...]
+    predicted: bool = False
 
 
 def read_case(path: Path, with_label: bool = False) -> Hdf5Case:
@@ -45,6 +46,7 @@ def read_case(path: Path, with_label: bool = False) -> Hdf5Case:
             if name not in file:
                 raise KeyError(f"{path.name} has no dataset {name!r}; it has {sorted(file)}")
         order = str(file.attrs.get("axis_order", ""))
+        predicted = with_label and "label" in file and bool(file["label"].attrs.get("predicted", False))
         notes = [] if order else [f"{path.name}: no axis_order; taken as (x, y, z), slices last"]
         image = _zyx(file["image"][()], order or "xyz", path)
         label = _zyx(file["label"][()], order or "xyz", path) if with_label else None
@@ -57,11 +59,16 @@ def read_case(path: Path, with_label: bool = False) -> Hdf5Case:
     if geometry.shape != image.shape or (label is not None and label.shape != image.shape):
         raise ValueError(f"{path.name}: image {image.shape}, geometry {geometry.shape} or label do not fit together")
     kept = None if label is None else Volume(label, geometry)
-    return Hdf5Case(Volume(image, geometry), kept, tuple(notes))
+    return Hdf5Case(Volume(image, geometry), kept, tuple(notes), predicted)
 
 
-def write_case(path: Path, image: Volume, label: Volume | None = None) -> None:
+def write_case(path: Path, image: Volume, label: Volume | None = None, predicted: bool = False) -> None:
     """Write one file as the published code expects it, (x, y, z), with geometry and axis order as attributes.
+
+    Args:
+        path: the file.
+        image, label: on one grid.
+        predicted: the label is a prediction; it is marked, so that nobody measures against it.
 
     Raises:
         ValueError: a label value above 255, which the layout cannot hold.
@@ -71,7 +78,8 @@ def write_case(path: Path, image: Volume, label: Volume | None = None) -> None:
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("image", data=image.array.T.astype(np.float32), compression="gzip")
         if label is not None:
-            file.create_dataset("label", data=label.array.T.astype(np.uint8), compression="gzip")
+            stored = file.create_dataset("label", data=label.array.T.astype(np.uint8), compression="gzip")
+            stored.attrs["predicted"] = predicted
         file.attrs["axis_order"] = "xyz"
         file.attrs["geometry"] = json.dumps(image.geometry.to_json())
 

@@ -73,7 +73,7 @@ def find(given: str | None = None) -> Path:
     raise CheckpointError(
         f"the checkpoint {NAME} was not found; looked at {', '.join(map(str, looked))}. Get it with "
         f"`semisamo1 checkpoint fetch`, or download {CARD.url} on another computer and put it at "
-        f"{looked[0]}. Without it use --generalist registration (the default) or --generalist "
+        f"{looked[0]}. Without it use --generalist registration or --generalist "
         "mind, and a learner other than semisam."
     )
 
