@@ -34,10 +34,15 @@ class NoPython(RuntimeError):
 
 @dataclass(frozen=True)
 class Command:
-    """One step of a set-up: what it does, in words, and what is run."""
+    """One step of a set-up: what it does, in words, what is run, and what is tried where that fails."""
 
     title: str
     arguments: tuple[str, ...]
+    otherwise: tuple[tuple[str, ...], ...] = ()
+
+    def next_try(self) -> Command | None:
+        """The step with the next thing to try; None when there is none."""
+        return Command(self.title, self.otherwise[0], self.otherwise[1:]) if self.otherwise else None
 
 
 def sizes(platform: str = sys.platform) -> str:
@@ -84,23 +89,22 @@ def building(
     Raises:
         NoPython: neither a Python of at least 3.11 nor uv is here.
     """
-    named = next((found for name in _NAMED if (found := which(name))), None)
-    uv = which("uv")
-    make: tuple[str, ...]
-    if named is not None:
-        make = (named, "-m", "venv", "--clear", str(folder))
-    elif uv is not None:
-        make = (uv, "venv", "--seed", "--clear", "--python", "3.12", str(folder))
-    elif launcher := which("py"):
-        make = (launcher, "-3.12", "-m", "venv", "--clear", str(folder))
-    else:
+    # a name that is found need not work: a manager of versions leaves names for Pythons that are not switched on
+    found = [program for name in _NAMED if (program := which(name))]
+    tries: list[tuple[str, ...]] = [(program, "-m", "venv", "--clear", str(folder)) for program in found]
+    if uv := which("uv"):
+        tries.append((uv, "venv", "--seed", "--clear", "--python", "3.12", str(folder)))
+    if launcher := which("py"):
+        tries.append((launcher, "-3.12", "-m", "venv", "--clear", str(folder)))
+    if not tries:
         raise NoPython(
             f"No Python {'.'.join(map(str, OLDEST))} or newer was found on this computer, and no uv that could fetch "
             "one. Install Python 3.12 from https://www.python.org (or uv from https://docs.astral.sh/uv), or name "
             "another Python."
         )
     python = str(python_of(folder))
-    return [Command("making an environment", make), *installing(python, requirements, constraints, wheels, which)]
+    make = Command("making an environment", tries[0], tuple(tries[1:]))
+    return [make, *installing(python, requirements, constraints, wheels, which)]
 
 
 def installing(

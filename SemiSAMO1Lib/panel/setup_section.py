@@ -184,13 +184,15 @@ class SetupSection:
             append_lines(self._ui.setupLog, [line for line in text.splitlines() if line.strip()])
 
     def _failed_to_start(self, error: Any) -> None:
-        if error == qt.QProcess.FailedToStart:
+        if error == qt.QProcess.FailedToStart and not self._another_try():
             self._end(f"{self._steps[0].arguments[0]} could not be started")
 
     def _finished(self, code: int) -> None:
         if self._process is None:
             return
         self._read()
+        if code != 0 and not self._cancelled and self._another_try():
+            return
         step = self._steps.pop(0)
         if self._cancelled:
             self._end(_("Set-up was cancelled."))
@@ -203,6 +205,16 @@ class SetupSection:
             self._end(_("{step} failed: {last}").format(step=step.title, last=last))
         else:
             self._probed(step.arguments[0])
+
+    def _another_try(self) -> bool:
+        """Try the step in its next way, if it has one."""
+        following = self._steps[0].next_try()
+        if following is None:
+            return False
+        self._steps[0] = following
+        self._let_go()
+        self._next()
+        return True
 
     def _probed(self, python: str) -> None:
         """Take the answer of the probe; the Python that was started counts, not what it calls itself: PythonSlicer is a

@@ -38,6 +38,11 @@ class TestCommands:
         steps = environment.building(tmp_path / "env", *FILES, which=found("uv"))
         assert steps[0].arguments[:2] == ("/bin/uv", "venv") and "--seed" in steps[0].arguments
 
+    def test_every_python_that_is_found_is_tried_and_then_uv(self, tmp_path: Path) -> None:
+        make = environment.building(tmp_path / "env", *FILES, which=found("python3.12", "python3.11", "uv"))[0]
+        tried = [make.arguments[0], *(one[0] for one in make.otherwise)]
+        assert tried == ["/bin/python3.12", "/bin/python3.11", "/bin/uv"]
+
     def test_without_python_and_uv_it_says_what_to_install(self, tmp_path: Path) -> None:
         with pytest.raises(NoPython, match=r"python\.org"):
             environment.building(tmp_path / "env", *FILES, which=found())
@@ -133,6 +138,15 @@ class TestSection:
         setup.run([Command("installing PyTorch", (str(bad),)), environment.probing(sys.executable)])
         wait(widget.panel, lambda: not setup.running, "the end")
         assert ui.setupStatusLabel.text == "installing PyTorch failed: SSL: certificate verify failed"
+
+    def test_a_python_that_does_not_work_is_passed_over(self, setup: Any, ui: Any, widget: Any, tmp_path: Path) -> None:
+        """A manager of versions leaves names for Pythons that are not switched on."""
+        shim = script(tmp_path / "python3.12", "echo 'python3.12: command not found'; exit 127")
+        good = script(tmp_path / "python3.11", "exit 0")
+        tried = Command("making an environment", ("/does/not/exist",), ((str(shim),), (str(good),)))
+        setup.run([tried, environment.probing(sys.executable, "cpu")])
+        wait(widget.panel, lambda: not setup.running, "the probe")
+        assert setup.ready, ui.setupLog.toPlainText()
 
     def test_output_is_shown_while_it_runs(self, setup: Any, ui: Any, widget: Any, tmp_path: Path) -> None:
         slow = script(tmp_path / "slow", "echo collecting torch; sleep 30")
