@@ -201,7 +201,9 @@ class TrainStep:
 
     def _show_estimate(self) -> None:
         ui, project = self._ui, self._session.project
-        step_s = self._probe().get("step_s")
+        probe = self._probe()
+        other = chosen(ui.deviceBox) not in (None, "auto", probe.get("device"))
+        step_s = None if other else probe.get("step_s")  # only the probed device was measured
         preset = chosen(ui.presetBox) or "standard"
         changes = ui.roundsBox.value or None, ui.iterationsBox.value or None
         revision = (project.folder, project.state.revision) if project is not None else None
@@ -210,9 +212,9 @@ class TrainStep:
             return
         self._estimated = asked
         scans = [case.geometry for case in project.state.cases] if project is not None else []
-        ui.estimateLabel.text = (
-            in_words(estimate_seconds(scans, preset, step_s, *changes)) if scans else _("add scans first")
-        )
+        seconds = estimate_seconds(scans, preset, step_s, *changes)
+        unknown = _("not measured on this device") if other else in_words(seconds)
+        ui.estimateLabel.text = unknown if scans else _("add scans first")
 
     def _take_in_rounds(self, events: list[dict[str, Any]]) -> None:
         """The mean uncertainty of each finished round; round 0 is the carried label before any training."""

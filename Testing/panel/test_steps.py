@@ -310,6 +310,17 @@ class TestTraining:
     def test_the_time_is_estimated(self, ui: Any, with_template: Path) -> None:
         assert ui.estimateLabel.text.startswith("about")
 
+    def test_of_a_device_that_was_not_measured_no_time_is_promised(
+        self, panel: Any, ui: Any, with_template: Path
+    ) -> None:
+        gpu = {"name": "cuda:0", "title": "GPU", "free_bytes": 8 << 30, "total_bytes": 12 << 30}
+        panel.settings.put("probe", {**panel.setup.probe, "devices": [{"name": "cpu"}, gpu]})
+        panel.tick()
+        ui.deviceBox.setCurrentIndex(ui.deviceBox.findData("cuda:0"))
+        panel.tick()
+        assert ui.estimateLabel.text == "not measured on this device"
+        assert ui.deviceBox.itemText(ui.deviceBox.currentIndex) == "GPU, 8 of 12 GB were free at set-up"
+
     def test_it_is_said_that_slicer_may_be_closed(self, panel: Any, ui: Any, with_template: Path) -> None:
         ui.trainButton.click()
         assert "You may close Slicer; training goes on." in panel.banner.text
