@@ -314,6 +314,7 @@ class Project:
         add_labels: bool = False,
         priority: Sequence[int] | None = None,
         reviewer: str | None = None,
+        review: str | None = None,
     ) -> LabelReading:
         """Take a label file as a new version of a case's label.
 
@@ -326,6 +327,7 @@ class Project:
             add_labels: take values that the label table does not have into it.
             priority: which value wins where segments overlap.
             reviewer: who drew it.
+            review: the case's review state from now on; None: as it was.
 
         Raises:
             LabelError: the file cannot be used; nothing was changed.
@@ -343,7 +345,7 @@ class Project:
             current = now.case(case_id)
             merged = now.labels.with_labels((label.value, label.name) for label in table)
             version = self._write_label(current, reading, merged, origin, absent, reviewer, now)
-            changed = replace(current, label_version=version, role=role)
+            changed = replace(current, label_version=version, role=role, review=review or current.review)
             return _with_case(replace(now, labels=merged), changed)
 
         self.change(apply)
@@ -403,6 +405,15 @@ class Project:
         return version
 
     # ------------------------------------------------------------------ reviews
+
+    def restore(self, case_id: str, review: str, role: Role, label_version: int | None) -> Case:
+        """Set a case's review state, role and label in force at once; label files stay as they are."""
+
+        def apply(state: State) -> State:
+            changed = replace(state.case(case_id), review=review, role=role, label_version=label_version)
+            return _with_case(state, changed)
+
+        return self.change(apply).case(case_id)
 
     def append_review(self, case_id: str, before: str, after: str, **fields: Any) -> None:
         """Write one decision to reviews.jsonl, with the state before it."""

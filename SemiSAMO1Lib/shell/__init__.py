@@ -1,8 +1,9 @@
 """The commands of the shell."""
 
+from . import method_commands, review_commands
 from .commands import app
-from .method_commands import add_to
 
-add_to(app)
+method_commands.add_to(app)
+review_commands.add_to(app)
 
 __all__ = ["app"]

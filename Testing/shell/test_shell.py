@@ -51,6 +51,12 @@ COMMANDS = (
     "export-h5",
     "import-h5",
     "checkpoint",
+    "queue",
+    "accept",
+    "correct",
+    "reject",
+    "skip",
+    "undo",
 )
 
 TINY = {"rounds": 1, "iterations": 6, "patch_voxels": 4096, "filters": 4, "checkpoint_seconds": 0, "threads": 1}
@@ -604,6 +610,58 @@ def test_resume_finds_the_unfinished_training_behind_a_newer_one(story: Story, t
     files.write_json(older.status, {**files.read_json(older.status), "state": "failed", "message": "no memory"})
     assert shell("resume", copy, "--detach", "--json").json()["job"] == "0002-train"
     wait_until(lambda: not observe(older).state.active, "the training ended")
+
+
+# ---------------------------------------------------------------------- review
+
+
+@pytest.fixture
+def reviewed(story: Story, tmp_path: Path) -> Path:
+    """A copy of the trained project, to be decided about."""
+    shutil.copytree(story.project, tmp_path / "project")
+    return tmp_path / "project"
+
+
+def test_the_queue_for_machines(reviewed: Path) -> None:
+    rows = shell("queue", reviewed, "--json").json()
+    assert {row["case"] for row in rows} == {"phantom_001", "phantom_002"}
+    assert all(set(row) == {"case", "state", "score"} and row["state"] == "not_seen" for row in rows)
+
+
+def test_the_queue_for_people(reviewed: Path) -> None:
+    assert "phantom_001" in shell("queue", reviewed).text
+
+
+@pytest.mark.parametrize("command", ["reject", "skip"])
+def test_a_decision_and_its_undo(reviewed: Path, command: str) -> None:
+    state = shell(command, reviewed, "--case", "phantom_001", "--json").json()["state"]
+    back = shell("undo", reviewed, "--case", "phantom_001", "--json").json()["state"]
+    assert (state, back) == ({"reject": "rejected", "skip": "skipped"}[command], "not_seen")
+
+
+def test_corrected_labels_are_taken(reviewed: Path, cohort: Path) -> None:
+    labels = cohort / "labels" / "phantom_001.nrrd"
+    value = shell("correct", reviewed, "--case", "phantom_001", "--labels", labels, "--json").json()
+    assert (value["state"], value["role"], value["label_version"]) == ("corrected", "labelled", 1)
+
+
+def test_an_accepted_case_leaves_the_queue(reviewed: Path) -> None:
+    shown = shell("accept", reviewed, "--case", "phantom_001")
+    if shown.code == WRONG_USE:  # a network of six iterations may not find every organ: they are declared absent
+        shown = shell("accept", reviewed, "--case", "phantom_001", *absent_of(shown.text))
+    assert shown.code == DONE, shown.text
+    assert [row["case"] for row in shell("queue", reviewed, "--json").json()] == ["phantom_002"]
+
+
+def absent_of(message: str) -> list[str]:
+    """The --absent options for the values that a refusal names."""
+    return [word for value in re.findall(r"(\d+) \(label", message) for word in ("--absent", value)]
+
+
+def test_a_step_that_is_not_possible_says_what_is(reviewed: Path) -> None:
+    shell("reject", reviewed, "--case", "phantom_001")
+    shown = shell("accept", reviewed, "--case", "phantom_001")
+    assert shown.code == WRONG_USE and "undo the decision first" in shown.text
 
 
 # ---------------------------------------------------------------------- predict, evaluate, report
