@@ -66,7 +66,7 @@ class Panel:
         self.train = TrainStep(
             ui, self.session, self.banner, self.dialogs, self.setup.reasons, lambda: self.setup.probe, self._trained
         )
-        self.results = ResultsStep(ui, self.session, self.banner, *shown)
+        self.results = ResultsStep(ui, self.session, self.banner, self.dialogs, reviewer, *shown)
         self._keys = self._make_keys()
         for view in (ui.setupLog, ui.trainLog):
             view.visible = False
@@ -181,6 +181,7 @@ class Panel:
             return
         self.train.tick()
         self.project.show()
+        self.results.show_decisions()
         if changed:
             self.template.show()
             self._offer_new_predictions()

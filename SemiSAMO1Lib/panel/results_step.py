@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,15 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
+from ..project import Case, ProjectError, reviews
+from ..project.drafts import discard_draft, find_draft
 from ..project.label_table import LabelTable
-from ..project.session import Session
+from ..project.label_writer import write_segmentation
+from ..project.session import Session, template_gaps
 from ..scene.case_view import CaseFiles, CaseView
+from ..scene.segmentations import drawn
 from .banner import Banner
+from .dialogs import Dialogs
 from .widgets import choose, chosen, explain, fill_box, guarded, say
 
 
@@ -20,7 +26,8 @@ class ResultsStep:
     """Choose a case, see it, find where it is uncertain.
 
     Args:
-        ui, session, banner: of the panel.
+        ui, session, banner, dialogs: of the panel.
+        reviewer: the person's name.
         show_case: opens a case in the scene and the editor; returns its view.
         open_case: the view that is open now, or None.
     """
@@ -30,10 +37,12 @@ class ResultsStep:
         ui: Any,
         session: Session,
         banner: Banner,
+        dialogs: Dialogs,
+        reviewer: Callable[[], str | None],
         show_case: Callable[[CaseFiles, LabelTable], CaseView],
         open_case: Callable[[], CaseView | None],
     ) -> None:
-        self._ui, self._session = ui, session
+        self._ui, self._session, self._dialogs, self._reviewer = ui, session, dialogs, reviewer
         self._show_case, self._open_case = show_case, open_case
         self._predicted: dict[str, dict[str, Any]] = {}
         self._training: str | None = None
@@ -46,6 +55,11 @@ class ResultsStep:
         ui.opacitySlider.connect("valueChanged(double)", self.show_overlay)
         ui.thresholdSlider.connect("valueChanged(double)", self.show_overlay)
         ui.jumpButton.connect("clicked(bool)", guard(self.jump))
+        ui.acceptButton.connect("clicked(bool)", guard(self.accept))
+        ui.correctButton.connect("clicked(bool)", guard(self.correct))
+        ui.rejectButton.connect("clicked(bool)", guard(lambda: self._decide(reviews.reject)))
+        ui.skipButton.connect("clicked(bool)", guard(lambda: self._decide(reviews.skip)))
+        ui.undoButton.connect("clicked(bool)", guard(self.undo))
         self.look_again()
 
     # ------------------------------------------------------------------ which cases
@@ -55,13 +69,21 @@ class ResultsStep:
         self._predicted = self._session.predicted()
         project = self._session.project
         self._training = project.state.current_training if project is not None else None
+        self._list_cases()
+        self.show()
+
+    def _list_cases(self) -> None:
+        """Every predicted case with its uncertainty and what was decided."""
+        project = self._session.project
+        states = {case.id: case.review for case in project.state.cases} if project is not None else {}
         entries = []
         for case in self._session.worst_first():
             value = self._predicted[case]["scores"]["label_uncertainty"]
             shown = _("nothing found") if value is None else f"{100 * value:.0f} %"
-            entries.append((f"{case}  ({shown})", case))
+            decided = states.get(case, "not_seen")
+            mark = "" if decided == "not_seen" else f"  {decided}"
+            entries.append((f"{case}  ({shown}){mark}", case))
         fill_box(self._ui.resultCaseBox, entries)
-        self.show()
 
     @property
     def training(self) -> str | None:
@@ -125,7 +147,109 @@ class ResultsStep:
         if view is not None and not view.jump_to_most_uncertain(self._ui.thresholdSlider.value):
             say(self._ui.resultReasonLabel, _("Nothing in this case is that uncertain."))
 
+    # ------------------------------------------------------------------ decisions
+
+    def accept(self) -> None:
+        """The prediction becomes the case's label; labels that it lacks must be declared absent."""
+        project, view = self._session.project, self.view
+        if project is None or view is None:
+            return
+        found = drawn(view.segmentation, view.scan, project.state.labels)
+        absent = self._absent(found.counts)
+        if absent is not None:
+            reviews.accept(project, view.files.case, absent, self._reviewer())
+            self._decided()
+
+    def correct(self) -> None:
+        """What a person painted becomes the case's label."""
+        project, view = self._session.project, self.view
+        if project is None or view is None:
+            return
+        found = drawn(view.segmentation, view.scan, project.state.labels)
+        if found.overlaps:
+            raise ProjectError(" ".join(template_gaps(found.counts, found.table, list(found.overlaps))))
+        absent = self._absent(found.counts)
+        if absent is None:
+            return
+        with slicer.util.WaitCursor(), tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{view.files.case}.seg.nrrd"
+            write_segmentation(path, found.labels, project.update_labels(found.table))
+            reviews.correct(project, view.files.case, path, absent, self._reviewer())
+        view.mark_saved()
+        discard_draft(project, view.files.case)
+        self._decided()
+
+    def _absent(self, counts: dict[int, int]) -> list[int] | None:
+        """Labels without a voxel, once a person said that they are not there; None where there is more to paint."""
+        assert self._session.project is not None, "a case is open"
+        missing = [label for label in self._session.project.state.labels if not counts.get(label.value)]
+        if not missing:
+            return []
+        names = ", ".join(label.name for label in missing)
+        text = _("Not found in this scan: {names}. Are they really not there?").format(names=names)
+        answers = [_("Go on looking"), _("They are not in this scan")]
+        return [label.value for label in missing] if self._dialogs.choose(_("Review"), text, answers) == 1 else None
+
+    def _decide(self, action: Callable[..., Case]) -> None:
+        project, view = self._session.project, self.view
+        if project is not None and view is not None:
+            action(project, view.files.case, self._reviewer())
+            self._decided()
+
+    def undo(self) -> None:
+        """Take the last decision about the open case back."""
+        project, view = self._session.project, self.view
+        if project is not None and view is not None:
+            reviews.undo(project, view.files.case, self._reviewer())
+            self._list_cases()
+            self.show()
+
+    def _decided(self) -> None:
+        """Show the next case that waits."""
+        self._list_cases()
+        project, box = self._session.project, self._ui.resultCaseBox
+        waiting = {one.case for one in reviews.queue(project)} if project is not None else set()
+        following = [case for case in self.order()[box.currentIndex + 1 :] if case in waiting]
+        if following:
+            choose(box, following[0])
+            self.open()
+        self.show()
+
+    def _reasons_against_deciding(self) -> tuple[list[str], list[str], list[str], list[str]]:
+        """Why the open case cannot be accepted, corrected, rejected or skipped, and undone."""
+        project, view = self._session.project, self.view
+        if project is None or view is None:
+            closed = [_("Open a case first.")]
+            return closed, closed, closed, closed
+        case = project.state.case(view.files.case)
+        now = reviews.Review(case.review)
+        decided = [_("This case is {state}; take that back first.").format(state=now.replace("_", " "))]
+        painted = [_("You painted changes: save them with Correct, or discard them.")]
+        nothing = [_("Nothing was painted.")]
+        new = now in (reviews.Review.NOT_SEEN, reviews.Review.SKIPPED)
+        changed = view.changed or find_draft(project, case.id) is not None
+        may_correct = reviews.Review.CORRECTED in reviews.TRANSITIONS[now]
+        return (
+            (painted if changed else []) if new else decided,
+            ([] if changed else nothing) if may_correct else decided,
+            [] if new else decided,
+            [_("Nothing was decided about this case.")] if now is reviews.Review.NOT_SEEN else [],
+        )
+
     # ------------------------------------------------------------------ show
+
+    def show_decisions(self) -> None:
+        """Buttons of the review: on each tick, because painting changes them."""
+        ui = self._ui
+        against_accepting, against_correcting, against_others, against_undoing = self._reasons_against_deciding()
+        explain(
+            ui.reviewReasonLabel,
+            (ui.acceptButton, against_accepting),
+            (ui.correctButton, against_correcting),
+            (ui.rejectButton, against_others),
+            (ui.skipButton, against_others),
+            (ui.undoButton, against_undoing),
+        )
 
     def show(self) -> None:
         ui = self._ui
@@ -140,6 +264,7 @@ class ResultsStep:
             (ui.previousButton, none or ([_("This is the first case.")] if first and opened else [])),
         )
         explain(ui.resultReasonLabel, (ui.jumpButton, none or ([] if opened else [_("Open a case first.")])))
+        self.show_decisions()
         for widget in (ui.uncertaintyCheckBox, ui.opacitySlider, ui.thresholdSlider):
             widget.enabled = opened
         text = self._scores() if opened else ""

@@ -466,6 +466,87 @@ class TestResults:
         assert panel.view is None and panel.results.training == panel.session.training.job.id
 
 
+class TestReview:
+    """Decisions about predictions by their buttons."""
+
+    @pytest.fixture
+    def opened(self, panel: Any, ui: Any, trained: Path) -> str:
+        """The least certain case, open; its id."""
+        panel.results.look_again()
+        panel.results.open()
+        panel.tick()
+        return str(panel.view.files.case)
+
+    def paint(self, panel: Any) -> None:
+        view = panel.view
+        identity = view.segmentation.GetSegmentation().GetNthSegmentID(0)
+        array = slicer.util.arrayFromSegmentBinaryLabelmap(view.segmentation, identity, view.scan).copy()
+        array[0:3, 0:4, 0:5] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(array, view.segmentation, identity, view.scan)
+        panel.tick()
+
+    def state(self, folder: Path, case: str) -> tuple[str, str]:
+        found = Project(folder).state.case(case)
+        return found.review, str(found.role)
+
+    def test_accepting_makes_a_label_and_goes_on(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        ui.acceptButton.click()
+        assert self.state(trained, opened) == ("accepted", "labelled")
+        assert panel.view.files.case != opened, "the next case is shown"
+
+    def test_rejecting(self, ui: Any, trained: Path, opened: str) -> None:
+        ui.rejectButton.click()
+        assert self.state(trained, opened) == ("rejected", "unlabelled")
+
+    def test_skipping(self, ui: Any, trained: Path, opened: str) -> None:
+        ui.skipButton.click()
+        assert self.state(trained, opened) == ("skipped", "unlabelled")
+
+    def test_painted_changes_are_saved_by_correct(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        self.paint(panel)
+        ui.correctButton.click()
+        assert self.state(trained, opened) == ("corrected", "labelled")
+        assert find_draft(Project(trained), opened) is None
+
+    def test_with_painted_changes_it_cannot_be_accepted(self, panel: Any, ui: Any, opened: str) -> None:
+        self.paint(panel)
+        assert not ui.acceptButton.enabled and "You painted changes" in ui.reviewReasonLabel.text
+
+    def test_without_them_there_is_nothing_to_correct(self, ui: Any, opened: str) -> None:
+        assert not ui.correctButton.enabled and ui.correctButton.toolTip == "Nothing was painted."
+
+    def test_undo_takes_a_decision_back(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        ui.rejectButton.click()
+        ui.previousButton.click()
+        assert panel.view.files.case == opened
+        ui.undoButton.click()
+        assert self.state(trained, opened) == ("not_seen", "unlabelled")
+
+    def test_the_list_says_what_was_decided(self, ui: Any, opened: str) -> None:
+        ui.rejectButton.click()
+        texts = [ui.resultCaseBox.itemText(n) for n in range(ui.resultCaseBox.count)]
+        assert [text.split()[-1] for text in texts if text.startswith(opened)] == ["rejected"]
+
+    def test_the_reviewer_is_written_down(self, app: Any, ui: Any, trained: Path, opened: str) -> None:
+        app.applicationLogic().GetUserInformation().SetName("Ann Reader")
+        ui.rejectButton.click()
+        line = files.read_lines(trained / "reviews.jsonl")[0][-1]
+        assert (line["reviewer"], line["case"]) == ("Ann Reader", opened)
+
+    def test_a_label_that_is_not_there_is_asked_about(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        view = panel.view
+        identity = view.segmentation.GetSegmentation().GetNthSegmentID(0)
+        empty = slicer.util.arrayFromSegmentBinaryLabelmap(view.segmentation, identity, view.scan) * 0
+        slicer.util.updateSegmentBinaryLabelmapFromArray(empty, view.segmentation, identity, view.scan)
+        panel.tick()
+        ui.correctButton.click()
+        assert "Not found in this scan: label 1" in panel.dialogs.asked[-1]
+        assert self.state(trained, opened)[0] == "not_seen", "the answer was to go on looking"
+        panel.dialogs.answer = 1
+        ui.correctButton.click()
+        assert self.state(trained, opened)[0] == "corrected"
+
+
 class TestTheScene:
     def test_closing_it_in_the_middle_leaves_the_panel_usable(self, panel: Any, ui: Any, trained: Path) -> None:
         panel.results.look_again()
