@@ -276,7 +276,9 @@ class ResultsStep:
         if view is None or project is None or view.files.case not in self._predicted:
             return ""
         row = self._predicted[view.files.case]
-        lines = [_("Predicted by {training}; not checked by a person.").format(training=row["training"])]
+        state = project.state.case(view.files.case).review
+        checked = _("not checked by a person") if state == "not_seen" else state.replace("_", " ")
+        lines = [_("Predicted by {training}; {checked}.").format(training=row["training"], checked=checked)]
         for value, scores in row["scores"]["labels"].items():
             doubt = "–" if scores["uncertainty"] is None else f"{100 * scores['uncertainty']:.0f} %"
             name = project.state.labels.name_of(int(value))

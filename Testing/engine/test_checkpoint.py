@@ -370,6 +370,14 @@ def test_whole_model_is_loaded(small):
     assert same(load_model(str(small[1]), "small").model.state_dict(), small[0].state_dict())
 
 
+def test_an_encoder_beside_another_decoder_is_refused(small, tmp_path):
+    """The encoder fits; the file is another model's all the same."""
+    state = {name: one for name, one in small[0].state_dict().items() if not name.startswith("mask_decoder.")}
+    path = saved(tmp_path / "other.pth", {**state, "another_decoder.weight": torch.ones(2)})
+    with pytest.raises(CheckpointError, match=r"Missing: \['mask_decoder.*another_decoder\.weight"):
+        load_encoder(str(path), "small")
+
+
 def test_encoder_alone_is_loaded(small):
     assert same(load_encoder(str(small[1]), "small").model.state_dict(), small[0].image_encoder.state_dict())
 

@@ -142,18 +142,21 @@ def _wrapper(names: Iterable[str]) -> str:
 
 
 def load(model: nn.Module, weights: Mapping[str, Tensor], path: Path, part: str = "") -> None:
-    """Load weights strictly.
+    """Load weights strictly; see `require`.
 
     Args:
         model: receives them.
         weights: by name.
         path: for messages.
         part: load only the names below this prefix, e.g. 'image_encoder.'.
-
-    Raises:
-        CheckpointError: another architecture; every missing, unexpected or differently shaped name is listed.
     """
     mine = {name.removeprefix(part): one for name, one in weights.items() if name.startswith(part)}
+    require(model, mine, path)
+    model.load_state_dict(mine, assign=True)  # nothing is copied: the weights stay mapped from the file
+
+
+def require(model: nn.Module, mine: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError unless weights are a model's; what is missing, unexpected or of another shape is listed."""
     own = model.state_dict()
     missing = [name for name in own if name not in mine]
     unexpected = [name for name in mine if name not in own]
@@ -168,7 +171,6 @@ def load(model: nn.Module, weights: Mapping[str, Tensor], path: Path, part: str 
             f"Missing: {missing or 'none'}. Unexpected: {unexpected or 'none'}. Other shapes: {shapes or 'none'}. "
             "Fetch the published file: semisamo1 checkpoint fetch"
         )
-    model.load_state_dict(mine, assign=True)  # nothing is copied: the weights stay mapped from the file
 
 
 def _mapped(path: Path) -> Any:

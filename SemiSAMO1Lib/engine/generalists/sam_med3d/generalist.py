@@ -187,7 +187,8 @@ def _load(
         first, last = checkpoint.CARD.sha256
         notes.append(f"{path}: sha256 {digest} is not that of the published file, {first}…{last}")
     with torch.device("meta"):
-        model = make(shape)
+        model, whole = make(shape), SamMed3D(shape)
+    checkpoint.require(whole, weights, path)  # a file with another decoder is not the one it says it is
     checkpoint.load(model, weights, path, part)
     return Loaded(model, shape, digest, tuple(notes))
 
