@@ -28,7 +28,7 @@ def main(target: Path) -> None:
     widget = module.open_widget(module.load(ROOT / "SemiSAMO1" / "SemiSAMO1.py"))
     panel, ui = widget.panel, widget.ui
     panel.settings.put(
-        "probe", {"ok": True, "executable": sys.executable, "torch": "2.13.0", "device": "cpu", "step_s": 0.1}
+        "probe", {"ok": True, "executable": sys.executable, "torch": "2.13.0", "device": "cpu", "step_s": 0.045}
     )
     panel.session.python = panel.setup.python
     panel.setup.show()

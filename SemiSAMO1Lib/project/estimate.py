@@ -11,7 +11,7 @@ from ..choices import preset_values
 from ..volume import Geometry
 
 #: Seconds of the probe's convolution step on the machine on which the costs were measured (two CPU cores).
-REFERENCE_STEP_S = 0.08
+REFERENCE_STEP_S = 0.045
 
 #: On it, seconds per million voxels: registering a scan (and fixed ones), a training step, predicting once.
 REGISTERING, PER_SCAN, STEP, PREDICTING = 7.5, 0.5, 1.7, 3.3
