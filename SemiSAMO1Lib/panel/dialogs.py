@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import qt
 import slicer
+from slicer.i18n import tr as _
+
+from ..project import LabelTable
 
 
 class Dialogs:
@@ -26,3 +29,14 @@ class Dialogs:
         """Let a person choose a colour; None when it was cancelled."""
         found = qt.QColorDialog.getColor(qt.QColor(*rgb), slicer.util.mainWindow())
         return (found.red(), found.green(), found.blue()) if found.isValid() else None
+
+
+def ask_absent(dialogs: Dialogs, table: LabelTable, counts: Mapping[int, int]) -> list[int] | None:
+    """Labels without a voxel, once a person said that they are not in this scan; None where there is more to paint."""
+    missing = [label for label in table if not counts.get(label.value)]
+    if not missing:
+        return []
+    names = ", ".join(label.name for label in missing)
+    text = _("Not found in this scan: {names}. Are they really not there?").format(names=names)
+    answers = [_("Go on painting"), _("They are not in this scan")]
+    return [label.value for label in missing] if dialogs.choose(_("Labels"), text, answers) == 1 else None

@@ -20,6 +20,7 @@ from ..project.session import Session, ended_in_words
 from ..scene.case_view import CaseFiles, CaseView
 from ..scene.nodes import sweep_hierarchy
 from ..scene.segmentations import drawn
+from ..scene.volumes import SceneError
 from . import sample
 from .banner import Banner
 from .dialogs import Dialogs
@@ -96,7 +97,7 @@ class Panel:
 
     def scene_closes(self) -> None:
         self.editor.rest()
-        self.keep_work()
+        self._keep_work_or_say()
         self.editor.scene_closes()
         if self.view is not None:
             self.view.close()
@@ -114,6 +115,9 @@ class Panel:
         """The panel goes for good. Jobs are separate processes: they are not touched."""
         self.leave()
         self.setup.close()
+        self._keep_work_or_say()
+        if self.view is not None:
+            self.view.mark_saved()
         self.close_case()
         self.train.forget()
         self.editor.close()
@@ -153,6 +157,17 @@ class Panel:
             save_draft(project, view.files.case, found.labels, found.table, view.files.training)
         view.mark_saved()
 
+    def _keep_work_or_say(self) -> str:
+        """The same where nothing can be held up any more: why it could not be kept, else nothing."""
+        try:
+            self.keep_work()
+        except (SceneError, ProjectError, ValueError, OSError) as error:
+            name = self.view.files.case if self.view is not None else ""
+            text = _("What was painted in {case} could not be kept: {error}").format(case=name, error=error)
+            self.banner.show(text)
+            return text
+        return ""
+
     def _discard(self, files: CaseFiles, table: LabelTable) -> None:
         if self.session.project is not None:
             discard_draft(self.session.project, files.case)
@@ -175,16 +190,15 @@ class Panel:
         """Look at project and jobs, take in a little, show it."""
         try:
             changed = self.session.poll()
+            self.train.tick()
+            self.project.show()
+            self.results.show_decisions()
+            if changed:
+                self.template.show()
+                self._offer_new_predictions()
         except (ProjectError, ValueError, OSError) as error:  # damaged or gone while it is open
             if self.banner.text != str(error):
                 self.banner.show(str(error))
-            return
-        self.train.tick()
-        self.project.show()
-        self.results.show_decisions()
-        if changed:
-            self.template.show()
-            self._offer_new_predictions()
 
     def _offer_new_predictions(self) -> None:
         """A finished training never replaces what is on the screen: it is offered."""
@@ -253,9 +267,8 @@ class Panel:
             self.settings.put("seen", {**seen, str(project.folder.resolve()): watched.job.id})
 
     def _python_changed(self) -> None:
-        if hasattr(self, "train"):
-            self.session.python = self.setup.python
-            self.train.show()
+        self.session.python = self.setup.python
+        self.train.show()
 
     def _fold(self) -> None:
         """Open the sections that come next for a person, fold the others."""
@@ -298,7 +311,8 @@ class Panel:
     def may_quit(self) -> bool:
         """Asked when Slicer is about to be closed; False keeps it open."""
         self.editor.rest()
-        self.keep_work()
+        if lost := self._keep_work_or_say():
+            return self.dialogs.choose(_("Quit"), lost, [_("Go back to it"), _("Quit, and lose it")]) == 1
         if self.session.project is None or not self._training_runs():
             return True
         text = _("A training is under way. It goes on without Slicer, and is found again when Slicer is opened.")

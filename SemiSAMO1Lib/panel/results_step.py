@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import slicer
@@ -13,12 +11,12 @@ from slicer.i18n import tr as _
 from ..project import Case, ProjectError, reviews
 from ..project.drafts import discard_draft, find_draft
 from ..project.label_table import LabelTable
-from ..project.label_writer import write_segmentation
+from ..project.label_writer import written
 from ..project.session import Session, template_gaps
 from ..scene.case_view import CaseFiles, CaseView
 from ..scene.segmentations import drawn
 from .banner import Banner
-from .dialogs import Dialogs
+from .dialogs import Dialogs, ask_absent
 from .widgets import choose, chosen, explain, fill_box, guarded, say
 
 
@@ -47,7 +45,6 @@ class ResultsStep:
         self._predicted: dict[str, dict[str, Any]] = {}
         self._training: str | None = None
         guard = guarded(banner.show)
-        self._guard = guard
         ui.resultCaseBox.connect("activated(int)", guard(self.open))
         ui.previousButton.connect("clicked(bool)", guard(lambda: self.step(-1)))
         ui.nextButton.connect("clicked(bool)", guard(lambda: self.step(1)))
@@ -115,16 +112,7 @@ class ResultsStep:
         project, identity = self._session.project, chosen(self._ui.resultCaseBox)
         if project is None or not identity:
             return
-        row = self._predicted[identity]
-        folder: Path = row["folder"]
-        case = project.state.case(identity)
-        files = CaseFiles(
-            identity,
-            row["training"],
-            project.image_path(case),
-            folder / row["prediction"],
-            folder / row["uncertainty"],
-        )
+        files = CaseFiles.of_prediction(project, self._predicted[identity])
         with slicer.util.WaitCursor():
             self._show_case(files, project.state.labels)
         self.show_overlay()
@@ -155,7 +143,7 @@ class ResultsStep:
         if project is None or view is None:
             return
         found = drawn(view.segmentation, view.scan, project.state.labels)
-        absent = self._absent(found.counts)
+        absent = ask_absent(self._dialogs, project.state.labels, found.counts)
         if absent is not None:
             reviews.accept(project, view.files.case, absent, self._reviewer())
             self._decided()
@@ -168,27 +156,15 @@ class ResultsStep:
         found = drawn(view.segmentation, view.scan, project.state.labels)
         if found.overlaps:
             raise ProjectError(" ".join(template_gaps(found.counts, found.table, list(found.overlaps))))
-        absent = self._absent(found.counts)
+        absent = ask_absent(self._dialogs, project.state.labels, found.counts)
         if absent is None:
             return
-        with slicer.util.WaitCursor(), tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{view.files.case}.seg.nrrd"
-            write_segmentation(path, found.labels, project.update_labels(found.table))
+        table = project.update_labels(found.table)
+        with slicer.util.WaitCursor(), written(view.files.case, found.labels, table) as path:
             reviews.correct(project, view.files.case, path, absent, self._reviewer())
         view.mark_saved()
         discard_draft(project, view.files.case)
         self._decided()
-
-    def _absent(self, counts: dict[int, int]) -> list[int] | None:
-        """Labels without a voxel, once a person said that they are not there; None where there is more to paint."""
-        assert self._session.project is not None, "a case is open"
-        missing = [label for label in self._session.project.state.labels if not counts.get(label.value)]
-        if not missing:
-            return []
-        names = ", ".join(label.name for label in missing)
-        text = _("Not found in this scan: {names}. Are they really not there?").format(names=names)
-        answers = [_("Go on looking"), _("They are not in this scan")]
-        return [label.value for label in missing] if self._dialogs.choose(_("Review"), text, answers) == 1 else None
 
     def _decide(self, action: Callable[..., Case]) -> None:
         project, view = self._session.project, self.view

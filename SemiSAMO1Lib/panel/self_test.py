@@ -24,8 +24,13 @@ import slicer
 from . import sample
 
 
-def run(target: Path) -> list[str]:
-    """Run all scenarios, each in an empty scene; write the result; return the names of those that failed."""
+def run() -> list[str]:
+    """Run all scenarios, each in an empty scene; write the result; return the names of those that failed.
+
+    The result goes to the file that SEMISAMO1_TEST_RESULT names, else into Slicer's temporary folder.
+    """
+    named = os.environ.get("SEMISAMO1_TEST_RESULT")
+    target = Path(named) if named else Path(slicer.app.temporaryPath) / "SemiSAMO1Test.json"
     found = []
     for scenario in SCENARIOS:
         slicer.mrmlScene.Clear(False)
@@ -45,8 +50,7 @@ def run(target: Path) -> list[str]:
 
 def run_and_exit() -> None:
     """Run all scenarios and close Slicer; its exit code is the number of scenarios that failed."""
-    target = os.environ.get("SEMISAMO1_TEST_RESULT") or str(Path(slicer.app.temporaryPath) / "SemiSAMO1Test.json")
-    slicer.util.exit(len(run(Path(target))))
+    slicer.util.exit(len(run()))
 
 
 def _panel() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +11,14 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ..project import Case, Label, LabelTable, Role
+from ..project import Label, LabelTable, Role
 from ..project.drafts import discard_draft
-from ..project.label_writer import write_segmentation
+from ..project.label_writer import written
 from ..project.session import Session, template_gaps
 from ..scene.case_view import CaseFiles, CaseView
 from ..scene.segmentations import Drawn, drawn, replace_content
 from .banner import Banner
-from .dialogs import Dialogs
+from .dialogs import Dialogs, ask_absent
 from .widgets import chosen, explain, fill_box, guarded, silent
 
 _VALUE, _NAME, _COLOR, _CODE = range(4)
@@ -78,10 +77,6 @@ class TemplateStep:
     @property
     def _table(self) -> LabelTable:
         return self._session.project.state.labels if self._session.project is not None else LabelTable()
-
-    def _case(self, identity: str) -> Case:
-        assert self._session.project is not None, "a case is open"
-        return self._session.project.state.case(identity)
 
     def drawn(self) -> Drawn | None:
         """What is painted now; None without an open case or a segment."""
@@ -142,8 +137,10 @@ class TemplateStep:
         table = self._session.project.update_labels(labels)
         view = self._open_case()
         if view is not None and view.segmentation is not None:
-            named = {label.value for label in labels}
+            painted, named = view.changed, {label.value for label in labels}
             view.use_labels(label for label in table if label.value in named)
+            if not painted:  # a name is kept in the project; nothing was drawn
+                view.mark_saved()
         self.show()
 
     def take_node(self) -> None:
@@ -188,15 +185,14 @@ class TemplateStep:
             return
         table = project.state.labels.updated(found.table)
         gaps = template_gaps(found.counts, table, list(found.overlaps))
-        absent = self._absent(found, table) if gaps and not found.overlaps else []
-        if gaps and not absent:
+        may_ask = not found.overlaps and any(found.counts.values())
+        absent = ask_absent(self._dialogs, table, found.counts) if may_ask else None
+        if absent is None:
             self._ui.templateMissingLabel.text = " ".join(gaps)
             return
         slicer.util.showStatusMessage(_("Saving the template..."))
-        with slicer.util.WaitCursor(), tempfile.TemporaryDirectory() as folder:
-            table = project.update_labels(found.table)
-            path = Path(folder) / f"{view.files.case}.seg.nrrd"
-            write_segmentation(path, found.labels, table)
+        table = project.update_labels(found.table)
+        with slicer.util.WaitCursor(), written(view.files.case, found.labels, table) as path:
             others = [one for one in project.state.with_role(Role.TEMPLATE) if one.id != view.files.case]
             role = Role.LABELLED if others else Role.TEMPLATE
             project.add_label(view.files.case, path, "template", role, absent, reviewer=self._reviewer())
@@ -207,16 +203,6 @@ class TemplateStep:
         self._banner.show(_("The template {case} is saved. Next: Train.").format(case=view.files.case))
         self._ui.trainSection.collapsed = False
         self.show()
-
-    def _absent(self, found: Drawn, table: LabelTable) -> list[int]:
-        """Unpainted labels that a person says are not in this scan; none where there are no painted ones."""
-        unpainted = [label for label in table if not found.counts.get(label.value)]
-        if len(unpainted) == len(table):
-            return []
-        names = ", ".join(label.name for label in unpainted)
-        text = _("Not painted: {names}. Are they really not in this scan?").format(names=names)
-        answers = [_("Go on painting"), _("They are not in this scan")]
-        return [label.value for label in unpainted] if self._dialogs.choose(_("Template"), text, answers) == 1 else []
 
     # ------------------------------------------------------------------ show
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +35,15 @@ def write_segmentation(path: Path, labels: Volume, table: LabelTable) -> None:
     for number, label in enumerate(table):
         metadata |= {f"Segment{number}_{key}": text for key, text in _fields(label, extent).items()}
     write_volume(path, Volume(labels.array.astype(kind), labels.geometry), metadata)
+
+
+@contextmanager
+def written(name: str, labels: Volume, table: LabelTable) -> Iterator[Path]:
+    """A file of labels for as long as it is read: how what was drawn becomes a label of a project."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.seg.nrrd"
+        write_segmentation(path, labels, table)
+        yield path
 
 
 def _fields(label: Label, extent: str) -> dict[str, str]:

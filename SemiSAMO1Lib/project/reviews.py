@@ -5,6 +5,7 @@ A decision is one change of the project and one line in reviews.jsonl with the s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -58,28 +59,42 @@ class Waiting:
 
 def queue(project: Project) -> list[Waiting]:
     """Predicted cases that nobody decided about: the least certain first, ties by id, skipped ones at the end."""
-    waiting = []
-    project.refresh()
     predicted = predictions(project)
-    for case in project.state.cases:
-        row = predicted.get(case.id)
-        if row is None or case.role is Role.EXCLUDED or Review(case.review) not in (Review.NOT_SEEN, Review.SKIPPED):
-            continue
-        waiting.append(Waiting(case.id, Review(case.review), row["scores"]["label_uncertainty"]))
+    cases = {case.id: case for case in project.state.cases}  # as `predictions` just read them
+    waiting = []
+    for name in worst_first(predicted):
+        state = Review(cases[name].review)
+        if cases[name].role is not Role.EXCLUDED and state in (Review.NOT_SEEN, Review.SKIPPED):
+            waiting.append(Waiting(name, state, predicted[name]["scores"]["label_uncertainty"]))
+    return sorted(waiting, key=lambda one: one.state is Review.SKIPPED)
 
-    def order(one: Waiting) -> tuple[bool, float, str]:
-        return one.state is Review.SKIPPED, -1.0 if one.score is None else -one.score, one.case
 
-    return sorted(waiting, key=order)
+def worst_first(predicted: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Cases by the uncertainty of their labels, the least certain first, ties by id; nothing found is the worst."""
+
+    def order(case: str) -> tuple[float, str]:
+        doubt = predicted[case]["scores"]["label_uncertainty"]
+        return -1.0 if doubt is None else -doubt, case
+
+    return sorted(predicted, key=order)
 
 
 def predictions(project: Project) -> dict[str, dict[str, Any]]:
-    """Case id -> its row in the results of the current training, with `folder`; empty before the first one."""
-    current = project.state.current_training
+    """Case id -> its row in the results of the current training; empty before the first one.
+
+    Rows have the files as whole paths and the training beside the scores. Raises ValueError for a damaged index.
+    """
+    current = project.refresh().current_training
     index = project.jobs / current / "results" / "index.json" if current is not None else None
     if index is None or not index.is_file():
         return {}
-    return {row["case"]: {**row, "folder": index.parent} for row in files.read_json(index)["cases"]}
+    known = {case.id for case in project.state.cases}
+    found = {}
+    for row in files.read_json(index)["cases"]:
+        places = {key: index.parent / row[key] for key in ("prediction", "uncertainty") if key in row}
+        if row["case"] in known:
+            found[row["case"]] = {**row, **places, "training": current}
+    return found
 
 
 def accept(project: Project, case_id: str, absent: list[int] | None = None, reviewer: str | None = None) -> Case:
@@ -98,8 +113,9 @@ def accept(project: Project, case_id: str, absent: list[int] | None = None, revi
     row = predictions(project).get(case.id)
     if row is None:
         raise ProjectError(f"case {case.id} has no prediction of the current training; there is nothing to accept")
-    path: Path = row["folder"] / row["prediction"]
-    project.add_label(case.id, path, "accepted", Role.LABELLED, absent or (), reviewer=reviewer, review="accepted")
+    project.add_label(
+        case.id, row["prediction"], "accepted", Role.LABELLED, absent or (), reviewer=reviewer, review="accepted"
+    )
     return _noted(project, case, reviewer, training=project.state.current_training)
 
 
@@ -110,7 +126,7 @@ def correct(
     case = _may(project, case_id, Review.CORRECTED)
     project.add_label(case.id, labels, "corrected", Role.LABELLED, absent or (), reviewer=reviewer, review="corrected")
     seen = predictions(project).get(case.id)
-    agreement = _agreement(project, case.id, seen["folder"] / seen["prediction"]) if seen is not None else None
+    agreement = _agreement(project, case.id, seen["prediction"]) if seen is not None else None
     return _noted(project, case, reviewer, training=project.state.current_training, dice_seen_to_saved=agreement)
 
 

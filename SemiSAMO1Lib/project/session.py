@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import files
 from ..job import JobError, JobFolder, JobKind, Observed, State, cancel, kill, observe, resume, start
 from ..job.tail import JobTail
 from ..job.watch import all_jobs
-from .cases import Case, Role
+from . import reviews
+from .cases import Case
 from .label_table import LabelTable
 from .store import Project, ProjectError
 from .training import reasons_against_training, request_training
@@ -247,30 +247,19 @@ class Session:
     # ------------------------------------------------------------------ results
 
     def predicted(self) -> dict[str, dict[str, Any]]:
-        """Case -> its row in the results of the current training: scores and files. Empty before the first training."""
+        """Case -> its row in the current results, as `reviews.predictions` says; read once for each index."""
         current = self.project.state.current_training if self.project is not None else None
         if current is None:
             return {}
-        job = JobFolder(self._opened.jobs / current)
-        try:
-            key = (job.index, job.index.stat().st_mtime_ns)
-            if self._results is None or self._results[0] != key:
-                rows = files.read_json(job.index)["cases"]
-                folder = job.results
-                found = {row["case"]: {**row, "training": current, "folder": folder} for row in rows}
-                self._results = (key, found)
-        except (OSError, ValueError, KeyError):
-            return {}
+        index = JobFolder(self._opened.jobs / current).index
+        key = (index, index.stat().st_mtime_ns if index.is_file() else 0)
+        if self._results is None or self._results[0] != key:
+            self._results = (key, reviews.predictions(self._opened))
         return self._results[1]
 
     def worst_first(self) -> list[str]:
-        """Predicted cases by the uncertainty of their labels, the least certain first; ties by name."""
-
-        def order(item: tuple[str, dict[str, Any]]) -> tuple[float, str]:
-            value = item[1]["scores"]["label_uncertainty"]
-            return (-1.0 if value is None else -value, item[0])
-
-        return [case for case, _ in sorted(self.predicted().items(), key=order)]
+        """Predicted cases, the least certain first."""
+        return reviews.worst_first(self.predicted())
 
 
 def template_gaps(counts: Mapping[int, int], table: LabelTable, overlaps: list[tuple[str, str, int]]) -> list[str]:
@@ -305,11 +294,6 @@ def ended_in_words(watched: Watched) -> str:
     if state is State.INTERRUPTED:
         return f"{what} was interrupted (the computer went off, or the process was ended). It can be resumed."
     return f"{what} failed: {watched.seen.message}"
-
-
-def cases_without_label(project: Project) -> list[Case]:
-    """Cases that could become the template."""
-    return project.state.with_role(Role.UNLABELLED)
 
 
 def _row(case: Case) -> CaseRow:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..project import Project
 from ..project.label_table import Label, LabelTable
 from . import overlay
 from .nodes import group, remove, ungroup
@@ -31,6 +32,12 @@ class CaseFiles:
     scan: Path
     prediction: Path | None = None
     uncertainty: Path | None = None
+
+    @classmethod
+    def of_prediction(cls, project: Project, row: Mapping[str, Any]) -> CaseFiles:
+        """Of a row of `reviews.predictions`. Raises ProjectError where the scan is not there any more."""
+        scan = project.image_path(project.state.case(row["case"]))
+        return cls(row["case"], row["training"], scan, row["prediction"], row["uncertainty"])
 
     @property
     def title(self) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..project import Project, ProjectError, Role
-from ..project.label_writer import write_segmentation
+from ..project.label_writer import written
 from ..project.session import Session, template_gaps
 from .case_view import CaseFiles, CaseView
 from .nodes import remove
@@ -37,9 +36,7 @@ def set_template(project: Project | None, case: str, labels: Any) -> int:
         if gaps := template_gaps(painted.counts, painted.table, list(painted.overlaps)):
             raise ProjectError(" ".join(gaps))
         table = project.update_labels(painted.table)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{found.id}.seg.nrrd"
-            write_segmentation(path, painted.labels, table)
+        with written(found.id, painted.labels, table) as path:
             project.add_label(found.id, path, "template", role)
     version = project.state.case(found.id).label_version
     assert version is not None, "just given"
@@ -51,14 +48,7 @@ def show_prediction(session: Session, case: str) -> CaseView:
     predicted = session.predicted()
     if session.project is None or case not in predicted:
         raise ProjectError(f"{case} has no prediction; there are: {', '.join(list(predicted)[:5]) or 'none'}")
-    row = predicted[case]
-    files = CaseFiles(
-        case,
-        row["training"],
-        session.project.image_path(session.project.state.case(case)),
-        row["folder"] / row["prediction"],
-        row["folder"] / row["uncertainty"],
-    )
+    files = CaseFiles.of_prediction(session.project, predicted[case])
     view = CaseView(files, session.project.state.labels)
     view.show_uncertainty(True, 0.5, 30)
     return view

@@ -16,7 +16,7 @@ import slicer
 import vtk
 
 from ..project.label_reader import VALUE_TAG
-from ..project.label_table import COLOURS, Label, LabelTable
+from ..project.label_table import Label, LabelTable
 from ..project.label_writer import terminology_entry
 from ..volume import Volume
 from .nodes import forget_file, own
@@ -189,8 +189,3 @@ def terminology_of(segment: Any) -> dict[str, Any] | None:
         if value:
             codes[key] = {"scheme": scheme, "value": value, "meaning": meaning}
     return None if codes.get("type", _TISSUE)["value"] == _TISSUE["value"] else codes
-
-
-def next_color(table: LabelTable) -> tuple[int, int, int]:
-    """A colour for a further label."""
-    return COLOURS[len(table) % len(COLOURS)]

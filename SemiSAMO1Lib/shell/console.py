@@ -23,6 +23,12 @@ from ..project import LabelError, ProjectError
 #: Exit codes: 0 done, 1 the work failed, 2 wrong use or unusable input, 3 stopped as asked, 4 busy.
 FAILED, WRONG_USE, STOPPED, BUSY = 1, 2, 3, 4
 
+#: A volume that does not fit into this computer's memory.
+NO_MEMORY = (
+    "not enough memory on this computer for a volume of this size. Close other programs, crop or resample the scan, or "
+    "work on a computer with more memory"
+)
+
 out = Console()
 err = Console(stderr=True)
 
@@ -68,7 +74,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except OSError as error:
             raise fail(_with_place(error), FAILED) from error
         except MemoryError as error:
-            raise fail("not enough memory on this computer for a volume of this size", FAILED) from error
+            raise fail(NO_MEMORY, FAILED) from error
         except KeyboardInterrupt:
             raise fail("stopped", STOPPED) from None
         except Exception as error:

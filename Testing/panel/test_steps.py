@@ -265,6 +265,23 @@ class TestNothingIsLost:
         assert find_draft(Project(with_template), "phantom_000") is None
         assert self.again(panel, ui) == self.after
 
+    def test_painting_survives_a_draft_that_cannot_be_written(
+        self, panel: Any, ui: Any, painted: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full_disk(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("SemiSAMO1Lib.panel.panel.save_draft", full_disk)
+        ui.templateCaseBox.setCurrentIndex(ui.templateCaseBox.findData("phantom_001"))
+        ui.openTemplateButton.click()
+        assert panel.view is painted and panel.template.drawn().counts == self.after
+
+    def test_renaming_a_label_is_no_painting(self, panel: Any, ui: Any, with_template: Path) -> None:
+        ui.openTemplateButton.click()
+        ui.labelTable.item(0, 1).setText("another name")
+        panel.close_case()
+        assert find_draft(Project(with_template), "phantom_000") is None
+
     def test_looking_alone_leaves_no_draft(self, panel: Any, ui: Any, with_template: Path) -> None:
         ui.openTemplateButton.click()
         panel.close_case()

@@ -121,7 +121,7 @@ class TestAccepting:
     def test_a_label_that_was_not_found_blocks_it(self, project: Project) -> None:
         row = review.predictions(project)["b"]
         empty = Volume(np.where(two_labels(OBLIQUE).array == 1, 1, 0).astype(np.uint8), OBLIQUE)
-        write_segmentation(row["folder"] / row["prediction"], empty, project.state.labels)
+        write_segmentation(row["prediction"], empty, project.state.labels)
         with pytest.raises(LabelError, match="absent"):
             review.accept(project, "b")
         assert project.refresh().case("b").review == "not_seen"
@@ -129,7 +129,7 @@ class TestAccepting:
     def test_unless_it_is_declared_absent(self, project: Project) -> None:
         row = review.predictions(project)["b"]
         empty = Volume(np.where(two_labels(OBLIQUE).array == 1, 1, 0).astype(np.uint8), OBLIQUE)
-        write_segmentation(row["folder"] / row["prediction"], empty, project.state.labels)
+        write_segmentation(row["prediction"], empty, project.state.labels)
         assert project.label_record(review.accept(project, "b", absent=[2]))["absent"] == [2]
 
 

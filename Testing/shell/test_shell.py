@@ -933,3 +933,12 @@ def test_an_error_that_nobody_thought_of_is_one_line(untrained: Path, monkeypatc
 def test_errors_go_to_the_other_stream(tmp_path: Path) -> None:
     shown = shell("status", tmp_path, "--json")
     assert shown.out == "" and "error:" in shown.err, "a script that reads JSON must not read an error"
+
+
+def test_a_lack_of_memory_says_what_to_do(untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("SemiSAMO1Lib.shell.commands.observe", too_large)
+    shown = shell("status", untrained)
+    assert shown.code == FAILED and "Close other programs" in shown.text
