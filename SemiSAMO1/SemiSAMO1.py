@@ -163,7 +163,7 @@ class SemiSAMO1Logic(ScriptedLoadableModuleLogic):
 
     def cases(self):
         """Predicted cases, the least certain first."""
-        return self.session.worst_first()
+        return self.session.rated().worst_first()
 
     def showCase(self, case):
         """Show a predicted case; returns its nodes: scan, segmentation, uncertainty."""

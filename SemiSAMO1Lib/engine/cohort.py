@@ -89,6 +89,14 @@ class Cohort:
         """Class probabilities (C, z, y, x) float16 of a round; round 0 is the propagation."""
         return self.store.array("probabilities", str(number), f"{case_id}.npy")
 
+    def between_passes(self, number: int, case_id: str) -> list[float | None]:
+        """How far a round's test-time passes agree: Dice of the classes 1 .. C - 1, None where there was one pass."""
+        names = ("passes", str(number), f"{case_id}.json")
+        if not self.store.has(*names):
+            return [None] * (self.plan.classes - 1)
+        agreed: list[float | None] = self.store.json(*names)
+        return agreed
+
     # ------------------------------------------------------------------ training data
 
     def _distances(self, case_id: str, label: NDArray[Any]) -> NDArray[Any]:

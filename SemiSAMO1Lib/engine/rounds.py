@@ -26,7 +26,8 @@ from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
 from .data.store import Store
-from .inference.sliding import predict_probabilities
+from .evaluation.signals import cohort_signals
+from .inference.sliding import Agreement, predict_probabilities
 from .inference.uncertainty import case_scores, to_case_grid
 from .learners import Learner, learner_named
 from .memory import is_out_of_memory, or_on_cpu, usable_memory
@@ -226,19 +227,23 @@ def predict(
 ) -> None:
     """Class probabilities of every case: the trained network's running average, averaged with earlier rounds'."""
 
-    def predict_on(where: torch.device) -> NDArray[np.float16]:
+    def predict_on(where: torch.device) -> tuple[NDArray[np.float16], Agreement]:
         runner = fabric if where.type == fabric.device.type else make_fabric("cpu", "32-true")
         model = learner.inference_model().to(where)
-        return predict_probabilities(model, image, cohort.plan, runner, config.test_time_passes, config.seed + position)
+        seed, agreement = config.seed + position, Agreement(cohort.plan.classes)
+        passes = config.test_time_passes
+        return predict_probabilities(model, image, cohort.plan, runner, passes, seed, agreement=agreement), agreement
 
     for position, case_id in enumerate(cohort.ids):
         names = ("probabilities", str(number), f"{case_id}.npy")
         if not cohort.store.has(*names):
             stop_if_asked(progress.observer)
             image = cohort.image(case_id)
-            found = or_on_cpu(predict_on, fabric.device, progress.observer, f"prediction of {case_id}")
+            what = f"prediction of {case_id}"
+            found, agreement = or_on_cpu(predict_on, fabric.device, progress.observer, what)
             if config.ensemble_rounds and number > 1:
                 found = running_mean(np.asarray(cohort.probabilities(number - 1, case_id)), found, number)
+            cohort.store.save_json(agreement.dice, "passes", str(number), f"{case_id}.json")
             cohort.store.save_array(found, *names)
         progress.step(f"prediction {number}", position + 1, len(cohort.ids))
 
@@ -253,6 +258,8 @@ def refine(cohort: Cohort, number: int, config: TrainingConfig, progress: Progre
 
 def results(cohort: Cohort, number: int, config: TrainingConfig, progress: Progress) -> Iterator[CaseResult]:
     """A round's results on every case's own grid."""
+    observer = progress.observer
+    signs = cohort.store.once(lambda: cohort_signals(cohort, number, config, observer), "signs", f"{number}.json")
     doubts = []
     for case in cohort.cases:
         confidence = np.asarray(cohort.confidence(case.id), np.float32)
@@ -262,6 +269,8 @@ def results(cohort: Cohort, number: int, config: TrainingConfig, progress: Progr
         seen = confidence > 0
         prediction, uncertainty = to_case_grid(probabilities, cohort.grid(case.geometry), seen, case.geometry)
         scores = case_scores(prediction, uncertainty, cohort.plan.classes)
+        for value, row in scores["classes"].items():
+            row["signs"] = signs[case.id][int(value) - 1]
         doubts += [scores["label_uncertainty"]] if scores["label_uncertainty"] is not None else []
         yield CaseResult(number, case.id, prediction, uncertainty, scores)
     mean = round(float(np.mean(doubts)), 4) if doubts else None

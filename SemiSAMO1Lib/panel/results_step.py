@@ -74,7 +74,7 @@ class ResultsStep:
         project = self._session.project
         states = {case.id: case.review for case in project.state.cases} if project is not None else {}
         entries = []
-        for case in self._session.worst_first():
+        for case in self._session.rated().worst_first():
             value = self._predicted[case]["scores"]["label_uncertainty"]
             shown = _("nothing found") if value is None else f"{100 * value:.0f} %"
             decided = states.get(case, "not_seen")
@@ -184,7 +184,7 @@ class ResultsStep:
         """Show the next case that waits."""
         self._list_cases()
         project, box = self._session.project, self._ui.resultCaseBox
-        waiting = {one.case for one in reviews.queue(project)} if project is not None else set()
+        waiting = {one.case for one in self._session.waiting()} if project is not None else set()
         following = [case for case in self.order()[box.currentIndex + 1 :] if case in waiting]
         if following:
             choose(box, following[0])

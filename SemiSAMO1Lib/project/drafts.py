@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from .. import files
@@ -29,6 +30,15 @@ def save_draft(project: Project, case: str, labels: Volume, table: LabelTable, t
     path = draft_file(project, case)
     write_segmentation(path, labels, table)
     files.write_json(path.with_name("draft.json"), {"training": training, **identity()})
+    return path
+
+
+def restore_draft(project: Project, case: str, labels: Path) -> Path:
+    """Make a draft of a saved label again: its correction was taken back."""
+    path = draft_file(project, case)
+    with files.atomic_path(path) as temporary:
+        shutil.copyfile(labels, temporary)
+    files.write_json(path.with_name("draft.json"), {"training": project.state.current_training or "", **identity()})
     return path
 
 

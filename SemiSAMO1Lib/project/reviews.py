@@ -1,19 +1,22 @@
-"""Review: what a person decided about each prediction, the steps that are possible, and the queue of what comes next.
+"""Review: what a person decides about each prediction, and the steps that are possible.
 
 A decision is one change of the project and one line in reviews.jsonl with the state before; undo adds the inverse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from .. import files
+import numpy as np
+from numpy.typing import NDArray
+
+from . import drafts
 from .cases import Case, Role
+from .history import decisions
 from .label_reader import read_labels
+from .results import predictions
 from .store import Project, ProjectError
 
 
@@ -42,61 +45,6 @@ TRANSITIONS: dict[Review, frozenset[Review]] = {
 }
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A case in the queue.
-
-    Attributes:
-        case: its id.
-        state: of its review.
-        score: mean uncertainty of its labels, 0 to 1; None where nothing was found, which comes first.
-    """
-
-    case: str
-    state: Review
-    score: float | None
-
-
-def queue(project: Project) -> list[Waiting]:
-    """Predicted cases that nobody decided about: the least certain first, ties by id, skipped ones at the end."""
-    predicted = predictions(project)
-    cases = {case.id: case for case in project.state.cases}  # as `predictions` just read them
-    waiting = []
-    for name in worst_first(predicted):
-        state = Review(cases[name].review)
-        if cases[name].role is not Role.EXCLUDED and state in (Review.NOT_SEEN, Review.SKIPPED):
-            waiting.append(Waiting(name, state, predicted[name]["scores"]["label_uncertainty"]))
-    return sorted(waiting, key=lambda one: one.state is Review.SKIPPED)
-
-
-def worst_first(predicted: Mapping[str, dict[str, Any]]) -> list[str]:
-    """Cases by the uncertainty of their labels, the least certain first, ties by id; nothing found is the worst."""
-
-    def order(case: str) -> tuple[float, str]:
-        doubt = predicted[case]["scores"]["label_uncertainty"]
-        return -1.0 if doubt is None else -doubt, case
-
-    return sorted(predicted, key=order)
-
-
-def predictions(project: Project) -> dict[str, dict[str, Any]]:
-    """Case id -> its row in the results of the current training; empty before the first one.
-
-    Rows have the files as whole paths and the training beside the scores. Raises ValueError for a damaged index.
-    """
-    current = project.refresh().current_training
-    index = project.jobs / current / "results" / "index.json" if current is not None else None
-    if index is None or not index.is_file():
-        return {}
-    known = {case.id for case in project.state.cases}
-    found = {}
-    for row in files.read_json(index)["cases"]:
-        places = {key: index.parent / row[key] for key in ("prediction", "uncertainty") if key in row}
-        if row["case"] in known:
-            found[row["case"]] = {**row, **places, "training": current}
-    return found
-
-
 def accept(project: Project, case_id: str, absent: list[int] | None = None, reviewer: str | None = None) -> Case:
     """The prediction becomes the case's label: it is copied, no label ever points into a job.
 
@@ -106,28 +54,58 @@ def accept(project: Project, case_id: str, absent: list[int] | None = None, revi
         reviewer: who decided; None: the account.
 
     Raises:
-        ProjectError: no prediction, or the state does not allow it.
+        ProjectError: no prediction, the state does not allow it, or somebody else decided meanwhile.
         LabelError: a label was not found and not declared absent.
     """
     case = _may(project, case_id, Review.ACCEPTED)
-    row = predictions(project).get(case.id)
-    if row is None:
-        raise ProjectError(f"case {case.id} has no prediction of the current training; there is nothing to accept")
+    seen = _seen(project, case, "accept")
+    origin, role, state = "accepted", Role.LABELLED, str(Review.ACCEPTED)
     project.add_label(
-        case.id, row["prediction"], "accepted", Role.LABELLED, absent or (), reviewer=reviewer, review="accepted"
+        case.id, seen["prediction"], origin, role, absent or (), reviewer=reviewer, review=state, seen=case
     )
-    return _noted(project, case, reviewer, training=project.state.current_training)
+    return _noted(project, case, reviewer, **_lesson(project, case.id, seen))
 
 
 def correct(
-    project: Project, case_id: str, labels: Path, absent: list[int] | None = None, reviewer: str | None = None
+    project: Project,
+    case_id: str,
+    labels: Path,
+    absent: list[int] | None = None,
+    reviewer: str | None = None,
+    add_labels: bool = False,
+    sure: bool = False,
 ) -> Case:
-    """Labels that a person drew or mended become the case's label. Raises ProjectError or LabelError."""
+    """Labels that a person drew or mended become the case's label; a draft of the case ends.
+
+    Args:
+        project, case_id: whose.
+        labels: any label file; on another grid it is resampled, and that is written into the label's notes.
+        absent: label values that are really not in this scan.
+        reviewer: who decided; None: the account.
+        add_labels: take segments that the project does not know into its label table.
+        sure: take it although it looks like another case's.
+
+    Raises:
+        ProjectError: the state does not allow it, or somebody else decided meanwhile.
+        LabelError: the file cannot be used, or looks like another case's.
+    """
     case = _may(project, case_id, Review.CORRECTED)
-    project.add_label(case.id, labels, "corrected", Role.LABELLED, absent or (), reviewer=reviewer, review="corrected")
+    role, state = Role.LABELLED, str(Review.CORRECTED)
+    project.add_label(
+        case.id,
+        labels,
+        "corrected",
+        role,
+        absent or (),
+        add_labels,
+        reviewer=reviewer,
+        review=state,
+        seen=case,
+        refuse_doubts=not sure,
+    )
+    drafts.discard_draft(project, case.id)
     seen = predictions(project).get(case.id)
-    agreement = _agreement(project, case.id, seen["prediction"]) if seen is not None else None
-    return _noted(project, case, reviewer, training=project.state.current_training, dice_seen_to_saved=agreement)
+    return _noted(project, case, reviewer, **(_lesson(project, case.id, seen) if seen is not None else {}))
 
 
 def reject(project: Project, case_id: str, reviewer: str | None = None) -> Case:
@@ -140,27 +118,54 @@ def skip(project: Project, case_id: str, reviewer: str | None = None) -> Case:
     return _decide(project, case_id, Review.SKIPPED, reviewer)
 
 
-def undo(project: Project, case_id: str, reviewer: str | None = None) -> Case:
-    """Take the last decision about a case back: state, role and label are those before it. Raises ProjectError."""
+def begin_draft(project: Project, case_id: str, reviewer: str | None = None) -> Case:
+    """A person paints: the case is a draft until the painting is saved or discarded; its label stays in force.
+
+    A template, and a case that is one already, stay as they are. Raises ProjectError.
+    """
     case = project.refresh().case(case_id)
-    lines, _ = files.read_lines(project.folder / "reviews.jsonl")
-    history: list[dict[str, Any]] = []
-    for line in lines:
-        if line["case"] == case.id:
-            history.pop() if line.get("undo") else history.append(line)
-    if not history:
+    if case.role is Role.TEMPLATE or Review.DRAFT not in TRANSITIONS[Review(case.review)]:
+        return case
+    project.restore(case.id, str(Review.DRAFT), case.role, case.label_version, seen=case)
+    return _noted(project, case, reviewer)
+
+
+def discard_draft(project: Project, case_id: str, reviewer: str | None = None) -> Case:
+    """What was painted is thrown away; the case is what it was before. Raises ProjectError."""
+    case = project.refresh().case(case_id)
+    drafts.discard_draft(project, case.id)
+    return undo(project, case.id, reviewer) if case.review == Review.DRAFT else case
+
+
+def undo(project: Project, case_id: str, reviewer: str | None = None) -> Case:
+    """Take the last decision about a case back: state, role and label are those before it.
+
+    A correction that was painted here becomes a draft again. Raises ProjectError.
+    """
+    case = project.refresh().case(case_id)
+    made = decisions(project).get(case.id, [])
+    if not made:
         raise ProjectError(f"nothing was decided about case {case.id}; there is nothing to undo")
-    last = history[-1]
-    project.restore(case.id, last["before"], Role(last["role_before"]), last["label_before"])
+    last = made[-1]
+    if last.before == Review.DRAFT and case.label_version is not None:
+        drafts.restore_draft(project, case.id, project.label_path(case))
+    project.restore(case.id, last.before, last.role_before, last.label_before, seen=case)
     return _noted(project, case, reviewer, undo=True)
 
 
 def _decide(project: Project, case_id: str, to: Review, reviewer: str | None) -> Case:
     case = _may(project, case_id, to)
-    if case.id not in predictions(project):
-        raise ProjectError(f"case {case.id} has no prediction of the current training; there is nothing to review")
-    project.restore(case.id, str(to), case.role, case.label_version)
-    return _noted(project, case, reviewer, training=project.state.current_training)
+    seen = _seen(project, case, "review")
+    project.restore(case.id, str(to), case.role, case.label_version, seen=case)
+    return _noted(project, case, reviewer, training=seen["training"])
+
+
+def _seen(project: Project, case: Case, action: str) -> dict[str, Any]:
+    """The case's row in the current results. Raises ProjectError where there is none."""
+    row = predictions(project).get(case.id)
+    if row is None or row["prediction"] is None:
+        raise ProjectError(f"case {case.id} has no prediction of the current training; there is nothing to {action}")
+    return row
 
 
 def _may(project: Project, case_id: str, to: Review) -> Case:
@@ -186,11 +191,17 @@ def _noted(project: Project, before: Case, reviewer: str | None, **facts: Any) -
     return after
 
 
-def _agreement(project: Project, case_id: str, seen: Path) -> float | None:
-    """Dice over all labels together between the prediction that a person saw and the label that was then saved."""
+def _lesson(project: Project, case_id: str, seen: dict[str, Any]) -> dict[str, Any]:
+    """What a saved label says about the prediction: its Dice for each label, and the signs of quality that it had."""
     case = project.state.case(case_id)
-    grid = case.geometry
-    saved = read_labels(project.label_path(case), grid, allow_empty=True).volume.array > 0
-    predicted = read_labels(seen, grid, allow_empty=True).volume.array > 0
-    total = int(saved.sum()) + int(predicted.sum())
-    return round(2 * int((saved & predicted).sum()) / total, 4) if total else None
+    saved = read_labels(project.label_path(case), case.geometry, allow_empty=True).volume.array
+    predicted = read_labels(seen["prediction"], case.geometry, allow_empty=True).volume.array
+    rows = seen["scores"].get("labels", {})
+    dice = {value: _dice(saved == value, predicted == value) for value in project.state.labels.values}
+    signs = {value: row["signs"] for value, row in rows.items() if row.get("signs")}
+    return {"training": seen["training"], "dice": dice, "signs": signs}
+
+
+def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    total = int(np.count_nonzero(one)) + int(np.count_nonzero(other))
+    return round(2 * int(np.count_nonzero(one & other)) / total, 4) if total else 1.0

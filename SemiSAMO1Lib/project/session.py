@@ -13,9 +13,10 @@ from typing import Any
 from ..job import JobError, JobFolder, JobKind, Observed, State, cancel, kill, observe, resume, start
 from ..job.tail import JobTail
 from ..job.watch import all_jobs
-from . import reviews
 from .cases import Case
 from .label_table import LabelTable
+from .queue import Waiting, queue
+from .results import Quality, predictions, quality
 from .store import Project, ProjectError
 from .training import reasons_against_training, request_training
 
@@ -80,7 +81,9 @@ class Session:
     _stamp: tuple[int, int] | None = None
     _jobs_stamp: int | None = None
     _reasons: list[str] | None = None
-    _results: tuple[tuple[Path, int], dict[str, dict[str, Any]]] | None = None
+    _results_stamp: tuple[Any, ...] | None = None
+    _predicted: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _quality: Quality = field(default_factory=lambda: Quality({}, 0.0, 0))
 
     # ------------------------------------------------------------------ open and close
 
@@ -100,7 +103,7 @@ class Session:
         return project
 
     def close(self) -> None:
-        self.project = self.import_job = self.training = self._results = None
+        self.project = self.import_job = self.training = self._results_stamp = None
         self._stamp = self._jobs_stamp = self._reasons = None
 
     # ------------------------------------------------------------------ look again
@@ -247,19 +250,38 @@ class Session:
     # ------------------------------------------------------------------ results
 
     def predicted(self) -> dict[str, dict[str, Any]]:
-        """Case -> its row in the current results, as `reviews.predictions` says; read once for each index."""
+        """Case -> its row in the current results, as `results.predictions` says; read once for each index."""
+        self._look_at_results()
+        return self._predicted
+
+    def rated(self) -> Quality:
+        """Likely quality of the current predictions; computed anew after a training and after a decision."""
+        self._look_at_results()
+        return self._quality
+
+    def waiting(self) -> list[Waiting]:
+        """Predicted cases that nobody decided about, in the order in which they are offered."""
+        return queue(self._opened, self.rated()) if self.predicted() else []
+
+    def _look_at_results(self) -> None:
         current = self.project.state.current_training if self.project is not None else None
         if current is None:
-            return {}
-        index = JobFolder(self._opened.jobs / current).index
-        key = (index, index.stat().st_mtime_ns if index.is_file() else 0)
-        if self._results is None or self._results[0] != key:
-            self._results = (key, reviews.predictions(self._opened))
-        return self._results[1]
+            self._results_stamp, self._predicted, self._quality = None, {}, Quality({}, 0.0, 0)
+            return
+        stamp = (current, *map(_changed_at, (JobFolder(self._opened.jobs / current).index, self._opened.reviews)))
+        if stamp != self._results_stamp:
+            self._predicted = predictions(self._opened)
+            self._quality = quality(self._opened, self._predicted)
+            self._results_stamp = stamp
 
-    def worst_first(self) -> list[str]:
-        """Predicted cases, the least certain first."""
-        return reviews.worst_first(self.predicted())
+
+def _changed_at(path: Path) -> tuple[int, int]:
+    """Changes when a file is written; a file that is not there has a stamp of its own."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
 
 
 def template_gaps(counts: Mapping[int, int], table: LabelTable, overlaps: list[tuple[str, str, int]]) -> list[str]:

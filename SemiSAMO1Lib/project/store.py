@@ -106,6 +106,11 @@ class Project:
         return self.folder / "project.json"
 
     @property
+    def reviews(self) -> Path:
+        """Every decision, one a line."""
+        return self.folder / "reviews.jsonl"
+
+    @property
     def jobs(self) -> Path:
         return self.folder / "jobs"
 
@@ -315,6 +320,8 @@ class Project:
         priority: Sequence[int] | None = None,
         reviewer: str | None = None,
         review: str | None = None,
+        seen: Case | None = None,
+        refuse_doubts: bool = False,
     ) -> LabelReading:
         """Take a label file as a new version of a case's label.
 
@@ -328,21 +335,28 @@ class Project:
             priority: which value wins where segments overlap.
             reviewer: who drew it.
             review: the case's review state from now on; None: as it was.
+            seen: the case as the person saw it; somebody else's decision since then is not overruled.
+            refuse_doubts: refuse a file that looks like another case's, instead of noting it.
 
         Raises:
             LabelError: the file cannot be used; nothing was changed.
+            ProjectError: somebody else changed the case meanwhile; nothing was changed.
         """
         state = self.refresh()
         case = state.case(case_id)
         self.image_path(case)
         reading = read_labels(labels_file, case.geometry, priority)
-        reading = replace(reading, notes=(*reading.notes, *_doubts(Path(labels_file), reading, case, state)))
+        doubts = _doubts(Path(labels_file), reading, case, state)
+        if doubts and refuse_doubts:
+            raise LabelError(f"{'; '.join(doubts)}. If it is, say so (--sure).")
+        reading = replace(reading, notes=(*reading.notes, *doubts))
         table = _table_for(reading, state.labels, add_labels, Path(labels_file).name)
         absent = sorted(set(absent))
         _require_complete(reading, state.labels, table, absent, Path(labels_file).name)
 
         def apply(now: State) -> State:
             current = now.case(case_id)
+            _require_as_seen(current, seen)
             merged = now.labels.with_labels((label.value, label.name) for label in table)
             version = self._write_label(current, reading, merged, origin, absent, reviewer, now)
             changed = replace(current, label_version=version, role=role, review=review or current.review)
@@ -406,10 +420,17 @@ class Project:
 
     # ------------------------------------------------------------------ reviews
 
-    def restore(self, case_id: str, review: str, role: Role, label_version: int | None) -> Case:
-        """Set a case's review state, role and label in force at once; label files stay as they are."""
+    def restore(
+        self, case_id: str, review: str, role: Role, label_version: int | None, seen: Case | None = None
+    ) -> Case:
+        """Set a case's review state, role and label in force at once; label files stay as they are.
+
+        Raises:
+            ProjectError: the case is no longer as it was `seen`.
+        """
 
         def apply(state: State) -> State:
+            _require_as_seen(state.case(case_id), seen)
             changed = replace(state.case(case_id), review=review, role=role, label_version=label_version)
             return _with_case(state, changed)
 
@@ -419,7 +440,7 @@ class Project:
         """Write one decision to reviews.jsonl, with the state before it."""
         who = identity()
         row = {"time": who["time"], "reviewer": who["user"], "case": case_id, "before": before, "after": after}
-        files.append_line(self.folder / "reviews.jsonl", {**row, **fields})
+        files.append_line(self.reviews, {**row, **fields})
 
 
 #: Schema number -> function that lifts project.json by one version.
@@ -428,6 +449,16 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 def _with_case(state: State, changed: Case) -> State:
     return replace(state, cases=tuple(changed if case.id == changed.id else case for case in state.cases))
+
+
+def _require_as_seen(case: Case, seen: Case | None) -> None:
+    """Raise ProjectError when somebody else decided about a case since a person looked at it."""
+    if seen is None or (case.review, case.role, case.label_version) == (seen.review, seen.role, seen.label_version):
+        return
+    raise ProjectError(
+        f"case {case.id} was changed meanwhile by somebody else: it is {case.review.replace('_', ' ')} now. "
+        "Look at it again; nothing was changed by you."
+    )
 
 
 def _doubts(labels_file: Path, reading: LabelReading, case: Case, state: State) -> list[str]:

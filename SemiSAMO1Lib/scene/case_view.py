@@ -35,7 +35,7 @@ class CaseFiles:
 
     @classmethod
     def of_prediction(cls, project: Project, row: Mapping[str, Any]) -> CaseFiles:
-        """Of a row of `reviews.predictions`. Raises ProjectError where the scan is not there any more."""
+        """Of a row of `results.predictions`. Raises ProjectError where the scan is not there any more."""
         scan = project.image_path(project.state.case(row["case"]))
         return cls(row["case"], row["training"], scan, row["prediction"], row["uncertainty"])
 

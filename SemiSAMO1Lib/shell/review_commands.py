@@ -1,4 +1,4 @@
-"""semisamo1 queue, accept, correct, reject, skip, undo: review from the shell, as in the panel."""
+"""semisamo1 queue, accept, correct, reject, skip, undo, score: review from the shell, as in the panel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from rich.table import Table
 
 from ..project import Case, Project
 from ..project import reviews as review
-from .console import guarded, out, say
+from ..project.queue import advice
+from ..project.queue import queue as waiting_cases
+from ..project.queue import score as honest_score
+from ..project.results import predictions, quality
+from ..quality import ENOUGH
+from .console import err, guarded, out, say
 
 ProjectPath = Annotated[Path, typer.Argument(help="The project folder.", show_default=False)]
 CaseName = Annotated[str, typer.Option("--case", help="The case.", show_default=False)]
@@ -22,19 +27,44 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 @guarded
 def queue(project: ProjectPath, as_json: Json = False) -> None:
-    """List the predictions that wait for a decision, the least certain first."""
-    waiting = review.queue(Project(project))
+    """List the predictions that wait for a decision, the worst first; every fifth is drawn at random."""
+    opened = Project(project)
+    rated = quality(opened, predictions(opened))
+    waiting = waiting_cases(opened, rated)
     if as_json:
-        print(json.dumps([{"case": one.case, "state": str(one.state), "score": one.score} for one in waiting]))
+        keys = ("case", "state", "score", "level", "drawn")
+        print(json.dumps([{key: getattr(one, key) for key in keys} for one in waiting]))
         return
     if not waiting:
         out.print("Nothing waits for a decision.")
         return
-    table = Table("case", "state", "uncertainty, %")
+    table = Table("case", "state", "likely quality", "offered because")
     for one in waiting:
-        shown = "nothing found" if one.score is None else f"{100 * one.score:.0f}"
-        table.add_row(one.case, str(one.state).replace("_", " "), shown)
+        shown = "nothing found" if one.score is None else one.level
+        if rated.checked and one.score is not None:
+            shown += f", Dice {one.score:.2f} ± {rated.error:.2f}"
+        table.add_row(one.case, one.state.replace("_", " "), shown, "drawn at random" if one.drawn else "")
     out.print(table)
+    if not rated.checked:
+        out.print(f"Likely quality is not yet checked on your scans: {rated.reviewed} of {ENOUGH} are reviewed.")
+
+
+@guarded
+def score(project: ProjectPath, as_json: Json = False) -> None:
+    """Say how good the predictions were, from the cases drawn at random, and whether to go on."""
+    opened = Project(project)
+    rated = quality(opened, predictions(opened))
+    found, said = honest_score(opened, rated), advice(opened, rated)
+    value = {"score": None if found is None else vars(found), "verdict": said.verdict, "reason": said.reason}
+    mean = (
+        ""
+        if found is None
+        else (
+            f"Mean Dice of what was seen {found.mean:.3f} (95 %: {found.low:.3f} to {found.high:.3f}), "
+            f"from {found.reviewed} of {found.cases} cases that were drawn at random. "
+        )
+    )
+    say(value, as_json, f"{mean}{said.verdict.capitalize()}: {said.reason}.")
 
 
 @guarded
@@ -49,10 +79,16 @@ def correct(
     case: CaseName,
     labels: Annotated[Path, typer.Option(help="The corrected labels: .seg.nrrd or label map.", show_default=False)],
     absent: Absent = None,
+    add_labels: Annotated[bool, typer.Option("--add-labels", help="Take segments that the project lacks.")] = False,
+    sure: Annotated[bool, typer.Option("--sure", help="It is this case's, even if it looks like another's.")] = False,
     as_json: Json = False,
 ) -> None:
     """Give a case corrected labels: they count in the next training."""
-    _say(review.correct(Project(project), case, labels, absent), as_json)
+    opened = Project(project)
+    changed = review.correct(opened, case, labels, absent, add_labels=add_labels, sure=sure)
+    for note in opened.label_record(changed)["notes"]:
+        err.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    _say(changed, as_json)
 
 
 @guarded
@@ -83,6 +119,7 @@ def add_to(app: typer.Typer) -> None:
     """Put these commands into the shell."""
     examples: dict[Callable[..., None], str] = {
         queue: "semisamo1 queue ~/study --json",
+        score: "semisamo1 score ~/study",
         accept: "semisamo1 accept ~/study --case scan_007",
         correct: "semisamo1 correct ~/study --case scan_008 --labels mended.seg.nrrd",
         reject: "semisamo1 reject ~/study --case scan_009",

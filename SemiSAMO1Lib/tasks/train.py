@@ -62,7 +62,7 @@ def train(job: JobFolder, reporter: Reporter) -> None:
 def _remove_working_files(job: JobFolder) -> None:
     """A finished training keeps its plan, weights, transforms and facts; images and probabilities can be made again."""
     made_again = ("propagation", "images", "probabilities", "pseudo", "weights-of-voxels", "confidence", "signatures")
-    for name in (*made_again, "distances"):
+    for name in (*made_again, "distances", "passes"):
         shutil.rmtree(job.work / name, ignore_errors=True)
 
 

@@ -21,6 +21,32 @@ LARGEST_MAP = 512 << 20
 PASS_NOISE = 0.1
 
 
+class Agreement:
+    """Dice of each foreground class between the first pass and the mean of the others, gathered block by block."""
+
+    def __init__(self, classes: int) -> None:
+        self._both, self._sizes = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
+        self._passes = 1
+
+    def add(self, first: Tensor, others: Tensor | None) -> None:
+        """Take the class probabilities (C, z, y, x) of a block; `others` is None where there was one pass."""
+        if others is None:
+            return
+        self._passes = 2
+        a, b = first.argmax(0), others.argmax(0)
+        for value in range(1, len(self._both)):
+            self._both[value] += int(((a == value) & (b == value)).sum())
+            self._sizes[value] += int((a == value).sum()) + int((b == value).sum())
+
+    @property
+    def dice(self) -> list[float | None]:
+        """Of the classes 1 .. C - 1; 1 where neither found any, None where there was one pass."""
+        if self._passes == 1:
+            return [None] * (len(self._both) - 1)
+        pairs = zip(self._both[1:].tolist(), self._sizes[1:].tolist(), strict=True)
+        return [2 * both / size if size else 1.0 for both, size in pairs]
+
+
 @torch.inference_mode()
 def predict_probabilities(
     model: nn.Module,
@@ -30,6 +56,7 @@ def predict_probabilities(
     passes: int,
     seed: int,
     padding: Literal["replicate", "constant"] = "replicate",
+    agreement: Agreement | None = None,
 ) -> NDArray[np.float16]:
     """Mean class probabilities of several passes of one scan.
 
@@ -44,6 +71,7 @@ def predict_probabilities(
         passes: number of passes, at least 1.
         seed: of the passes' changes.
         padding: how scans smaller than a window go on: as in training here, or with zeros as in the published training.
+        agreement: learns how far the passes agree.
 
     Returns:
         (C, z, y, x) float16; a block of slices at a time is computed in float32.
@@ -55,9 +83,14 @@ def predict_probabilities(
     for start in range(0, image.shape[0], depth):
         low, high = max(0, start - halo), min(image.shape[0], start + depth + halo)
         block = torch.from_numpy(np.ascontiguousarray(image[low:high], np.float32))[None, None].to(fabric.device)
-        mean = _mean_of_passes(model, block, plan, fabric, passes, seed, padding)
         stop = min(start + depth, image.shape[0])
-        result[:, start:stop] = mean[:, start - low : stop - low].cpu().numpy()
+        inner = slice(start - low, stop - low)
+        first, others = _passes(model, block, plan, fabric, passes, seed, padding)
+        first, others = first[:, inner], None if others is None else others[:, inner]
+        if agreement is not None:
+            agreement.add(first, others)
+        mean = first if others is None else (first + (passes - 1) * others) / passes
+        result[:, start:stop] = mean.cpu().numpy()
     return result
 
 
@@ -67,23 +100,27 @@ def block_depth(shape: tuple[int, ...], classes: int, window: int) -> int:
     return max(window // 2, 1, min(shape[0], LARGEST_MAP // per_slice - window))
 
 
-def _mean_of_passes(
+def _passes(
     model: nn.Module, block: Tensor, plan: Plan, fabric: Fabric, passes: int, seed: int, padding: str
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
+    """Probabilities (C, z, y, x) of the block as it is, and the mean of those of its changed versions, if any."""
+
     def probabilities(windows: Tensor) -> Tensor:
         with fabric.autocast():
             logits = model(windows)
         return F.softmax(logits.float(), 1)
 
-    total: Tensor | None = None
-    for number in range(passes):
-        seen = block if number == 0 else _changed(block, torch.Generator().manual_seed(1_000 * seed + number))
-        one: Any = sliding_window_inference(
+    def one_pass(seen: Tensor) -> Tensor:
+        found: Any = sliding_window_inference(
             seen, plan.patch, 2, probabilities, overlap=0.5, mode="gaussian", padding_mode=padding
         )
-        total = one if total is None else total + one
-    assert total is not None, "at least one pass"
-    return total[0] / passes
+        return found[0]
+
+    first, total = one_pass(block), None
+    for number in range(1, passes):
+        found = one_pass(_changed(block, torch.Generator().manual_seed(1_000 * seed + number)))
+        total = found if total is None else total + found
+    return first, None if total is None else total / (passes - 1)
 
 
 def _changed(image: Tensor, generator: torch.Generator) -> Tensor:

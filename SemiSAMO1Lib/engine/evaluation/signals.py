@@ -1,0 +1,212 @@
+"""Signs of how good a prediction is that need no reference: what the networks, the registration, the features and the
+rest of the cohort say about it.
+
+All are computed on the training grid, for each case and class; `SemiSAMO1Lib/quality.py` turns them into a likely Dice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from ...volume import Geometry
+from ..cohort import Cohort
+from ..config import TrainingConfig
+from ..data.grids import resample_labels, sample, space_points
+from ..generalists.mind import mind_ssc
+from ..observer import Observer, stop_if_asked
+from ..refinement.fusion import fused
+from .metrics import dice
+
+#: Where a case's field does not reach in the template's space.
+_UNSEEN = 65_535
+
+#: Signals of a class: name -> value, None where there is nothing to compute it from.
+Signals = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class _Template:
+    """The template on its training grid: geometry, class indices, mean descriptors and volumes (mm³) of its classes."""
+
+    grid: Geometry
+    label: NDArray[Any]
+    prototypes: NDArray[np.float32]
+    volumes: NDArray[np.float64]
+
+
+@dataclass
+class _Votes:
+    """What all cases show in the template's space: for each class, and for seeing anything, how many of them."""
+
+    classes: NDArray[np.uint16]
+    seen: NDArray[np.uint16]
+
+    def add(self, carried: NDArray[np.uint16]) -> None:
+        self.seen += carried < _UNSEEN
+        for value in range(1, len(self.classes)):
+            self.classes[value] += carried == value
+
+
+def cohort_signals(cohort: Cohort, number: int, config: TrainingConfig, observer: Observer) -> dict[str, list[Signals]]:
+    """Signals of every case of a round.
+
+    Args:
+        cohort: propagation and predictions of every case, on disk.
+        number: the round; 0 is the propagation alone, of which fewer signals exist.
+        config: of the training.
+        observer: is asked whether to stop.
+
+    Returns:
+        case id -> signals of the classes 1 .. C - 1.
+    """
+    template = _template(cohort)
+    classes = cohort.plan.classes
+    votes = _Votes(np.zeros((classes, *template.grid.shape), np.uint16), np.zeros(template.grid.shape, np.uint16))
+    volumes = []
+    for case_id in cohort.ids:
+        stop_if_asked(observer)
+        label = _answer(cohort, number, case_id, config).argmax(0)
+        volumes.append(_volumes(label, classes, cohort.plan.spacing))
+        if cohort.has_deformations():
+            votes.add(_carried(cohort, case_id, label, template))
+    typical = np.median(np.stack(volumes), axis=0)
+    found = {}
+    for case_id in cohort.ids:
+        stop_if_asked(observer)
+        found[case_id] = _case_signals(cohort, number, case_id, config, template, typical, votes)
+    return found
+
+
+def _template(cohort: Cohort) -> _Template:
+    first = cohort.labelled[0]
+    grid = cohort.grid(first.image.geometry)
+    label = resample_labels(first.label, grid)
+    image = cohort.scaled(first.image, grid)
+    classes = cohort.plan.classes
+    return _Template(grid, label, _prototypes(image, label, classes), _volumes(label, classes, cohort.plan.spacing))
+
+
+def _answer(cohort: Cohort, number: int, case_id: str, config: TrainingConfig) -> NDArray[np.float16]:
+    """The round's answer, (C, z, y, x): prediction and propagation together."""
+    propagated, confidence = cohort.probabilities(0, case_id), cohort.confidence(case_id)
+    return fused(propagated, confidence, cohort.probabilities(number, case_id), config.propagation_share)
+
+
+def _carried(cohort: Cohort, case_id: str, label: NDArray[Any], template: _Template) -> NDArray[np.uint16]:
+    """A case's answer in the template's space: class indices; _UNSEEN where the case's field does not reach."""
+    there = cohort.deformation(case_id).to_case(space_points(template.grid))
+    grid = cohort.grid(cohort.case(case_id).geometry)
+    covered = sample(torch.ones(1, *grid.shape), grid, there, "nearest", padding="zeros")[0].numpy() > 0.5
+    values = sample(torch.from_numpy(label)[None].float(), grid, there, "nearest", padding="zeros")[0].numpy()
+    return np.where(covered, values, _UNSEEN).astype(np.uint16)
+
+
+def _case_signals(
+    cohort: Cohort,
+    number: int,
+    case_id: str,
+    config: TrainingConfig,
+    template: _Template,
+    typical: NDArray[np.float64],
+    votes: _Votes,
+) -> list[Signals]:
+    probabilities = _answer(cohort, number, case_id, config)
+    label = probabilities.argmax(0)
+    propagated = np.asarray(cohort.probabilities(0, case_id)).argmax(0)
+    network = np.asarray(cohort.probabilities(number, case_id)).argmax(0)
+    own = _single(cohort, number, case_id, config).argmax(0)
+    before = _single(cohort, max(number - 1, 0), case_id, config).argmax(0)
+    confidence = np.asarray(cohort.confidence(case_id), np.float32)
+    prototypes = _prototypes(np.asarray(cohort.image(case_id)), label, cohort.plan.classes)
+    volumes = _volumes(label, cohort.plan.classes, cohort.plan.spacing)
+    carried = _carried(cohort, case_id, label, template) if cohort.has_deformations() else None
+    passes = cohort.between_passes(number, case_id)
+    found: list[Signals] = []
+    for value in range(1, cohort.plan.classes):
+        mine = label == value
+        signals: Signals = {
+            **_doubt(probabilities[value].astype(np.float32), mine),
+            "with_propagation": dice(mine, propagated == value),
+            "network_with_propagation": dice(network == value, propagated == value),
+            "between_rounds": dice(own == value, before == value),
+            "between_passes": passes[value - 1],
+            "confidence": float(confidence[mine].mean()) if mine.any() else 0.0,
+            "prototype": _cosine(prototypes[value], template.prototypes[value]),
+            "volume_to_template": abs(float(np.log(max(volumes[value], 1) / max(template.volumes[value], 1)))),
+            "volume_to_cohort": abs(float(np.log(max(volumes[value], 1) / max(typical[value], 1)))),
+        }
+        if number == 0:  # there is nothing yet that could differ from the propagation
+            signals |= dict.fromkeys(("with_propagation", "network_with_propagation", "between_rounds"))
+        found.append(signals | _in_template(carried, votes, template, value))
+    return found
+
+
+def _doubt(p: NDArray[np.float32], mine: NDArray[np.bool_]) -> dict[str, float]:
+    """What a class's probabilities say about its answer `mine`; by volume and surface, so that sizes compare."""
+    entropy = _binary_entropy(p)
+    band = ndimage.binary_dilation(mine) & ~ndimage.binary_erosion(mine)
+    count = max(int(mine.sum()), 1)
+    return {
+        "expected_dice": float(2 * p[mine].sum() / max(float(p.sum()) + count, 1e-6)),
+        "boundary_entropy": float(entropy[band].mean()) if band.any() else 1.0,
+        "entropy_by_volume": float(entropy.sum()) / count,
+        "entropy_by_surface": float(entropy.sum()) / max(int(band.sum()), 1),
+    }
+
+
+def _in_template(
+    carried: NDArray[np.uint16] | None, votes: _Votes, template: _Template, value: int
+) -> dict[str, float | None]:
+    """Agreement in the template's space: with its label (reverse classification) and with most of the other cases."""
+    if carried is None:
+        return {"reverse": None, "with_cohort": None}
+    mine, seen = carried == value, carried < _UNSEEN
+    others, voters = votes.classes[value].astype(np.int32) - mine, votes.seen.astype(np.int32) - seen
+    most = seen & (2 * others > voters)
+    return {
+        "reverse": dice(mine, seen & (template.label == value)),
+        "with_cohort": dice(mine, most) if voters.any() else None,
+    }
+
+
+def _single(cohort: Cohort, number: int, case_id: str, config: TrainingConfig) -> NDArray[np.float32]:
+    """What one round's network alone predicted; round 0 is the propagation."""
+    now = np.asarray(cohort.probabilities(number, case_id), np.float32)
+    if number < 2 or not config.ensemble_rounds:
+        return now
+    return np.asarray(number * now - (number - 1) * np.asarray(cohort.probabilities(number - 1, case_id), np.float32))
+
+
+def _prototypes(image: NDArray[Any], label: NDArray[Any], classes: int) -> NDArray[np.float32]:
+    """Mean MIND-SSC descriptors of each class less those of the whole scan, (C, 12)."""
+    described = mind_ssc(torch.from_numpy(np.array(image, np.float32))).numpy().reshape(12, -1)
+    flat = label.reshape(-1)
+    mean = described.mean(1)
+    found = np.zeros((classes, 12), np.float32)
+    for value in range(classes):
+        mine = flat == value
+        if mine.any():
+            found[value] = described[:, mine].mean(1) - mean
+    return found
+
+
+def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-9))
+
+
+def _binary_entropy(p: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Entropy of "this class or not", in bits: free of the number of classes."""
+    p = p.clip(1e-6, 1 - 1e-6)
+    return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)), np.float32)
+
+
+def _volumes(label: NDArray[Any], classes: int, spacing: Sequence[float]) -> NDArray[np.float64]:
+    """Volume of each class, mm³."""
+    return np.asarray(np.bincount(label.reshape(-1), minlength=classes)[:classes] * float(np.prod(spacing)))

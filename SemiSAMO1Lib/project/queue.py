@@ -1,0 +1,180 @@
+"""What a person looks at next, and what may be said of the cases nobody looked at.
+
+The worst come first. Because a mean over the worst says nothing of the rest, every fifth case that is offered is drawn
+at random, and these alone give the shown mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..quality import level
+from .cases import Role
+from .history import Decision, decisions
+from .results import Quality, predictions, quality
+from .reviews import Review
+from .store import Project
+
+#: Of this many cases that are offered one is drawn at random.
+EVERY = 5
+
+#: The lower end of the interval of the mean from which on reviewing may end.
+GOOD_ENOUGH = 0.9
+
+#: Corrections since the last training that are worth another one.
+WORTH_A_TRAINING = 3
+
+#: Reviews of random cases below which nothing is said of the mean.
+FEWEST = 3
+
+_DECIDED = (Review.ACCEPTED, Review.CORRECTED, Review.REJECTED)
+
+#: 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond, 1.96 + 2.4 / n is right to 0.01.
+_STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A case in the queue.
+
+    Attributes:
+        case: its id.
+        state: of its review.
+        score: likely Dice, 0 to 1; None where nothing was found.
+        drawn: offered because it was drawn at random, not because it is bad.
+    """
+
+    case: str
+    state: Review
+    score: float | None
+    drawn: bool = False
+
+    @property
+    def level(self) -> str:
+        return "low" if self.score is None else level(self.score)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good the predictions that people saw were, from the cases drawn at random alone.
+
+    Attributes:
+        mean: Dice between what was seen and what was then saved; a rejected prediction counts 0.
+        low, high: its 95 % interval.
+        reviewed: random cases that were decided.
+        cases: predicted cases that the mean speaks of.
+    """
+
+    mean: float
+    low: float
+    high: float
+    reviewed: int
+    cases: int
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do next, and why: `enough`, `train` or `review`."""
+
+    verdict: str
+    reason: str
+
+
+def queue(project: Project, rated: Quality | None = None) -> list[Waiting]:
+    """Predicted cases that nobody decided about, in the order in which they are offered; skipped ones at the end.
+
+    Args:
+        project: whose.
+        rated: likely quality of the current predictions, where it is known already.
+    """
+    rated = rated or quality(project, predictions(project))
+    cases = {case.id: case for case in project.state.cases}
+    open_states = (Review.NOT_SEEN, Review.SKIPPED, Review.DRAFT)
+    waiting = {
+        name: Review(cases[name].review)
+        for name in rated.worst_first()
+        if cases[name].role is not Role.EXCLUDED and cases[name].review in open_states
+    }
+    fresh = [name for name, state in waiting.items() if state is not Review.SKIPPED]
+    later = [name for name, state in waiting.items() if state is Review.SKIPPED]
+    draws = random_order(rated.estimates, project.state.current_training)
+    place = len(_decided(project))
+    drawn = set(draws[: place // EVERY])
+    ordered = []
+    left = dict.fromkeys(fresh)
+    while left:
+        rank, slot = divmod(place, EVERY)
+        name = next(iter(left))
+        if slot == EVERY - 1:
+            drawn.add(draws[rank])
+            name = draws[rank] if draws[rank] in left else name
+        del left[name]
+        ordered.append(name)
+        place += 1
+    return [Waiting(name, waiting[name], rated.estimates[name].likely, name in drawn) for name in (*ordered, *later)]
+
+
+def random_order(cases: Iterable[str], training: str | None) -> list[str]:
+    """Cases in an order that only chance decided, the same each time it is asked for."""
+    return sorted(cases, key=lambda case: hashlib.sha256(f"{training}/{case}".encode()).digest())
+
+
+def score(project: Project, rated: Quality | None = None) -> Score | None:
+    """The honest mean of the current training; None until `FEWEST` random cases were decided.
+
+    Of every five decisions one case was drawn in advance from all predicted ones, without looking at its quality; a
+    drawn case counts also when somebody had decided about it before. So these are a simple random sample, and the
+    interval is Student's with the correction for a finite cohort.
+    """
+    rated = rated or quality(project, predictions(project))
+    decided = _decided(project)
+    draws = random_order(rated.estimates, project.state.current_training)[: len(decided) // EVERY]
+    values = [decided[case].mean_dice or 0.0 for case in draws if case in decided]
+    if len(values) < FEWEST:
+        return None
+    count, cases = len(values), len(rated.estimates)
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    finite = math.sqrt(max(cases - count, 0) / max(cases - 1, 1))
+    half = _student(count - 1) * spread / math.sqrt(count) * finite
+    return Score(mean, max(0.0, mean - half), min(1.0, mean + half), count, cases)
+
+
+def advice(project: Project, rated: Quality | None = None) -> Advice:
+    """Go on or enough, by one rule.
+
+    Enough: the lower end of the random cases' interval is at least `GOOD_ENOUGH`. Else train again when
+    `WORTH_A_TRAINING` cases were corrected since the last training or nothing waits. Else review on.
+    """
+    rated = rated or quality(project, predictions(project))
+    found = score(project, rated)
+    corrected = sum(one.after == Review.CORRECTED for one in _decided(project).values())
+    waiting = len(queue(project, rated))
+    if found is not None and found.low >= GOOD_ENOUGH:
+        return Advice(
+            "enough",
+            f"at 95 % the mean Dice of the predictions is at least {found.low:.2f}; {GOOD_ENOUGH:.2f} is enough",
+        )
+    if corrected and (corrected >= WORTH_A_TRAINING or not waiting):
+        cases = "case was" if corrected == 1 else "cases were"
+        return Advice("train", f"{corrected} {cases} corrected since the last training; train again with them")
+    if not waiting:
+        return Advice("enough", "every prediction was decided about and none needed a correction")
+    if found is None:
+        return Advice("review", f"correct the worst; a mean is shown after {FEWEST * EVERY} decisions")
+    return Advice("review", f"the mean Dice may be as low as {found.low:.2f}; correct the worst")
+
+
+def _decided(project: Project) -> dict[str, Decision]:
+    """Case -> the decision in force about its prediction by the current training."""
+    current = project.state.current_training
+    last = {case: made[-1] for case, made in decisions(project).items() if made}
+    return {case: one for case, one in last.items() if one.training == current and one.after in _DECIDED}
+
+
+def _student(freedom: int) -> float:
+    return _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else 1.96 + 2.4 / freedom

@@ -1,0 +1,105 @@
+"""The results of a project's trainings as their readers need them: rows with whole paths, and likely quality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import files
+from ..quality import ENOUGH, QualityModel, Reviewed, level, refitted, shipped
+from .history import Decision, decisions
+from .store import Project
+
+
+def predictions(project: Project, training: str | None = None) -> dict[str, dict[str, Any]]:
+    """Case id -> its row in the results of a training, the current one unless said; empty before the first one.
+
+    Rows have the files as whole paths (None where an older program wrote none) and the training beside the scores.
+    Raises ValueError for a damaged index.
+    """
+    training = training or project.refresh().current_training
+    index = project.jobs / training / "results" / "index.json" if training is not None else None
+    if index is None or not index.is_file():
+        return {}
+    known = {case.id for case in project.state.cases}
+    found = {}
+    for row in files.read_json(index)["cases"]:
+        places = {key: index.parent / row[key] if row.get(key) else None for key in ("prediction", "uncertainty")}
+        if row["case"] in known:
+            found[row["case"]] = {**row, **places, "training": training}
+    return found
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How good a prediction probably is.
+
+    Attributes:
+        likely: Dice, mean over the labels that are in the table; None where nothing was found, which is the worst.
+        labels: label value -> likely Dice.
+        signs: label value -> the signs that it was computed from; empty for results of an older program.
+    """
+
+    likely: float | None
+    labels: Mapping[int, float]
+    signs: Mapping[int, Mapping[str, float | None]]
+
+    @property
+    def level(self) -> str:
+        """low, medium or high."""
+        return "low" if self.likely is None else level(self.likely)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Likely quality of a training's predictions.
+
+    Attributes:
+        estimates: case id -> estimate.
+        error: mean absolute error of a likely Dice.
+        reviewed: cases that a person decided about and the model learned from.
+    """
+
+    estimates: Mapping[str, Estimate]
+    error: float
+    reviewed: int
+
+    @property
+    def checked(self) -> bool:
+        """Whether enough cases of this project were reviewed for the figures to hold here."""
+        return self.reviewed >= ENOUGH
+
+    def worst_first(self) -> list[str]:
+        """Cases by likely quality, the worst first, ties by id; where nothing was found comes first."""
+        likely = {case: one.likely for case, one in self.estimates.items()}
+        return sorted(likely, key=lambda case: (-1.0 if (value := likely[case]) is None else value, case))
+
+
+def quality(project: Project, predicted: Mapping[str, dict[str, Any]]) -> Quality:
+    """Estimate every predicted case, with a model that has learned from the project's own reviews."""
+    lessons = [lesson for case in decisions(project).values() for one in case if (lesson := _lesson(one)) is not None]
+    model = refitted(shipped(), lessons)
+    estimates = {case: _estimate(row["scores"], model) for case, row in predicted.items()}
+    return Quality(estimates, model.error, len(lessons))
+
+
+def _estimate(scores: Mapping[str, Any], model: QualityModel) -> Estimate:
+    doubt = scores.get("label_uncertainty")
+    rows = {int(value): row["signs"] for value, row in scores.get("labels", {}).items() if row.get("signs")}
+    if doubt is None:
+        return Estimate(None, {}, rows)
+    if not rows:  # results of an older program: certainty alone, which ranks, is all there is
+        return Estimate(1.0 - doubt, {}, {})
+    likely = dict(zip(rows, model.likely(list(rows.values())), strict=True))
+    return Estimate(float(np.mean(list(likely.values()))), likely, rows)
+
+
+def _lesson(decision: Decision) -> Reviewed | None:
+    """What a decision teaches about the estimate; None for one without a saved label or without signs."""
+    values = [value for value in decision.dice if value in decision.signs]
+    if not values:
+        return None
+    return Reviewed(tuple(decision.signs[value] for value in values), tuple(decision.dice[value] for value in values))

@@ -1,0 +1,190 @@
+"""How good a prediction probably is, from signs that need no reference: a small linear model that learns from reviews.
+
+The signs of a class (`engine/evaluation/signals.py`) are transformed, standardised and added up to the logit of its
+Dice. The shipped coefficients were fitted on other cohorts (`quality.json` says which); from `ENOUGH` reviewed cases on
+they are fitted again, towards the shipped ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Reviewed cases from which on the estimate is fitted to a project's own scans.
+ENOUGH = 10
+
+#: Likely Dice from which on a prediction is called high or medium.
+HIGH, MEDIUM = 0.85, 0.7
+
+#: Dice is kept this far from 0 and 1 before its logit is taken.
+_MARGIN = 0.01
+
+#: Signs that are shares or Dice values; their logit is taken. All others are taken as they are.
+_SHARES = frozenset(
+    {
+        "expected_dice",
+        "with_propagation",
+        "network_with_propagation",
+        "between_rounds",
+        "between_passes",
+        "reverse",
+        "with_cohort",
+    }
+)
+
+
+@dataclass(frozen=True)
+class QualityModel:
+    """Coefficients of the estimate.
+
+    Attributes:
+        names: of the signs.
+        means, scales: of the transformed signs where the model was fitted.
+        coefficients: of the standardised signs.
+        intercept: logit of the Dice where all signs are at their means.
+        error: mean absolute error of a case's likely Dice, on scans that took no part in the fit.
+        origin: what it was fitted on.
+    """
+
+    names: tuple[str, ...]
+    means: tuple[float, ...]
+    scales: tuple[float, ...]
+    coefficients: tuple[float, ...]
+    intercept: float
+    error: float
+    origin: dict[str, Any]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> QualityModel:
+        lists = {key: tuple(value[key]) for key in ("names", "means", "scales", "coefficients")}
+        return cls(**lists, intercept=value["intercept"], error=value["error"], origin=dict(value["origin"]))
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def likely(self, classes: Sequence[Mapping[str, float | None]]) -> list[float]:
+        """The likely Dice of each class, 0 to 1, from its signs; a sign that is missing counts as average."""
+        if not classes:
+            return []
+        logit = self.intercept + self.standardised(classes) @ np.array(self.coefficients)
+        return [float(value) for value in 1 / (1 + np.exp(-logit))]
+
+    def standardised(self, classes: Sequence[Mapping[str, float | None]]) -> NDArray[np.float64]:
+        """(classes, signs): transformed signs, less their means, in units of their scales."""
+        values = np.array([[_transformed(name, one.get(name)) for name in self.names] for one in classes])
+        values = (values - np.array(self.means)) / np.array(self.scales)
+        return np.asarray(np.nan_to_num(values, nan=0.0).clip(-4, 4))
+
+
+def _transformed(name: str, value: float | None) -> float:
+    if value is None:
+        return math.nan
+    return logit(value) if name in _SHARES else float(value)
+
+
+def logit(dice: float) -> float:
+    """Log odds of a Dice value, kept away from 0 and 1."""
+    inside = min(max(dice, _MARGIN), 1 - _MARGIN)
+    return math.log(inside / (1 - inside))
+
+
+@functools.cache
+def shipped() -> QualityModel:
+    """The model that comes with the library."""
+    return QualityModel.from_json(json.loads(Path(__file__).with_name("quality.json").read_text(encoding="utf-8")))
+
+
+def fit(
+    signs: Sequence[Mapping[str, float | None]],
+    dice: Sequence[float],
+    groups: Sequence[str],
+    names: Sequence[str],
+    origin: Mapping[str, Any],
+    penalty: float = 10.0,
+) -> QualityModel:
+    """Fit the model by ridge regression, every group counting alike.
+
+    Slopes come from differences inside the groups: that one anatomy is harder than another must not be mistaken for a
+    sign's effect. The intercept is the mean over the groups.
+
+    Args:
+        signs: of each class of each case.
+        dice: their true Dice.
+        groups: the training that each belongs to.
+        names: signs to use.
+        origin: what the data are.
+        penalty: of the ridge, in rows.
+    """
+    raw = np.array([[_transformed(name, one.get(name)) for name in names] for one in signs])
+    known = ~np.isnan(raw)
+    means = np.where(known, raw, 0).sum(0) / np.maximum(known.sum(0), 1)
+    raw = np.where(np.isnan(raw), means, raw)
+    target = np.array([logit(value) for value in dice])
+    names_of_groups = np.array(groups)
+    weight = np.empty(len(target))
+    centred, wanted = np.empty_like(raw), np.empty_like(target)
+    for group in np.unique(names_of_groups):
+        mine = names_of_groups == group
+        weight[mine] = len(target) / (len(np.unique(names_of_groups)) * mine.sum())
+        centred[mine], wanted[mine] = raw[mine] - raw[mine].mean(0), target[mine] - target[mine].mean()
+    scales = np.maximum(np.sqrt(np.average(centred**2, axis=0, weights=weight)), 1e-6)
+    x = centred / scales
+    normal = (x * weight[:, None]).T @ x + penalty * np.eye(len(names))
+    slopes = np.linalg.solve(normal, (x * weight[:, None]).T @ wanted)
+    here = ((raw - means) / scales).clip(-4, 4)
+    intercept = float(np.average(target - here @ slopes, weights=weight))
+    return QualityModel(
+        tuple(names),
+        tuple(float(value) for value in means),
+        tuple(float(value) for value in scales),
+        tuple(float(value) for value in slopes),
+        intercept,
+        math.nan,
+        dict(origin),
+    )
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """A case that a person decided about: the signs of its classes then, and the Dice of each with the saved label."""
+
+    signs: tuple[Mapping[str, float | None], ...]
+    dice: tuple[float, ...]
+
+
+def refitted(model: QualityModel, reviewed: Sequence[Reviewed], penalty: float = 20.0) -> QualityModel:
+    """The model fitted to a project's own reviews, towards the one it starts from; `error` is by leaving each case out.
+
+    With fewer than `ENOUGH` reviewed cases the model stays as it is.
+    """
+    if len(reviewed) < ENOUGH:
+        return model
+
+    rows = [np.c_[np.ones(len(case.signs)), model.standardised(case.signs)] for case in reviewed]
+    wanted = [np.array([logit(value) for value in case.dice]) for case in reviewed]
+    start = np.array([model.intercept, *model.coefficients])
+    stiff = np.diag([1.0, *[penalty] * len(model.coefficients)])  # the level is learned fast, the slopes slowly
+    squares = [x.T @ x for x in rows]
+    misses = [x.T @ (y - x @ start) for x, y in zip(rows, wanted, strict=True)]
+    all_squares, all_misses = sum(squares) + stiff, sum(misses)
+    errors = []
+    for x, square, miss, case in zip(rows, squares, misses, reviewed, strict=True):
+        others = start + np.linalg.solve(all_squares - square, all_misses - miss)
+        errors.append(abs(float(np.mean(1 / (1 + np.exp(-x @ others))) - np.mean(case.dice))))
+    found = start + np.linalg.solve(all_squares, all_misses)
+    origin = {**model.origin, "reviewed": len(reviewed)}
+    slopes = tuple(found[1:].tolist())
+    return replace(model, intercept=float(found[0]), coefficients=slopes, error=float(np.mean(errors)), origin=origin)
+
+
+def level(likely: float) -> str:
+    """A likely Dice in words: low, medium or high."""
+    return "high" if likely >= HIGH else "medium" if likely >= MEDIUM else "low"

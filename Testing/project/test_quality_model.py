@@ -1,0 +1,130 @@
+"""The estimate of quality: what a fit finds, what missing signs do, how reviews move it, and what is shipped."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from SemiSAMO1Lib.quality import ENOUGH, HIGH, MEDIUM, QualityModel, Reviewed, fit, level, logit, refitted, shipped
+
+NAMES = ("expected_dice", "boundary_entropy")
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def data(
+    seed: int = 0, count: int = 300, noise: float = 0.05
+) -> tuple[list[dict[str, float | None]], list[float], list[str]]:
+    """Signs whose effect on the Dice is known: + 0.8 per unit of logit(expected_dice), - 2 per unit of entropy.
+
+    One of two groups is harder and, against the rule, more certain: a fit over all would turn the sign round.
+    """
+    rng = np.random.default_rng(seed)
+    signs: list[dict[str, float | None]] = []
+    dice, groups = [], []
+    for number in range(count):
+        hard = number % 2
+        expected, entropy = float(rng.normal(1.0 + 2.0 * hard, 0.5)), float(rng.uniform(0.2, 0.8))
+        signs.append({"expected_dice": sigmoid(expected), "boundary_entropy": entropy})
+        dice.append(sigmoid(0.8 * expected - 2 * entropy + 2 - 4.0 * hard + float(rng.normal(0, noise))))
+        groups.append("hard" if hard else "easy")
+    return signs, dice, groups
+
+
+def model_of(seed: int = 0) -> QualityModel:
+    return fit(*data(seed), NAMES, {"cohorts": ["made up"]}, penalty=0.01)
+
+
+def test_effects_are_those_within_a_training_not_between_trainings() -> None:
+    model = model_of()
+    effects = np.array(model.coefficients) / np.array(model.scales)
+    assert effects == pytest.approx([0.8, -2.0], rel=0.1)
+
+
+def test_groups_count_alike_whatever_their_size() -> None:
+    signs, dice, groups = data()
+    easy = [number for number, group in enumerate(groups) if group == "easy"]
+    many = [*range(len(signs)), *easy * 5]
+    larger = fit([signs[n] for n in many], [dice[n] for n in many], [groups[n] for n in many], NAMES, {}, 0.01)
+    likely = [model.likely([signs[1]])[0] for model in (larger, model_of())]
+    assert likely[0] == pytest.approx(likely[1], abs=0.05)
+
+
+def test_a_missing_sign_counts_as_average() -> None:
+    model = model_of()
+    average = {"expected_dice": None, "boundary_entropy": None}
+    assert model.likely([average]) == [pytest.approx(sigmoid(model.intercept))]
+
+
+def test_a_likely_dice_is_a_dice() -> None:
+    model = model_of()
+    wild = [{"expected_dice": value, "boundary_entropy": 100 * value} for value in (-5.0, 0.0, 1.0, 7.0)]
+    assert all(0 <= value <= 1 for value in model.likely(wild))
+
+
+def test_nothing_in_nothing_out() -> None:
+    assert model_of().likely([]) == []
+
+
+def test_it_survives_its_file() -> None:
+    model = replace(model_of(), error=0.04)
+    assert QualityModel.from_json(model.to_json()) == model
+
+
+@pytest.mark.parametrize(
+    ("likely", "word"), [(HIGH, "high"), (HIGH - 0.01, "medium"), (MEDIUM, "medium"), (0.1, "low")]
+)
+def test_levels(likely: float, word: str) -> None:
+    assert level(likely) == word
+
+
+@pytest.mark.parametrize("dice", [0.0, 1.0])
+def test_the_logit_of_the_ends_is_finite(dice: float) -> None:
+    assert math.isfinite(logit(dice))
+
+
+class TestRefit:
+    def reviewed(self, count: int, shift: float) -> list[Reviewed]:
+        """Cases whose Dice is what the model says, moved by `shift` in logits."""
+        signs, _, _ = data(seed=7, count=count)
+        model = model_of()
+        return [Reviewed((one,), (sigmoid(logit(model.likely([one])[0]) + shift),)) for one in signs]
+
+    def test_too_few_reviews_change_nothing(self) -> None:
+        model = model_of()
+        assert refitted(model, self.reviewed(ENOUGH - 1, 1.0)) is model
+
+    def test_the_level_is_learned(self) -> None:
+        model = refitted(model_of(), self.reviewed(ENOUGH, 1.0))
+        assert model.intercept - model_of().intercept == pytest.approx(1.0, abs=0.3)
+
+    def test_reviews_that_agree_change_little(self) -> None:
+        model = refitted(model_of(), self.reviewed(20, 0.0))
+        assert model.intercept == pytest.approx(model_of().intercept, abs=0.01)
+        assert model.coefficients == pytest.approx(model_of().coefficients, abs=0.01)
+
+    def test_its_error_is_measured_on_cases_that_were_left_out(self) -> None:
+        """Noise that nobody can predict stays as error, however many coefficients there are."""
+        rng = np.random.default_rng(0)
+        noisy = [Reviewed(one.signs, (float(rng.uniform(0.4, 1.0)),)) for one in self.reviewed(12, 0.0)]
+        assert refitted(model_of(), noisy).error > 0.1
+
+
+class TestShipped:
+    def test_it_says_what_it_was_fitted_on(self) -> None:
+        assert {"cohorts", "trainings", "rows", "command"} <= set(shipped().origin)
+
+    def test_its_error_was_measured(self) -> None:
+        assert 0 < shipped().error < 0.2
+
+    def test_a_prediction_that_agrees_with_everything_is_better_than_one_that_does_not(self) -> None:
+        agreements = {"expected_dice", "with_propagation", "network_with_propagation", "between_rounds", "confidence"}
+        agreements |= {"prototype", "reverse", "with_cohort"}
+        good = {name: 0.95 if name in agreements else 0.1 for name in shipped().names}
+        bad = {name: 0.4 if name in agreements else 0.8 for name in shipped().names}
+        assert shipped().likely([good])[0] > shipped().likely([bad])[0] + 0.1
