@@ -625,11 +625,18 @@ def reviewed(story: Story, tmp_path: Path) -> Path:
 def test_the_queue_for_machines(reviewed: Path) -> None:
     rows = shell("queue", reviewed, "--json").json()
     assert {row["case"] for row in rows} == {"phantom_001", "phantom_002"}
-    assert all(set(row) == {"case", "state", "score"} and row["state"] == "not_seen" for row in rows)
+    keys = {"case", "state", "score", "level", "drawn"}
+    assert all(set(row) == keys and row["state"] == "not_seen" and 0 <= row["score"] <= 1 for row in rows)
 
 
 def test_the_queue_for_people(reviewed: Path) -> None:
-    assert "phantom_001" in shell("queue", reviewed).text
+    text = shell("queue", reviewed).text
+    assert "phantom_001" in text and "not yet checked on your scans: 0 of 10 are reviewed" in text
+
+
+def test_the_score_says_what_to_do_next(reviewed: Path) -> None:
+    value = shell("score", reviewed, "--json").json()
+    assert value["score"] is None and value["verdict"] == "review" and value["reason"]
 
 
 @pytest.mark.parametrize("command", ["reject", "skip"])
