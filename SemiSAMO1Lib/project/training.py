@@ -8,6 +8,7 @@ from typing import Any
 from .. import files
 from ..job.folder import JobFolder, JobKind
 from ..job.watch import running_training
+from .case_rows import case_row
 from .cases import Case, Role
 from .store import Project, ProjectError
 
@@ -50,15 +51,9 @@ def request_training(project: Project, parameters: dict[str, Any]) -> JobFolder:
     job = JobFolder.create(project.jobs, JobKind.TRAIN, parameters, state.labels.to_json())
     labelled = [*state.with_role(Role.TEMPLATE), *state.with_role(Role.LABELLED)]
     rows = [_labelled_row(project, job, case) for case in labelled]
-    cases = [_row(project, case) for case in state.with_role(Role.UNLABELLED)]
+    cases = [case_row(project, case) for case in state.with_role(Role.UNLABELLED)]
     files.write_json(job.inputs / "cases.json", {"labelled": rows, "cases": cases})
     return job
-
-
-def _row(project: Project, case: Case) -> dict[str, Any]:
-    places = [path.as_posix() for path in project.image_places(case)]
-    row = {"id": case.id, "places": places, "fingerprint": case.fingerprint, "review": case.review}
-    return {**row, **case.geometry.to_json()}
 
 
 def _labelled_row(project: Project, job: JobFolder, case: Case) -> dict[str, Any]:
@@ -69,7 +64,7 @@ def _labelled_row(project: Project, job: JobFolder, case: Case) -> dict[str, Any
     said = set(record["declared"])
     unknown = [value for value in project.state.labels.values if value not in said]
     return {
-        **_row(project, case),
+        **case_row(project, case),
         "label": f"labels/{case.id}.seg.nrrd",
         "version": case.label_version,
         "sha256": record["sha256"],

@@ -15,6 +15,7 @@ from ..choices import PRESETS
 from ..job import JobError, JobFolder, JobKind, Observed, State, cancel, kill, observe, resume, running_training, start
 from ..job.watch import all_jobs, trainings
 from ..project import Project, ProjectError, Role
+from ..project.advising import FEWEST
 from .console import WRONG_USE, Bar, exit_for, fail, follow, guarded, next_step, out, say
 
 app = typer.Typer(
@@ -71,6 +72,8 @@ def init(
     ]
     if labelled := state.with_role(Role.TEMPLATE):
         lines.append(f"The template is {labelled[0].id}. {next_step('train', project)}")
+    elif len(state.cases) >= FEWEST:
+        lines.append(f"Which scan is the best one to label? {next_step('advise', project)}")
     else:
         lines.append(next_step("template", project, "--case", state.cases[0].id, "--labels", "FILE"))
     say(value, as_json, "\n".join(lines))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import files
 from ..engine.cases import EngineCase, LabelledCase
-from ..image_io import UnreadableImage, read_volume
+from ..image_io import UnreadableImage
 from ..job.folder import JobFolder
 from ..project import LabelError, LabelTable, read_labels
-from ..project.cases import check_voxels, fingerprint
+from ..project.case_rows import checked_volume, find_image
 from ..volume import Geometry, Volume
 
 
@@ -90,27 +89,6 @@ def read_labelled(job: JobFolder) -> tuple[ClassMap, list[LabelledCase]]:
         raise UnusableTemplate("the label table is empty: label the template first")
     rows = files.read_json(job.inputs / "cases.json")["labelled"]
     return class_map, [_labelled(job, row, class_map) for row in rows]
-
-
-def find_image(row: dict[str, Any]) -> Path:
-    """The image of a case in one of its places, unchanged. Raises UnreadableImage."""
-    reason = f"the image is missing: {row['places'][0]}"
-    for place in map(Path, row["places"]):
-        try:
-            if place.is_file():
-                if fingerprint(place) == row["fingerprint"]:
-                    return place
-                reason = f"the image was changed since it was added: {place}"
-        except OSError as error:
-            reason = f"the image cannot be read ({error.strerror}): {place}"
-    raise UnreadableImage(reason)
-
-
-def checked_volume(path: Path) -> Volume:
-    """A scan, read and checked. Raises UnreadableImage."""
-    volume = read_volume(path)
-    check_voxels(volume)
-    return volume
 
 
 def _labelled(job: JobFolder, row: dict[str, Any], class_map: ClassMap) -> LabelledCase:

@@ -14,8 +14,9 @@ from ..engine.observer import Observer, Silent
 from ..image_io import SUFFIXES, suffix_of, write_volume
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project
+from ..project.case_rows import checked_volume
 from ..project.label_writer import write_segmentation
-from .inputs import ClassMap, checked_volume, read_labelled
+from .inputs import ClassMap, read_labelled
 from .report import current_training
 from .train import config_of
 

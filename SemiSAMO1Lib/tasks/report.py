@@ -12,8 +12,8 @@ from ..engine.observer import Observer, Silent
 from ..image_io import UnreadableImage, read_volume
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project, ProjectError, read_labels
+from ..project.case_rows import find_image
 from .compare import compare, references_of
-from .inputs import find_image
 from .reporter import Reporter
 
 

@@ -46,6 +46,10 @@ def _task(kind: JobKind) -> Callable[[JobFolder, Reporter], None]:
         from .train import train
 
         return _alone(train)
+    if kind is JobKind.ADVISE:
+        from .advise import advise
+
+        return advise
     if kind is JobKind.REPORT:
         from .report import report
 

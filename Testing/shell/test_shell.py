@@ -195,7 +195,7 @@ def test_init_names_the_cases(story: Story) -> None:
 
 def test_init_says_what_comes_next(cohort: Path, tmp_path: Path) -> None:
     shown = shell("init", tmp_path / "project", "--images", cohort / "images")
-    assert "3 scans in" in shown.text and "Next: semisamo1 template" in shown.text
+    assert "3 scans in" in shown.text and "Next: semisamo1 advise" in shown.text
 
 
 def test_init_lists_what_it_skips(cohort: Path, tmp_path: Path) -> None:
@@ -632,6 +632,11 @@ def test_the_queue_for_machines(reviewed: Path) -> None:
 def test_the_queue_for_people(reviewed: Path) -> None:
     text = shell("queue", reviewed).text
     assert "phantom_001" in text and "not yet checked on your scans: 0 of 10 are reviewed" in text
+
+
+def test_a_template_is_recommended(reviewed: Path) -> None:
+    value = shell("advise", reviewed, "--json").json()
+    assert value["recommended"] == value["ranking"][0]["case"] and len(value["ranking"]) == 3
 
 
 def test_the_score_says_what_to_do_next(reviewed: Path) -> None:
