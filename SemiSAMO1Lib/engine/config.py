@@ -29,6 +29,7 @@ class RegistrationConfig(_Strict):
     use_affine: bool = Field(True, description="try every start with an affine step too")
     affine_margin: float = Field(0.02, ge=0, le=1, description="share by which an affine start must be better")
     tie: float = Field(0.03, ge=0, le=1, description="starts within this share of the best are fused")
+    atlases: int = Field(3, ge=1, description="labelled scans that vote: those that look most like the case")
 
 
 class AugmentationConfig(_Strict):

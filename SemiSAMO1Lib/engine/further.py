@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from lightning_fabric import Fabric
-from numpy.typing import NDArray
 
 from ..volume import Volume
 from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
 from .data.store import Store
-from .inference.sliding import predict_probabilities
+from .inference.ensemble import predicted_by_all
 from .inference.uncertainty import case_scores, to_case_grid
-from .learners import learner_named
 from .memory import or_on_cpu
 from .observer import Observer
 from .planning import Plan
 from .propagation.registry import Request, make_propagator
-from .refinement.fusion import fused, running_mean
-from .training import load_weights, make_fabric
+from .refinement.fusion import fused
+from .training import make_fabric
 
 
 def segment_one(
@@ -60,31 +55,8 @@ def segment_one(
     confidence = found.confidence.cpu().numpy()
     probabilities = found.probabilities.cpu().numpy()
     observer.event("progress", stage="propagation", done=1, of=1, fraction=1 / (1 + config.rounds))
-    predicted = _predicted_by_all(cohort.scaled(volume, grid), plan, config, fabric, store, observer)
+    predicted = predicted_by_all(cohort.scaled(volume, grid), plan, config, fabric, store, observer)
     if predicted is not None:
         probabilities = fused(probabilities, confidence, predicted, config.propagation_share)
     prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
     return CaseResult(config.rounds, "scan", prediction, uncertainty, case_scores(prediction, uncertainty, classes))
-
-
-def _predicted_by_all(
-    image: NDArray[Any], plan: Plan, config: TrainingConfig, fabric: Fabric, store: Store, observer: Observer
-) -> NDArray[np.float16] | None:
-    """Mean prediction of the specialists that the last round used; None when no round trained one."""
-    mean = None
-    first = 1 if config.ensemble_rounds else config.rounds
-
-    def predict_on(where: torch.device) -> NDArray[np.float16]:
-        runner = fabric if where.type == fabric.device.type else make_fabric("cpu", "32-true")
-        model = learner.inference_model().to(where)
-        return predict_probabilities(model, image, plan, runner, config.test_time_passes, config.seed)
-
-    for count, number in enumerate(range(max(first, 1), config.rounds + 1), start=1):
-        learner = learner_named(config.learner)(plan, config)
-        learner.setup(fabric)
-        load_weights(learner, store, f"round-{number}.pt")
-        found = or_on_cpu(predict_on, fabric.device, observer, "prediction")
-        mean = found if mean is None else running_mean(mean, found, count)
-        done = (1 + number) / (1 + config.rounds)
-        observer.event("progress", stage="prediction", done=number, of=config.rounds, fraction=done)
-    return mean

@@ -25,13 +25,16 @@ from ..volume import Geometry, Volume
 from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
+from .data.grids import resample_labels
 from .data.store import Store
+from .evaluation.metrics import dice
 from .evaluation.signals import cohort_signals
+from .inference.ensemble import predicted_by_all
 from .inference.sliding import Agreement, predict_probabilities
 from .inference.uncertainty import case_scores, to_case_grid
 from .learners import Learner, learner_named
 from .memory import is_out_of_memory, or_on_cpu, usable_memory
-from .observer import Observer, stop_if_asked
+from .observer import Observer, Silent, stop_if_asked
 from .planning import Plan, make_plan, plan_to_json, scale_intensities, smaller
 from .progress import Progress
 from .propagation.base import Propagator
@@ -42,6 +45,9 @@ from .refinement.fusion import fused, running_mean, voxel_weights
 from .sampling import PatchSource
 from .specialists import make_specialist, require_specialist
 from .training import make_fabric, train_round
+
+#: Weights below `weights` of an earlier run that the first round begins with; absent: from scratch.
+EARLIER = "round-0.pt"
 
 #: Gives a value, larger is better, to a function that gives the class probabilities (C, z, y, x) of an image.
 CohortJudge = Callable[[Callable[[NDArray[Any]], NDArray[np.float16]], int], float]
@@ -109,6 +115,8 @@ def run(
             yield from results(cohort, number, config, progress)
         if number < config.rounds:
             refine(cohort, number, config, progress)
+    if config.rounds:
+        look_again(cohort, config, fabric, observer)
     progress.finish()
 
 
@@ -200,7 +208,7 @@ def train(
     labelled = cohort.labelled_cases(config.seed, learner_named(config.learner).with_distance)
     pseudo = cohort.pseudo_cases(number, config.seed)
     observer = progress.training(number)
-    start_from = f"round-{number - 1}.pt" if config.warm_start and number > 1 else None
+    start_from = _weights_to_begin_with(cohort.store, number, config)
     while True:
         source = PatchSource(labelled, pseudo, cohort.plan, config, number)
         try:
@@ -220,6 +228,13 @@ def train(
             cohort.plan = plan
             cohort.store.save_json(plan_to_json(plan), "plan.json")
             torch.cuda.empty_cache()
+
+
+def _weights_to_begin_with(store: Store, number: int, config: TrainingConfig) -> str | None:
+    """The round before, if it is to go on; in the first round an earlier run's weights, where they were put there."""
+    if number == 1:
+        return EARLIER if store.has("weights", EARLIER) else None
+    return f"round-{number - 1}.pt" if config.warm_start else None
 
 
 def predict(
@@ -254,6 +269,27 @@ def refine(cohort: Cohort, number: int, config: TrainingConfig, progress: Progre
         lambda: refine_cohort(cohort, number, config, progress.observer).to_json(), "refinement", f"{number}.json"
     )
     progress.step(f"refinement {number}", 1, 1)
+
+
+def look_again(cohort: Cohort, config: TrainingConfig, fabric: Fabric, observer: Observer) -> None:
+    """Predict the labelled cases besides the template, to say what was learned: Dice with their labels.
+
+    `labelled.json` in the store: case -> Dice of the classes 1 .. C - 1, on the training grid.
+    """
+
+    def compute() -> dict[str, list[float]]:
+        found = {}
+        for case in cohort.labelled[1:]:
+            stop_if_asked(observer)
+            grid = cohort.grid(case.image.geometry)
+            image = cohort.scaled(case.image, grid)
+            predicted = predicted_by_all(image, cohort.plan, config, fabric, cohort.store, Silent())
+            assert predicted is not None, "a round was trained"
+            answer, label = predicted.argmax(0), resample_labels(case.label, grid)
+            found[case.id] = [dice(answer == value, label == value) for value in range(1, cohort.plan.classes)]
+        return found
+
+    cohort.store.once(compute, "labelled.json")
 
 
 def results(cohort: Cohort, number: int, config: TrainingConfig, progress: Progress) -> Iterator[CaseResult]:

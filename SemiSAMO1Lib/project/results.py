@@ -86,6 +86,41 @@ def quality(project: Project, predicted: Mapping[str, dict[str, Any]]) -> Qualit
     return Quality(estimates, model.error, len(lessons))
 
 
+@dataclass(frozen=True)
+class Change:
+    """What a training made of a case that a person had reviewed.
+
+    Attributes:
+        case: its id.
+        before: mean Dice of the prediction that the person saw with the label that was then saved; None where unknown.
+        now: mean Dice of the new networks' answer with the label in force, which they have learned from.
+    """
+
+    case: str
+    before: float | None
+    now: float
+
+    @property
+    def in_words(self) -> str:
+        if self.before is None:
+            return f"{self.case} Dice {self.now:.3f}"
+        return f"{self.case} Dice {self.before:.3f} to {self.now:.3f} ({self.now - self.before:+.3f})"
+
+
+def changes(project: Project, training: str | None = None) -> list[Change]:
+    """The reviewed cases that a training learned from, those that changed most first; the current training's."""
+    training = training or project.refresh().current_training
+    path = project.jobs / training / "results" / "labelled.json" if training is not None else None
+    if path is None or not path.is_file():
+        return []
+    history = decisions(project)
+    found = []
+    for case, dice in files.read_json(path).items():
+        seen = [one.mean_dice for one in history.get(case, []) if one.training != training and one.dice]
+        found.append(Change(case, seen[-1] if seen else None, float(np.mean(list(dice.values())))))
+    return sorted(found, key=lambda one: (-abs(one.now - (one.before or 0.0)), one.case))
+
+
 def _estimate(scores: Mapping[str, Any], model: QualityModel) -> Estimate:
     doubt = scores.get("label_uncertainty")
     rows = {int(value): row["signs"] for value, row in scores.get("labels", {}).items() if row.get("signs")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 from .. import files
@@ -48,12 +49,28 @@ def request_training(project: Project, parameters: dict[str, Any]) -> JobFolder:
     if reasons := reasons_against_training(project):
         raise ProjectError("training cannot start: " + "; ".join(reasons))
     state = project.state
+    start = _start_of(project, parameters.get("continue_from"))
     job = JobFolder.create(project.jobs, JobKind.TRAIN, parameters, state.labels.to_json())
     labelled = [*state.with_role(Role.TEMPLATE), *state.with_role(Role.LABELLED)]
     rows = [_labelled_row(project, job, case) for case in labelled]
     cases = [case_row(project, case) for case in state.with_role(Role.UNLABELLED)]
     files.write_json(job.inputs / "cases.json", {"labelled": rows, "cases": cases})
+    for name, path in start.items():
+        with files.atomic_path(job.inputs / "start" / name) as temporary:
+            shutil.copyfile(path, temporary)
     return job
+
+
+def _start_of(project: Project, training: str | None) -> dict[str, Path]:
+    """Files of an earlier training that a new one goes on from: its plan, configuration and last weights."""
+    if training is None:
+        return {}
+    work = JobFolder(project.jobs / training).work
+    rounds = sorted((work / "weights").glob("round-*.pt"), key=lambda path: int(path.stem.partition("-")[2]))
+    found = {"plan.json": work / "plan.json", "config.json": work / "config.json"}
+    if not rounds or not all(path.is_file() for path in found.values()):
+        raise ProjectError(f"training {training} has no weights to go on from. Finish it, or train from scratch.")
+    return {**found, "weights.pt": rounds[-1]}
 
 
 def _labelled_row(project: Project, job: JobFolder, case: Case) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ..job import JobError, JobFolder, JobKind, Observed, State, cancel, kill, o
 from ..job.watch import all_jobs, trainings
 from ..project import Project, ProjectError, Role
 from ..project.advising import FEWEST
+from ..project.results import changes
 from .console import WRONG_USE, Bar, exit_for, fail, follow, guarded, next_step, out, say
 
 app = typer.Typer(
@@ -181,6 +182,7 @@ def train(
     device: Annotated[str | None, typer.Option(help="auto (when not given), cpu, cuda or cuda:0.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same result; 0 when not given.")] = None,
     config: Annotated[Path | None, typer.Option(help="JSON file with further parameters; options win.")] = None,
+    go_on: Annotated[bool, typer.Option("--continue", help="Begin with the current training's weights.")] = False,
     detach: Annotated[bool, typer.Option(help="Return at once; the training goes on in the background.")] = False,
     keep_rounds: Annotated[bool, typer.Option(help="Keep the predictions of every round.")] = False,
     as_json: Json = False,
@@ -192,6 +194,7 @@ def train(
     from ..engine.specialists import require_specialist
     from ..engine.training import require_device
     from ..project.training import request_training
+    from ..tasks.report import current_training
 
     parameters: dict[str, Any] = files.read_json(config) if config else {}
     if not isinstance(parameters, dict):
@@ -215,6 +218,8 @@ def train(
     one = Project(project)
     if (other := running_training(one.jobs)) is not None:
         raise JobError(f"training {other.id} is under way in this project. Wait for it, or stop it: semisamo1 cancel")
+    if go_on:
+        parameters["continue_from"] = current_training(one).id
     job = request_training(one, {**parameters, "keep_rounds": keep_rounds})
     start(job)
     _watch(job, detach, as_json)
@@ -243,7 +248,11 @@ def _watch(job: JobFolder, detach: bool, as_json: bool) -> None:
     value = {"job": job.id, "results": str(job.results), "round": index["round"], "cases": len(index["cases"])}
     value["report"] = str(job.path / "report.html")
     folder = job.results / str(index["round"])
-    say(value, as_json, f"{len(index['cases'])} scans segmented: {folder}\nReport: {job.path / 'report.html'}")
+    learned = changes(Project(job.project), job.id)
+    value["reviewed"] = [vars(one) for one in learned]
+    lines = [f"{len(index['cases'])} scans segmented: {folder}", f"Report: {job.path / 'report.html'}"]
+    lines += [f"Reviewed before, predicted anew: {one.in_words}" for one in learned]
+    say(value, as_json, "\n".join(lines))
 
 
 @app.command(epilog="Example: semisamo1 status ~/hippocampus --json")

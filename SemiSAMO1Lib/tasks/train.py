@@ -24,6 +24,13 @@ from .reporter import Reporter
 _BYTES_PER_VOXEL, _BYTES_PER_PROBABILITY = 20, 2
 
 
+#: Parameters of a training job that are not the engine's.
+_NOT_OF_THE_ENGINE = ("keep_rounds", "continue_from")
+
+#: Settings that decide the shape of the network and what it sees: a training goes on from one that has the same.
+_SHAPE = ("learner", "specialist", "filters", "training_voxels", "patch_voxels", "patch", "normalise")
+
+
 class ResumeError(RuntimeError):
     """A training cannot go on here as it began."""
 
@@ -45,11 +52,17 @@ def train(job: JobFolder, reporter: Reporter) -> None:
     writer = ResultWriter(job, inputs, keep_rounds=bool(spec["parameters"].get("keep_rounds")))
     store = Store(job.work)
     classes = inputs.class_map.classes
+    _begin_with(job, config, classes)
     if writer.complete < config.rounds:  # else a worker was killed after its last round
         features = job.project / "cache" / "features"
         with WithCurves(reporter, job.path / "curves") as seen:
             for result in run(inputs.cases, inputs.labelled, classes, config, store, seen, writer.complete, features):
                 writer.add(result)
+    if store.has("labelled.json"):
+        rows = store.json("labelled.json")
+        values = inputs.class_map.values[1:]
+        named = {case: dict(zip(map(str, values), dice, strict=True)) for case, dice in rows.items()}
+        files.write_json(job.results / "labelled.json", named)
     if (job.project / "project.json").exists():
         Project(job.project).set_current_training(job.id)
     from .report import write_report
@@ -57,6 +70,26 @@ def train(job: JobFolder, reporter: Reporter) -> None:
     write_report(job, job.path / "report.html")
     if not spec["parameters"].get("keep_rounds"):
         _remove_working_files(job)
+
+
+def _begin_with(job: JobFolder, config: TrainingConfig, classes: int) -> None:
+    """Take over plan and weights of the earlier training that this one goes on from. Raises ResumeError."""
+    start = job.inputs / "start"
+    if not start.is_dir() or (job.work / "plan.json").exists():
+        return
+    earlier = TrainingConfig.model_validate(files.read_json(start / "config.json"))
+    plan = files.read_json(start / "plan.json")
+    pairs = {name: (getattr(earlier, name), getattr(config, name)) for name in _SHAPE}
+    pairs["number of labels"] = (plan["classes"] - 1, classes - 1)
+    if differences := [f"{name} {was}, now {now}" for name, (was, now) in pairs.items() if was != now]:
+        raise ResumeError(
+            f"this training cannot go on from the earlier one: {'; '.join(differences)}. Train from scratch."
+        )
+    from ..engine.rounds import EARLIER
+
+    for source, target in (("weights.pt", job.work / "weights" / EARLIER), ("plan.json", job.work / "plan.json")):
+        with files.atomic_path(target) as temporary:
+            shutil.copyfile(start / source, temporary)
 
 
 def _remove_working_files(job: JobFolder) -> None:
@@ -75,8 +108,7 @@ def config_of(job: JobFolder) -> TrainingConfig:
     path = job.work / "config.json"
     if path.exists():
         return TrainingConfig.model_validate(files.read_json(path))
-    parameters = {k: v for k, v in job.spec()["parameters"].items() if k not in ("keep_rounds",)}
-    return make_config(**parameters)
+    return make_config(**{k: v for k, v in job.spec()["parameters"].items() if k not in _NOT_OF_THE_ENGINE})
 
 
 class ResultWriter:

@@ -395,3 +395,40 @@ def test_a_start_that_leaves_a_quarter_of_the_scans_on_each_other_is_disqualifie
     start[0, 3] = 0.75 * phantom.image.geometry.extent[2]
     found = register(scan, scan, start, Settings(iterations=1))
     assert found.overlap < 0.45 and score(found) == np.inf, f"about a quarter overlaps, {found.overlap:.2f} was counted"
+
+
+class TestSeveralLabelledScans:
+    """Of many labelled scans those vote that look most like the case; alignment stays with the template."""
+
+    SMALL = PhantomSettings(spacing_mm=(4.5, 4.0, 4.0), deformation_mm=5.0)
+
+    @pytest.fixture(scope="class")
+    def labelled(self):
+        phantoms = [make_phantom(number, 3, self.SMALL) for number in range(4)]
+        return [LabelledCase(one.name, one.image, one.label) for one in phantoms]
+
+    def carry(self, labelled, volume, atlases):
+        one = propagator(atlases=atlases, use_affine=False)
+        return one.propagate(one.prepare(labelled), volume, volume.geometry)
+
+    def test_the_scan_itself_is_among_the_nearest(self, labelled):
+        found = self.carry(labelled, labelled[2].image, 1)
+        assert found.facts["atlases"] == [labelled[2].id]
+
+    def test_the_nearest_label_is_better_than_the_templates(self, labelled):
+        truth = labelled[2].label.array
+        first = self.carry(labelled[:1], labelled[2].image, 1).probabilities.argmax(0).numpy()
+        nearest = self.carry(labelled, labelled[2].image, 1).probabilities.argmax(0).numpy()
+        assert dice(nearest, truth, 1) > max(0.98, dice(first, truth, 1))
+
+    def test_the_first_transform_is_the_templates(self, labelled):
+        alone = self.carry(labelled[:1], labelled[2].image, 1)
+        many = self.carry(labelled, labelled[2].image, 2)
+        assert torch.equal(many.transforms[0].forward, alone.transforms[0].forward)
+        assert np.array_equal(many.signature, alone.signature)
+
+    def test_all_vote_where_they_are_few(self, labelled):
+        assert self.carry(labelled, labelled[3].image, 4).facts["atlases"] == [one.id for one in labelled]
+
+    def test_one_labelled_scan_needs_no_choice(self, labelled):
+        assert propagator(atlases=1).prepare(labelled[:1])[0].signature is None

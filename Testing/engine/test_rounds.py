@@ -206,6 +206,27 @@ def test_two_labelled_cases_run(cases, template, phantoms, tmp_path):
     assert len(list(run(cases[:2], [template, other], CLASSES, config, Store(tmp_path), Recorder()))) == 4
 
 
+def test_labelled_cases_besides_the_template_are_looked_at_again(cases, template, phantoms, tmp_path):
+    other = LabelledCase("other", phantoms[3].image, phantoms[3].label, 0.5, "corrected")
+    config = CONFIG.model_copy(update={"rounds": 1, "iterations": 2})
+    list(run(cases[:2], [template, other], CLASSES, config, Store(tmp_path), Recorder()))
+    found = Store(tmp_path).json("labelled.json")
+    assert list(found) == ["other"] and len(found["other"]) == len(LABELS)
+
+
+def test_a_run_can_begin_with_an_earlier_ones_weights(finished, cases, template, tmp_path):
+    """With a learning rate of next to nothing the new weights are the earlier ones."""
+    store = Store(tmp_path)
+    earlier = finished[0].tensors("weights", "round-2.pt")
+    store.save_tensors(earlier, "weights", rounds.EARLIER)
+    store.save_json(finished[0].json("plan.json"), "plan.json")
+    config = CONFIG.model_copy(update={"rounds": 1, "iterations": 1, "learning_rate": 1e-12, "weight_decay": 0.0})
+    list(run(cases, [template], CLASSES, config, store, Recorder()))
+    before, after = (one["learner"]["student"] for one in (earlier, store.tensors("weights", "round-1.pt")))
+    apart = max(float((before[key] - after[key]).abs().max()) for key in before)
+    assert apart < 1e-6, f"the weights moved by {apart}, though nothing could be learned"
+
+
 def test_rejected_cases_are_predicted_but_not_trained_on(cases, template, tmp_path, monkeypatch):
     seen = []
 

@@ -1,4 +1,4 @@
-"""Carry a template's label to a case by registration: several starts, judged, the best kept or fused.
+"""Carry labels to a case by registration, from the nearest labelled scans: several starts, judged, kept or fused.
 
 This is the propagator that needs no checkpoint and no download.
 """
@@ -38,6 +38,7 @@ class RegistrationSettings:
         round_trip_mm: round-trip error at which the confidence has fallen to 0.61 (exp(-1/2)); None: 3 voxels of
             the working grid.
         seed: of the affine step's voxel sample.
+        atlases: labelled scans that vote, where there are more: those that look most like the case.
     """
 
     deformable: Settings = field(default_factory=Settings)
@@ -46,19 +47,22 @@ class RegistrationSettings:
     tie: float = 0.03
     round_trip_mm: float | None = None
     seed: int = 0
+    atlases: int = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """A labelled case ready to be carried to many others; its descriptors are computed once.
 
-    `label` (z, y, x) class indices and `known` (1, z, y, x) lie on the labelled scan's own grid.
+    `label` (z, y, x) class indices and `known` (1, z, y, x) lie on the labelled scan's own grid. `signature` is what
+    the scan looks like in the template's space; None where no choice between labelled scans is needed.
     """
 
     labelled: LabelledCase
     described: Described
     label: Tensor
     known: Tensor
+    signature: NDArray[np.float16] | None = None
 
 
 class RegistrationPropagator:
@@ -83,19 +87,22 @@ class RegistrationPropagator:
         self.device = device
         self.settings = settings or RegistrationSettings()
 
+    @torch.no_grad()
     def prepare(self, labelled: Sequence[LabelledCase]) -> list[Prepared]:
-        """Describe the labelled cases once."""
-        prepared = []
+        """Describe the labelled cases once; where they are many, also what each looks like in the template's space."""
+        prepared: list[Prepared] = []
         for case in labelled:
             label = torch.from_numpy(case.label.array.astype(np.int32)).to(self.device)
             known = torch.from_numpy(case.known_voxels()).float()[None].to(self.device)
-            prepared.append(Prepared(case, self.describe(case.image), label, known))
+            one = Prepared(case, self.describe(case.image), label, known)
+            if len(labelled) > self.settings.atlases:
+                one = replace(one, signature=self._seen_from(prepared[0], one) if prepared else _own_signature(one))
+            prepared.append(one)
         return prepared
 
     def template_signature(self, prepared: Sequence[Prepared]) -> NDArray[np.float16]:
         """The template's descriptors, pooled; see `signature`."""
-        coarse = prepared[0].described.coarse
-        return signature(coarse.values)
+        return _own_signature(prepared[0])
 
     @torch.no_grad()
     def propagate(self, prepared: Sequence[Prepared], volume: Volume, grid: Geometry) -> Propagation:
@@ -106,17 +113,28 @@ class RegistrationPropagator:
             volume: the scan.
             grid: the working grid of the result.
         """
-        case = self.describe(volume)
+        case, template = self.describe(volume), prepared[0]
+        kept, tried = self._best(case, template)
+        own = _in_template(case, kept[0][0], template)
+        chosen = _nearest(own, prepared, self.settings.atlases)
         found: list[tuple[Prepared, Deformation, float]] = []
-        tried: list[dict[str, Any]] = []
-        for one in prepared:
-            kept, all_of_it = self._best(case, one)
-            found += [(one, deformation, share * one.labelled.weight) for deformation, share in kept]
-            tried += all_of_it
-        result = self._fuse(found, grid, {"starts": tried})
-        template = prepared[0].described.coarse.geometry
-        there = found[0][1].to_case(space_points(template, self.device))
-        return replace(result, signature=signature(sample(case.coarse.values, case.coarse.geometry, there)))
+        if template in chosen:
+            found += [(template, deformation, share * template.labelled.weight) for deformation, share in kept]
+        for one in chosen:
+            if one is not template:
+                transforms, facts = self._best(case, one)
+                found += [(one, deformation, share * one.labelled.weight) for deformation, share in transforms]
+                tried += facts
+        result = self._fuse(found, grid, {"starts": tried, "atlases": [one.labelled.id for one in chosen]})
+        # the first transform is always that to the template: its space is where cases are compared
+        to_template = [deformation for deformation, _ in kept]
+        others = [deformation for one, deformation, _ in found if one is not template]
+        return replace(result, signature=own, transforms=[*to_template, *others])
+
+    def _seen_from(self, template: Prepared, one: Prepared) -> NDArray[np.float16]:
+        """What a labelled scan looks like in the template's space."""
+        kept, _ = self._best(one.described, template)
+        return _in_template(one.described, kept[0][0], template)
 
     def describe(self, volume: Volume) -> Described:
         grown = [n * s / self.spacing for n, s in zip(volume.geometry.shape, volume.geometry.spacing, strict=True)]
@@ -170,6 +188,30 @@ class RegistrationPropagator:
             probabilities[value] = total
         probabilities[0] = background.clamp(min=0)
         return Propagation(grid, probabilities, confidence, [d for _, d, _ in found], facts)
+
+
+def _own_signature(template: Prepared) -> NDArray[np.float16]:
+    return signature(template.described.coarse.values)
+
+
+def _in_template(case: Described, deformation: Deformation, template: Prepared) -> NDArray[np.float16]:
+    """A scan's signature, carried to the template's space."""
+    space = template.described.coarse.geometry
+    there = deformation.to_case(space_points(space, case.coarse.channels.device))
+    return signature(sample(case.coarse.values, case.coarse.geometry, there))
+
+
+def _nearest(own: NDArray[np.float16], prepared: Sequence[Prepared], count: int) -> list[Prepared]:
+    """The labelled scans that look most like a case, by the cosine of their signatures; all where they are few."""
+    if len(prepared) <= count:
+        return list(prepared)
+
+    def likeness(one: Prepared) -> float:
+        a, b = own.astype(np.float64).ravel(), np.asarray(one.signature, np.float64).ravel()
+        return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+
+    order = sorted(range(len(prepared)), key=lambda number: (-likeness(prepared[number]), number))
+    return [prepared[number] for number in sorted(order[:count])]
 
 
 def signature(values: Tensor) -> NDArray[np.float16]:

@@ -43,6 +43,7 @@ def registration(request: Request) -> Propagator:
         affine_margin=config.registration.affine_margin,
         tie=config.registration.tie,
         seed=config.seed,
+        atlases=config.registration.atlases,
     )
     return RegistrationPropagator(plan.registration_spacing, plan.classes, request.device, settings)
 

@@ -1,0 +1,92 @@
+"""Training again with a person's reviews: what counts, what does not, what was learned, and going on from before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from job_helpers import labelled_project, make_training, one_thread, run_to_end, truth_of
+
+from SemiSAMO1Lib import files
+from SemiSAMO1Lib.job import JobFolder
+from SemiSAMO1Lib.project import Project, ProjectError, Role, reviews
+from SemiSAMO1Lib.project.results import changes, predictions
+from SemiSAMO1Lib.project.training import request_training
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Five phantoms, the first the template, trained once; one corrected, one accepted, one rejected, one excluded."""
+    project, names = labelled_project(tmp_path_factory.mktemp("again"), 6)
+    seen = run_to_end(make_training(project, rounds=1))
+    assert seen.state == "finished", seen.message
+    project.refresh()
+    reviews.correct(project, names[1], truth_of(project, names[1]), reviewer="ann")
+    reviews.accept(project, names[2], _not_found(project, names[2]))
+    reviews.reject(project, names[3])
+    project.set_role(names[4], Role.EXCLUDED)
+    return project
+
+
+def _not_found(project: Project, case: str) -> list[int]:
+    rows = predictions(project)[case]["scores"]["labels"]
+    return [int(value) for value, row in rows.items() if not row["voxels"]]
+
+
+@pytest.fixture(scope="module")
+def second(first: Project) -> JobFolder:
+    """The next training, finished."""
+    job = make_training(first, rounds=1)
+    seen = run_to_end(job)
+    assert seen.state == "finished", seen.message
+    first.refresh()
+    return job
+
+
+def listed(job: JobFolder) -> dict[str, dict[str, dict[str, object]]]:
+    listing = files.read_json(job.inputs / "cases.json")
+    return {kind: {row["id"]: row for row in listing[kind]} for kind in ("labelled", "cases")}
+
+
+def test_reviewed_cases_are_labelled_data(second: JobFolder) -> None:
+    weights = {case: row["weight"] for case, row in listed(second)["labelled"].items()}
+    assert weights == {"phantom_000": 1.0, "phantom_001": 0.8, "phantom_002": 0.5}
+
+
+def test_a_rejected_case_is_predicted_again_and_waits(first: Project, second: JobFolder) -> None:
+    assert "phantom_003" in predictions(first) and first.state.case("phantom_003").review == "not_seen"
+
+
+def test_an_excluded_case_is_in_neither_list(second: JobFolder) -> None:
+    assert not {"phantom_004"} & (set(listed(second)["labelled"]) | set(listed(second)["cases"]))
+
+
+def test_it_is_said_what_was_learned_of_the_reviewed_cases(first: Project, second: JobFolder) -> None:
+    said = {one.case: one for one in changes(first)}
+    assert set(said) == {"phantom_001", "phantom_002"}
+    assert said["phantom_002"].before == 1.0, "an accepted prediction is the label that was saved"
+    assert all(0 <= one.now <= 1 and f"Dice {one.before:.3f} to" in one.in_words for one in said.values())
+
+
+def test_signs_of_quality_reach_the_results(first: Project, second: JobFolder) -> None:
+    row = predictions(first)["phantom_005"]["scores"]["labels"]["1"]
+    assert {"expected_dice", "reverse", "between_rounds"} <= set(row["signs"])
+
+
+class TestGoingOn:
+    def test_it_begins_with_the_earlier_weights(self, first: Project, second: JobFolder) -> None:
+        job = make_training(first, rounds=1, continue_from=second.id)
+        copied = job.inputs / "start" / "weights.pt"
+        assert copied.read_bytes() == (second.work / "weights" / "round-1.pt").read_bytes()
+        seen = run_to_end(job)
+        assert seen.state == "finished", seen.message
+        assert (job.work / "plan.json").read_bytes() == (second.work / "plan.json").read_bytes()
+
+    def test_another_network_is_refused(self, first: Project, second: JobFolder) -> None:
+        job = make_training(first, rounds=1, continue_from=second.id, filters=8)
+        seen = run_to_end(job)
+        assert seen.state == "failed" and "filters 4, now 8" in seen.message and "from scratch" in seen.message
+
+    def test_a_training_without_weights_is_refused(self, first: Project, tmp_path: Path) -> None:
+        with pytest.raises(ProjectError, match="no weights to go on from"):
+            one_thread(request_training(first, {"continue_from": "0001-train-that-never-was"}))
