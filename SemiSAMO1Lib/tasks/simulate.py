@@ -1,0 +1,190 @@
+"""Play the reviewer: correct cases with references, train again, and see what the untouched ones gain.
+
+A benchmark. It works on copies of the project; the references stand for the labels that a person would draw.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import files
+from ..engine.observer import Observer, Silent, stop_if_asked
+from ..job import JobFolder, State, observe, start
+from ..job.folder import usable_cores
+from ..project import Project, ProjectError, reviews
+from ..project.label_reader import read_labels
+from ..project.queue import queue, random_order
+from ..project.results import predictions
+from ..project.training import request_training
+from .compare import compare, references_of
+
+#: Looks for the end of a training this often, s.
+_TICK_S = 0.5
+
+
+def by_queue(project: Project) -> list[str]:
+    """As the software offers them: the worst first, every fifth at random."""
+    return [one.case for one in queue(project)]
+
+
+def by_chance(project: Project) -> list[str]:
+    """In an order that only chance decided, the same for every training."""
+    waiting = {one.case for one in queue(project)}
+    return [case for case in random_order((c.id for c in project.state.cases), "simulated reviewer") if case in waiting]
+
+
+def by_entropy(project: Project) -> list[str]:
+    """The least certain first."""
+    rows = predictions(project)
+    doubts = {one.case: rows[one.case]["scores"]["label_uncertainty"] for one in queue(project)}
+    return sorted(doubts, key=lambda case: (-(1.0 if (doubt := doubts[case]) is None else doubt), case))
+
+
+#: Orders in which a reviewer may take the cases.
+ORDERS: dict[str, Callable[[Project], list[str]]] = {"queue": by_queue, "random": by_chance, "entropy": by_entropy}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to play.
+
+    Attributes:
+        orders: names in `ORDERS`.
+        steps: cases that are corrected altogether before each further training, growing.
+        parameters: of the trainings.
+        go_on: begin each further training with the weights of the one before.
+    """
+
+    orders: Sequence[str]
+    steps: Sequence[int]
+    parameters: Mapping[str, Any]
+    go_on: bool = False
+
+
+def simulate(
+    project: Project, references: Path, folder: Path, plan: Plan, observer: Observer | None = None
+) -> dict[str, Any]:
+    """Play the reviewer in every order; steps that are in `folder` already are not done again.
+
+    Returns:
+        `curves`: order -> rows with `corrected`, `untouched` (mean Dice of the cases not corrected so far) and `common`
+        (mean Dice of the cases that no order corrects), and the number of both.
+
+    Raises:
+        ProjectError: there is no template, an unknown order, too few cases, or a training that failed.
+        NothingToCompare: no reference belongs to a case.
+    """
+    observer = observer or Silent()
+    truth = references_of(project, references)
+    if unknown := sorted(set(plan.orders) - set(ORDERS)):
+        raise ProjectError(f"unknown order {unknown[0]!r}; there are: {', '.join(ORDERS)}")
+    waiting = [case.id for case in project.refresh().cases if case.id in truth and case.label_version is None]
+    if len(waiting) <= plan.steps[-1]:
+        raise ProjectError(
+            f"{len(waiting)} cases have a reference; {plan.steps[-1]} corrected ones leave none untouched"
+        )
+    start_folder = folder / "start"
+    if not (start_folder / "done.json").exists():
+        first = _copy(project, start_folder)
+        _train(first, plan, observer, None)
+        files.write_json(start_folder / "done.json", {})
+    played = {}
+    for order in plan.orders:
+        played[order] = _play(Project(start_folder), folder / order, order, truth, plan, observer)
+    touched = {case for rows in played.values() for row in rows for case in row["cases"]}
+    curves = {
+        order: [
+            {
+                "corrected": row["corrected"],
+                "untouched": _mean(row["dice"], set(row["dice"]) - set(row["cases"])),
+                "common": _mean(row["dice"], set(row["dice"]) - touched),
+            }
+            for row in rows
+        ]
+        for order, rows in played.items()
+    }
+    return {"curves": curves, "cases": len(waiting), "common_cases": len(set(waiting) - touched)}
+
+
+def _play(
+    begin: Project, folder: Path, order: str, truth: Mapping[str, Path], plan: Plan, observer: Observer
+) -> list[dict[str, Any]]:
+    """One order: correct, train, score; a row for each step, kept as it is done."""
+    kept = folder / "rows.json"
+    rows: list[dict[str, Any]] = files.read_json(kept) if kept.exists() else []
+    project = Project(folder) if rows else _copy(begin, folder)
+    if not rows:
+        rows = [{"corrected": 0, "cases": [], "dice": _scores(project, truth)}]
+        files.write_json(kept, rows)
+    for number, step in enumerate(plan.steps, start=1):
+        if number < len(rows):
+            continue
+        done = _corrected(project)
+        for case in [case for case in ORDERS[order](project) if case in truth][: step - len(done)]:
+            _correct(project, case, truth[case])
+        _train(project, plan, observer, project.state.current_training if plan.go_on else None)
+        rows.append({"corrected": step, "cases": _corrected(project), "dice": _scores(project, truth)})
+        files.write_json(kept, rows)
+        observer.event(
+            "note", text=f"{order}: {step} corrected, mean Dice {_mean(rows[-1]['dice'], rows[-1]['dice']):.4f}"
+        )
+    return rows
+
+
+def _correct(project: Project, case: str, reference: Path) -> None:
+    """Give a case its reference; labels that it lacks are declared absent, as a person would."""
+    found = set(np.unique(read_labels(reference, project.state.case(case).geometry).volume.array).tolist())
+    absent = [value for value in project.state.labels.values if value not in found]
+    reviews.correct(project, case, reference, absent, reviewer="simulated", sure=True)
+
+
+def _corrected(project: Project) -> list[str]:
+    return [case.id for case in project.refresh().cases if case.review == reviews.Review.CORRECTED]
+
+
+def _scores(project: Project, truth: Mapping[str, Path]) -> dict[str, float]:
+    """Case -> mean Dice of its current prediction."""
+    rows = {case: row["prediction"] for case, row in predictions(project).items() if case in truth}
+    found = compare(rows, {case: truth[case] for case in rows}, distances=False, values=project.state.labels.values)
+    return {row["case"]: row["mean_dice"] for row in found["cases"]}
+
+
+def _mean(dice: Mapping[str, float], cases: Any) -> float:
+    return round(float(np.mean([dice[case] for case in cases])), 4)
+
+
+def _train(project: Project, plan: Plan, observer: Observer, earlier: str | None) -> None:
+    """One training in a worker of its own, waited for. Raises ProjectError when it does not finish."""
+    going_on = {"continue_from": earlier} if earlier is not None else {}
+    job = request_training(project, {**plan.parameters, **going_on})
+    files.write_json(job.path / "job.json", {**job.spec(), "threads": usable_cores()})
+    start(job)
+    while (seen := observe(job)).state.active:
+        stop_if_asked(observer)
+        observer.event("progress", stage=f"{project.folder.name}: {seen.stage}", done=0, of=1, fraction=seen.fraction)
+        time.sleep(_TICK_S)
+    if seen.state is not State.FINISHED:
+        raise ProjectError(f"the training of {project.folder} {seen.state}: {seen.message}")
+    project.refresh()
+
+
+def _copy(project: Project, folder: Path) -> Project:
+    """The project without its old jobs, with the results of the current one; images stay where they are."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in ("labels", "images"):
+        if (project.folder / name).is_dir():
+            shutil.copytree(project.folder / name, folder / name)
+    current = project.refresh().current_training
+    if current is not None:
+        job = JobFolder(project.jobs / current)
+        shutil.copytree(job.path, folder / "jobs" / current)
+    shutil.copyfile(project.file, folder / "project.json")
+    return Project(folder)

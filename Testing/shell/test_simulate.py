@@ -1,0 +1,91 @@
+"""The simulated reviewer: what it corrects in which order, what it leaves behind, and that it goes on later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shell_runner import shell
+
+from SemiSAMO1Lib import files
+from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
+from SemiSAMO1Lib.project import Project, reviews
+from SemiSAMO1Lib.tasks import simulate as module
+
+SMALL = PhantomSettings(spacing_mm=(4.5, 4.0, 4.0))
+TINY = {"patch_voxels": 4096, "filters": 4, "device": "cpu"}
+OPTIONS: tuple[Any, ...] = ("--steps", "1,2", "--rounds", 1, "--iterations", 4, "--orders", "queue,entropy")
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Six phantoms, five of them to segment; two orders, one and two corrected."""
+    folder = tmp_path_factory.mktemp("effort")
+    write_cohort(folder / "cohort", 6, settings=SMALL)
+    project, labels = folder / "project", folder / "cohort" / "labels"
+    shell("init", project, "--images", folder / "cohort" / "images")
+    shell("template", project, "--case", "phantom_000", "--labels", labels / "phantom_000.nrrd")
+    files.write_json(folder / "tiny.json", TINY)
+    given = ("--references", labels, "--output", folder / "effort", "--config", folder / "tiny.json")
+    done = shell("simulate", project, *given, *OPTIONS, "--json")
+    assert done.code == 0, done.text
+    return folder, done.json()
+
+
+def test_every_order_has_a_row_for_every_step(played: tuple[Path, dict[str, Any]]) -> None:
+    steps = {order: [row["corrected"] for row in rows] for order, rows in played[1]["curves"].items()}
+    assert steps == {"queue": [0, 1, 2], "entropy": [0, 1, 2]}
+
+
+def test_all_begin_with_the_same_predictions(played: tuple[Path, dict[str, Any]]) -> None:
+    assert len({(rows[0]["untouched"], rows[0]["common"]) for rows in played[1]["curves"].values()}) == 1
+
+
+def test_the_references_become_corrections(played: tuple[Path, dict[str, Any]]) -> None:
+    project = Project(played[0] / "effort" / "queue")
+    corrected = [case for case in project.state.cases if case.review == reviews.Review.CORRECTED]
+    assert len(corrected) == 2 and all(project.label_record(one)["reviewer"] == "simulated" for one in corrected)
+
+
+def test_entropy_takes_the_least_certain(played: tuple[Path, dict[str, Any]]) -> None:
+    start = Project(played[0] / "effort" / "start")
+    rows = module.predictions(start)
+    worst = min(rows, key=lambda case: (-rows[case]["scores"]["label_uncertainty"], case))
+    assert files.read_json(played[0] / "effort" / "entropy" / "rows.json")[1]["cases"] == [worst]
+
+
+def test_the_project_itself_is_not_changed(played: tuple[Path, dict[str, Any]]) -> None:
+    project = Project(played[0] / "project")
+    assert project.state.current_training is None and not project.reviews.exists()
+
+
+def test_a_picture_is_drawn(played: tuple[Path, dict[str, Any]]) -> None:
+    assert (played[0] / "effort" / "effort.png").stat().st_size > 10_000
+
+
+def test_what_is_done_is_not_done_again(played: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more(*_: object) -> None:
+        raise AssertionError("a training was started again")
+
+    monkeypatch.setattr(module, "_train", no_more)
+    folder = played[0]
+    given = ("--references", folder / "cohort" / "labels", "--output", folder / "effort")
+    again = shell("simulate", folder / "project", *given, "--config", folder / "tiny.json", *OPTIONS, "--json")
+    assert again.code == 0 and again.json()["curves"] == played[1]["curves"], again.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--steps", "3,1"), "growing numbers"),
+        (("--steps", "one"), "growing numbers"),
+        (("--orders", "alphabet"), "unknown order 'alphabet'"),
+        (("--steps", "1,5"), "leave none untouched"),
+    ],
+)
+def test_wrong_use_is_refused(played: tuple[Path, dict[str, Any]], options: tuple[str, ...], message: str) -> None:
+    folder = played[0]
+    given = ("--references", folder / "cohort" / "labels", "--output", folder / "other")
+    refused = shell("simulate", folder / "project", *given, *options)
+    assert refused.code == 2 and message in refused.text, refused.text
