@@ -13,17 +13,19 @@ from slicer.i18n import tr as _
 
 from ..job import observe
 from ..job.watch import trainings
-from ..project import ProjectError, Role
-from ..project.drafts import discard_draft, find_draft, save_draft
+from ..project import ProjectError, Role, reviews
+from ..project.advisor import Ranked
+from ..project.drafts import find_draft
 from ..project.label_table import LabelTable
 from ..project.session import Session, ended_in_words
 from ..scene.case_view import CaseFiles, CaseView
 from ..scene.nodes import sweep_hierarchy
-from ..scene.segmentations import drawn
+from ..scene.segmentations import show_status
 from ..scene.volumes import SceneError
 from . import sample
 from .banner import Banner
 from .dialogs import Dialogs
+from .draft_keeper import DraftKeeper
 from .editor import Editor
 from .project_step import ProjectStep
 from .results_step import ResultsStep
@@ -54,11 +56,13 @@ class Panel:
         self.settings, self.session = Settings(), Session()
         self.view: CaseView | None = None
         self._offered: str | None = None
+        self._advised: list[Ranked] = []
         self.banner = Banner(ui)
         self.setup = SetupSection(ui, self.settings, self.dialogs, self.resources, self._python_changed)
         self.session.python = self.setup.python
         self.session.environment = slicer.util.startupEnvironment()
         self.editor = Editor(ui.segmentEditor)
+        self.drafts = DraftKeeper(lambda: self.view, lambda: self.session.project, reviewer)
         self.project = ProjectStep(
             ui, self.session, self.settings, self.banner, self.close_case, self._opened, self._sample
         )
@@ -91,6 +95,7 @@ class Panel:
     def leave(self) -> None:
         """Another module is shown: no keys, no tool; a training goes on by itself."""
         self.editor.leave()
+        self._keep_work_or_say()
         for key in self._keys:
             key.enabled = False
         self._timer.stop()
@@ -119,6 +124,7 @@ class Panel:
         if self.view is not None:
             self.view.mark_saved()
         self.close_case()
+        self.drafts.close()
         self.train.forget()
         self.editor.close()
         for key in self._keys:
@@ -141,21 +147,17 @@ class Panel:
             text = _("Unfinished painting of {case} was brought back.").format(case=files.case)
             self.banner.show(text, _("Discard it"), partial(self._discard, files, table))
         slicer.util.showStatusMessage("")
+        if self.session.project is not None:
+            case = self.session.project.state.case(files.case)
+            saved = case.role is Role.TEMPLATE and case.label_version is not None
+            show_status(self.view.segmentation, "accepted" if saved else case.review)
         self.editor.edit(self.view.segmentation, self.view.scan)
         self.ui.editorSection.collapsed = bool(files.training)
         return self.view
 
     def keep_work(self) -> None:
         """Write what was painted and not saved as the case's draft: nothing is lost when the case is closed."""
-        view, project = self.view, self.session.project
-        if view is None or project is None or not view.changed:
-            return
-        if view.segmentation.GetSegmentation().GetNumberOfSegments() == 0:
-            return
-        with slicer.util.WaitCursor():
-            found = drawn(view.segmentation, view.scan, project.state.labels)
-            save_draft(project, view.files.case, found.labels, found.table, view.files.training)
-        view.mark_saved()
+        self.drafts.flush()
 
     def _keep_work_or_say(self) -> str:
         """The same where nothing can be held up any more: why it could not be kept, else nothing."""
@@ -170,7 +172,7 @@ class Panel:
 
     def _discard(self, files: CaseFiles, table: LabelTable) -> None:
         if self.session.project is not None:
-            discard_draft(self.session.project, files.case)
+            reviews.discard_draft(self.session.project, files.case, reviewer())
             if self.view is not None:
                 self.view.mark_saved()
             self.show_case(files, table)
@@ -189,9 +191,11 @@ class Panel:
     def tick(self) -> None:
         """Look at project and jobs, take in a little, show it."""
         try:
+            self.drafts.tick()
             changed = self.session.poll()
             self.train.tick()
             self.project.show()
+            self._show_new_advice()
             self.results.show_decisions()
             if changed:
                 self.template.show()
@@ -199,6 +203,15 @@ class Panel:
         except (ProjectError, ValueError, OSError) as error:  # damaged or gone while it is open
             if self.banner.text != str(error):
                 self.banner.show(str(error))
+
+    def _show_new_advice(self) -> None:
+        """A ranking that has come in orders the list of scans to label; on other ticks its progress is shown."""
+        ranking = self.session.ranking()
+        if ranking != self._advised:
+            self._advised = list(ranking)
+            self.template.show()
+        else:
+            self.template.show_advice()
 
     def _offer_new_predictions(self) -> None:
         """A finished training never replaces what is on the screen: it is offered."""

@@ -1,4 +1,4 @@
-"""Step 4: any predicted case with its segments and its uncertainty, worst first."""
+"""Step 4: the queue. Each predicted case with its segments and its uncertainty, the worst first, and what to decide."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..project import Case, ProjectError, reviews
-from ..project.drafts import discard_draft, find_draft
+from ..project.drafts import find_draft
 from ..project.label_table import LabelTable
 from ..project.label_writer import written
+from ..project.results import changes
 from ..project.session import Session, template_gaps
+from ..quality import ENOUGH
 from ..scene.case_view import CaseFiles, CaseView
-from ..scene.segmentations import drawn
+from ..scene.segmentations import drawn, show_status
 from .banner import Banner
 from .dialogs import Dialogs, ask_absent
 from .widgets import choose, chosen, explain, fill_box, guarded, say
@@ -43,8 +45,11 @@ class ResultsStep:
         self._ui, self._session, self._dialogs, self._reviewer = ui, session, dialogs, reviewer
         self._show_case, self._open_case = show_case, open_case
         self._predicted: dict[str, dict[str, Any]] = {}
+        self._order: list[str] = []
         self._training: str | None = None
         guard = guarded(banner.show)
+        fill_box(ui.filterBox, [(text, name) for name, text in filters().items()])
+        ui.filterBox.connect("currentIndexChanged(int)", guard(self._filtered))
         ui.resultCaseBox.connect("activated(int)", guard(self.open))
         ui.previousButton.connect("clicked(bool)", guard(lambda: self.step(-1)))
         ui.nextButton.connect("clicked(bool)", guard(lambda: self.step(1)))
@@ -66,20 +71,31 @@ class ResultsStep:
         self._predicted = self._session.predicted()
         project = self._session.project
         self._training = project.state.current_training if project is not None else None
+        waiting = [one.case for one in self._session.waiting()]
+        self._order = [*waiting, *(case for case in self._session.rated().worst_first() if case not in set(waiting))]
+        self._list_cases()
+        self.show()
+
+    def _filtered(self) -> None:
         self._list_cases()
         self.show()
 
     def _list_cases(self) -> None:
-        """Every predicted case with its uncertainty and what was decided."""
-        project = self._session.project
+        """The predicted cases that the filter lets through, in the order in which they were offered."""
+        project, rated = self._session.project, self._session.rated()
         states = {case.id: case.review for case in project.state.cases} if project is not None else {}
+        drawn = {one.case for one in self._session.waiting() if one.drawn} if project is not None else set()
+        wanted = chosen(self._ui.filterBox) or "all"
+        open_now = self.view.files.case if self.view is not None else None
         entries = []
-        for case in self._session.rated().worst_first():
-            value = self._predicted[case]["scores"]["label_uncertainty"]
-            shown = _("nothing found") if value is None else f"{100 * value:.0f} %"
-            decided = states.get(case, "not_seen")
-            mark = "" if decided == "not_seen" else f"  {decided}"
-            entries.append((f"{case}  ({shown}){mark}", case))
+        for case in self._order:
+            estimate, state = rated.estimates.get(case), states.get(case, "not_seen")
+            if estimate is None or (case != open_now and not _lets_through(wanted, estimate.level, state)):
+                continue
+            known = _("nothing found") if estimate.likely is None else _level(estimate.level)
+            marks = [known, *([_("drawn at random")] if case in drawn else [])]
+            decided = "" if state == "not_seen" else f"  {state}"
+            entries.append((f"{case}  ({', '.join(marks)}){decided}", case))
         fill_box(self._ui.resultCaseBox, entries)
 
     @property
@@ -163,7 +179,6 @@ class ResultsStep:
         with slicer.util.WaitCursor(), written(view.files.case, found.labels, table) as path:
             reviews.correct(project, view.files.case, path, absent, self._reviewer())
         view.mark_saved()
-        discard_draft(project, view.files.case)
         self._decided()
 
     def _decide(self, action: Callable[..., Case]) -> None:
@@ -176,19 +191,20 @@ class ResultsStep:
         """Take the last decision about the open case back."""
         project, view = self._session.project, self.view
         if project is not None and view is not None:
-            reviews.undo(project, view.files.case, self._reviewer())
+            case = reviews.undo(project, view.files.case, self._reviewer())
+            show_status(view.segmentation, case.review)
             self._list_cases()
             self.show()
 
     def _decided(self) -> None:
         """Show the next case that waits."""
-        self._list_cases()
-        project, box = self._session.project, self._ui.resultCaseBox
-        waiting = {one.case for one in self._session.waiting()} if project is not None else set()
-        following = [case for case in self.order()[box.currentIndex + 1 :] if case in waiting]
+        done = self.view.files.case if self.view is not None else ""
+        following = [one.case for one in self._session.waiting() if one.case != done]
         if following:
-            choose(box, following[0])
+            self._list_cases()
+            choose(self._ui.resultCaseBox, following[0])
             self.open()
+        self._list_cases()
         self.show()
 
     def _reasons_against_deciding(self) -> tuple[list[str], list[str], list[str], list[str]]:
@@ -246,6 +262,32 @@ class ResultsStep:
         text = self._scores() if opened else ""
         if ui.resultLabel.text != text:
             ui.resultLabel.text = text
+        say(ui.standingLabel, self._standing())
+
+    def _standing(self) -> str:
+        """How good the predictions are, what to do next, and what the last training learned of reviewed cases."""
+        project = self._session.project
+        found, said = self._session.standing()
+        if project is None or said is None:
+            return ""
+        lines = []
+        if found is not None:
+            lines.append(
+                _("Mean Dice of what was seen {mean:.3f} (95 %: {low:.3f} to {high:.3f}; {n} cases at random).").format(
+                    mean=found.mean, low=found.low, high=found.high, n=found.reviewed
+                )
+            )
+        verdict = {"enough": _("Enough"), "train": _("Train again"), "review": _("Go on")}[said.verdict]
+        lines.append(f"{verdict}: {said.reason}.")
+        learned = changes(project)
+        if learned:
+            shown = "; ".join(one.in_words for one in learned[:3])
+            lines.append(_("Reviewed before, predicted anew: {shown}").format(shown=shown))
+        rated = self._session.rated()
+        if not rated.checked:
+            text = _("Likely quality is not yet checked on your scans: {n} of {enough} are reviewed.")
+            lines.append(text.format(n=rated.reviewed, enough=ENOUGH))
+        return "\n".join(lines)
 
     def _scores(self) -> str:
         view, project = self.view, self._session.project
@@ -255,6 +297,12 @@ class ResultsStep:
         state = project.state.case(view.files.case).review
         checked = _("not checked by a person") if state == "not_seen" else state.replace("_", " ")
         lines = [_("Predicted by {training}; {checked}.").format(training=row["training"], checked=checked)]
+        rated = self._session.rated()
+        estimate = rated.estimates[view.files.case]
+        likely = _level(estimate.level)
+        if rated.checked and estimate.likely is not None:
+            likely += _(", Dice {likely:.2f} ± {error:.2f}").format(likely=estimate.likely, error=rated.error)
+        lines.append(_("Likely quality: {likely}").format(likely=likely))
         for value, scores in row["scores"]["labels"].items():
             doubt = "–" if scores["uncertainty"] is None else f"{100 * scores['uncertainty']:.0f} %"
             name = project.state.labels.name_of(int(value))
@@ -262,3 +310,27 @@ class ResultsStep:
                 _("{name}: {ml:.2f} ml, uncertainty {doubt}").format(name=name, ml=scores["volume_ml"], doubt=doubt)
             )
         return "\n".join(lines)
+
+
+def filters() -> dict[str, str]:
+    """Name -> what a person may want to see of the queue."""
+    return {
+        "all": _("all cases"),
+        "waiting": _("waiting for a decision"),
+        "low": _("likely quality low"),
+        "draft": _("drafts"),
+        "skipped": _("skipped"),
+        "accepted": _("accepted"),
+        "corrected": _("corrected"),
+        "rejected": _("rejected"),
+    }
+
+
+def _lets_through(wanted: str, quality: str, state: str) -> bool:
+    if wanted == "waiting":
+        return state in ("not_seen", "skipped", "draft")
+    return wanted in ("all", state) or (wanted == "low" and quality == "low")
+
+
+def _level(level: str) -> str:
+    return {"low": _("low"), "medium": _("medium"), "high": _("high")}[level]

@@ -11,7 +11,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ..project import Label, LabelTable, Role
+from ..project import Case, Label, LabelTable, Role
 from ..project.drafts import discard_draft
 from ..project.label_writer import written
 from ..project.session import Session, template_gaps
@@ -19,7 +19,7 @@ from ..scene.case_view import CaseFiles, CaseView
 from ..scene.segmentations import Drawn, drawn, replace_content
 from .banner import Banner
 from .dialogs import Dialogs, ask_absent
-from .widgets import chosen, explain, fill_box, guarded, silent
+from .widgets import chosen, explain, fill_box, guarded, say, silent
 
 _VALUE, _NAME, _COLOR, _CODE = range(4)
 
@@ -57,6 +57,7 @@ class TemplateStep:
         table.horizontalHeader().setStretchLastSection(True)
         table.connect("cellChanged(int,int)", lambda row, column: guard(lambda: self._renamed(row, column))())
         ui.openTemplateButton.connect("clicked(bool)", guard(self.open))
+        ui.adviseButton.connect("clicked(bool)", guard(self.advise))
         ui.addLabelButton.connect("clicked(bool)", guard(self.add_label))
         ui.colorButton.connect("clicked(bool)", guard(self.change_color))
         ui.takeNodeButton.connect("clicked(bool)", guard(self.take_node))
@@ -99,6 +100,11 @@ class TemplateStep:
         with slicer.util.WaitCursor():
             self._show_case(CaseFiles(case.id, "", project.image_path(case), label), project.state.labels)
         self.show()
+
+    def advise(self) -> None:
+        """Look at all scans again, in the background, and recommend one."""
+        self._session.start_advice()
+        self.show_advice()
 
     def add_label(self) -> None:
         """A further label, with a segment for it in the open case."""
@@ -211,11 +217,11 @@ class TemplateStep:
         cases = project.state.cases if project is not None else ()
         first = [case for case in cases if case.role is Role.TEMPLATE]
         rest = [case for case in cases if case.role in (Role.UNLABELLED, Role.LABELLED)]
-        entries = [
-            (f"{case.id} ({case.role})" if case.role is not Role.UNLABELLED else case.id, case.id)
-            for case in [*first, *rest]
-        ]
+        places = {one.case: number for number, one in enumerate(self._session.ranking())}
+        rest.sort(key=lambda case: places.get(case.id, len(places)))
+        entries = [(self._entry(case), case.id) for case in [*first, *rest]]
         fill_box(ui.templateCaseBox, entries)
+        self.show_advice()
         no_project = [] if project is not None else [_("Open or make a project first.")]
         no_case = no_project or ([] if entries else [_("Add scans first.")])
         not_open = no_case or ([] if self.view is not None else [_("Open a scan to paint it.")])
@@ -236,6 +242,44 @@ class TemplateStep:
         text = _("Template: {template}.").format(template=template) + open_now
         if ui.templateLabel.text != text:
             ui.templateLabel.text = text
+
+    def _entry(self, case: Case) -> str:
+        """A case in the list: its role, or what the advice says of it."""
+        if case.role is not Role.UNLABELLED:
+            return f"{case.id} ({case.role})"
+        ranking = self._session.ranking()
+        if ranking and ranking[0].case == case.id:
+            return _("{case} (recommended)").format(case=case.id)
+        warned = any(one.case == case.id and one.warning for one in ranking)
+        return _("{case} (does not fit)").format(case=case.id) if warned else case.id
+
+    def show_advice(self) -> None:
+        """Which scan is recommended and why, and which do not fit: on each tick, as the job goes on."""
+        ui, ranking = self._ui, self._session.ranking()
+        reasons = self._session.reasons_against_advice()
+        ui.adviseButton.enabled = not reasons
+        ui.adviseButton.toolTip = " ".join(reasons)
+        running = self._session.advice_job is not None and self._session.advice_job.seen.state.active
+        lines = []
+        if running and self._session.advice_job is not None:
+            share = self._session.advice_job.seen.fraction
+            lines.append(_("Looking for the best scan to label: {share:.0%}").format(share=share))
+        elif ranking and not self._has_template:
+            best = ranking[0]
+            lines.append(_("Recommended: {case} ({reason}).").format(case=best.case, reason=best.reason))
+        odd = [one for one in ranking if one.warning]
+        if odd and not running:
+            shown = "; ".join(f"{one.case}: {one.warning}" for one in odd[:3])
+            more = _(" and {count} more").format(count=len(odd) - 3) if len(odd) > 3 else ""
+            lines.append(_("Look at these scans: {shown}{more}").format(shown=shown, more=more))
+        text = "\n".join(lines)
+        if text != ui.adviceLabel.text:
+            say(ui.adviceLabel, text)
+
+    @property
+    def _has_template(self) -> bool:
+        project = self._session.project
+        return project is not None and bool(project.state.with_role(Role.TEMPLATE))
 
     def _show_labels(self) -> None:
         rows = [(label.value, label.name, label.color, _meaning(label)) for label in self._table]

@@ -13,9 +13,12 @@ from typing import Any
 from ..job import JobError, JobFolder, JobKind, Observed, State, cancel, kill, observe, resume, start
 from ..job.tail import JobTail
 from ..job.watch import all_jobs
-from .cases import Case
+from .advising import FEWEST as FEWEST_SCANS
+from .advising import read_advice, request_advice
+from .advisor import Ranked
+from .cases import Case, Role
 from .label_table import LabelTable
-from .queue import Waiting, queue
+from .queue import Advice, Score, Waiting, advice, queue, score
 from .results import Quality, predictions, quality
 from .store import Project, ProjectError
 from .training import reasons_against_training, request_training
@@ -78,10 +81,13 @@ class Session:
     project: Project | None = None
     import_job: Watched | None = None
     training: Watched | None = None
+    advice_job: Watched | None = None
     _stamp: tuple[int, int] | None = None
     _jobs_stamp: int | None = None
     _reasons: list[str] | None = None
+    _ranking: list[Ranked] = field(default_factory=list)
     _results_stamp: tuple[Any, ...] | None = None
+    _standing: tuple[Score | None, Advice | None] | None = None
     _predicted: dict[str, dict[str, Any]] = field(default_factory=dict)
     _quality: Quality = field(default_factory=lambda: Quality({}, 0.0, 0))
 
@@ -103,7 +109,8 @@ class Session:
         return project
 
     def close(self) -> None:
-        self.project = self.import_job = self.training = self._results_stamp = None
+        self.project = self.import_job = self.training = self.advice_job = self._results_stamp = None
+        self._ranking = []
         self._stamp = self._jobs_stamp = self._reasons = None
 
     # ------------------------------------------------------------------ look again
@@ -119,13 +126,21 @@ class Session:
             self.project.refresh()
             self._stamp = stamp
         self._find_jobs()
-        for one in (self.import_job, self.training):
+        for one in (self.import_job, self.training, self.advice_job):
             if one is not None:
                 was = one.seen.state
                 one.look()
                 if one.seen.state is not was:
                     self._reasons = None
+                    self._ended(one)
         return changed
+
+    def _ended(self, job: Watched) -> None:
+        """What follows by itself when a job has ended: after adding scans an advice, after that its ranking."""
+        if job is self.import_job and not job.seen.state.active and not self.reasons_against_advice():
+            self.start_advice()
+        if job is self.advice_job and job.seen.state is State.FINISHED:
+            self._ranking = read_advice(self._opened)
 
     def _find_jobs(self) -> None:
         """Watch the newest training and import, whoever started them: another panel, a shell."""
@@ -143,6 +158,9 @@ class Session:
                 self.training = self._watch(job)
             elif kind == JobKind.IMPORT and (self.import_job is None or self.import_job.job.id < job.id):
                 self.import_job = self._watch(job)
+            elif kind == JobKind.ADVISE and (self.advice_job is None or self.advice_job.job.id < job.id):
+                self.advice_job = self._watch(job)
+                self._ranking = read_advice(self._opened)
 
     def _file_stamp(self) -> tuple[int, int] | None:
         try:
@@ -193,6 +211,31 @@ class Session:
         """Stop adding scans; those that are added stay."""
         if self.import_job is not None and self.import_job.seen.state.active:
             self.import_job.seen = cancel(self.import_job.job)
+
+    # ------------------------------------------------------------------ which scan to label
+
+    def reasons_against_advice(self) -> list[str]:
+        """Why no template can be recommended, or need not be."""
+        if self.project is None:
+            return ["Open or make a project first."]
+        if self.advice_job is not None and self.advice_job.seen.state.active:
+            return ["The scans are being looked at."]
+        if self.project.state.with_role(Role.TEMPLATE):
+            return ["There is a template."]
+        if len(self.project.state.cases) < FEWEST_SCANS:
+            return [f"At least {FEWEST_SCANS} scans are needed to recommend one."]
+        return []
+
+    def start_advice(self) -> Watched:
+        """Start the job that recommends a template. Raises ProjectError or JobError."""
+        job = request_advice(self._opened)
+        start(job, self.python, True, self.environment)
+        self.advice_job = self._watch(job)
+        return self.advice_job
+
+    def ranking(self) -> list[Ranked]:
+        """The project's scans as templates, the recommended one first; empty before there is an advice."""
+        return self._ranking
 
     # ------------------------------------------------------------------ training
 
@@ -263,6 +306,15 @@ class Session:
         """Predicted cases that nobody decided about, in the order in which they are offered."""
         return queue(self._opened, self.rated()) if self.predicted() else []
 
+    def standing(self) -> tuple[Score | None, Advice | None]:
+        """How good the predictions are, from the cases drawn at random, and what to do next; nothing before any."""
+        rated = self.rated()
+        if not rated.estimates:
+            return None, None
+        if self._standing is None:
+            self._standing = score(self._opened, rated), advice(self._opened, rated)
+        return self._standing
+
     def _look_at_results(self) -> None:
         current = self.project.state.current_training if self.project is not None else None
         if current is None:
@@ -272,7 +324,7 @@ class Session:
         if stamp != self._results_stamp:
             self._predicted = predictions(self._opened)
             self._quality = quality(self._opened, self._predicted)
-            self._results_stamp = stamp
+            self._results_stamp, self._standing = stamp, None
 
 
 def _changed_at(path: Path) -> tuple[int, int]:

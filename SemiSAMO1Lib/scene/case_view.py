@@ -64,20 +64,38 @@ class CaseView:
             self._remove_nodes()
             raise
         self._folder = group(files.title, self.nodes)
-        self._clean = self._marks()
+        self._clean = self.marks
+        self._kept: dict[str, Any] | None = self._clean
         show_scan(self.scan)
 
     @property
     def changed(self) -> bool:
-        """Whether the segments were changed since the case was opened or saved."""
-        alive = self.segmentation is not None and self.segmentation.GetScene() is not None
-        return alive and self._marks() != self._clean
+        """Whether the segments were changed since the case was opened or saved as a label."""
+        return self._alive and self.marks != self._clean
+
+    @property
+    def unkept(self) -> bool:
+        """Whether they were changed since they were last written anywhere, as a label or as a draft."""
+        return self._alive and self.marks not in (self._clean, self._kept)
+
+    @property
+    def _alive(self) -> bool:
+        return self.segmentation is not None and self.segmentation.GetScene() is not None
 
     def mark_saved(self) -> None:
-        """What is painted now is kept somewhere."""
-        self._clean = self._marks()
+        """What is painted now is the case's label, or nothing was painted."""
+        self._clean = self._kept = self.marks
 
-    def _marks(self) -> dict[str, Any]:
+    def mark_kept(self) -> None:
+        """What is painted now lies in the case's draft."""
+        self._kept = self.marks
+
+    def mark_unkept(self) -> None:
+        """The draft could not be written."""
+        self._kept = None
+
+    @property
+    def marks(self) -> dict[str, Any]:
         """Changes whenever a segment is painted, added, removed, renamed or coloured."""
         segmentation = self.segmentation.GetSegmentation()
         found = {}

@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
+from vtk.util.numpy_support import vtk_to_numpy
 
-from ..project.label_reader import VALUE_TAG
+from ..project.label_reader import VALUE_TAG, to_grid
 from ..project.label_table import Label, LabelTable
 from ..project.label_writer import terminology_entry
-from ..volume import Volume
+from ..volume import Geometry, Volume
 from .nodes import forget_file, own
-from .volumes import SceneError, geometry_of
+from .volumes import RAS_TO_LPS, SceneError, geometry_of
+
+_LABELMAP = "Binary labelmap"
 
 #: What Slicer gives to every new segment.
 _TISSUE = {"scheme": "SCT", "value": "85756007", "meaning": "Tissue"}
@@ -150,6 +153,78 @@ def drawn(node: Any, scan: Any, table: LabelTable) -> Drawn:
         labels.append(_label(segment, value, table))
     own_table = LabelTable(tuple(sorted(labels, key=lambda one: one.value)))
     return Drawn(Volume(merged, geometry), own_table, tuple(overlaps), counts)
+
+
+@dataclass(frozen=True)
+class Painted:
+    """One segment as it was at a moment: a copy of its own voxels (z, y, x) and where they lie."""
+
+    value: int
+    mask: Volume
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a segmentation held at a moment, copied in the main thread; `labels` may be called in any thread."""
+
+    painted: tuple[Painted, ...]
+    table: LabelTable
+    grid: Geometry
+
+    def labels(self) -> Volume:
+        """All segments as one label map on the scan's grid; where segments overlap the later one wins."""
+        merged = np.zeros(self.grid.shape, np.uint8 if max(self.table.values, default=0) <= 255 else np.uint16)
+        for one in self.painted:
+            placed, _, _ = to_grid(one.mask, self.grid)
+            merged[placed.array > 0] = one.value
+        return Volume(merged, self.grid)
+
+
+def snapshot(node: Any, scan: Any, table: LabelTable) -> Snapshot:
+    """Copy what is painted, each segment's own extent only: quick enough for the main thread. Raises SceneError."""
+    segmentation = node.GetSegmentation()
+    segments = [segmentation.GetSegment(one) for one in segmentation.GetSegmentIDs()]
+    values = _values(segments, table)
+    painted = []
+    for segment, value in zip(segments, values, strict=True):
+        labelmap = segment.GetRepresentation(_LABELMAP)
+        if labelmap is not None and labelmap.GetPointData().GetScalars() is not None:
+            x, y, z = labelmap.GetDimensions()
+            if x and y and z:
+                voxels = vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(z, y, x)
+                mask = (voxels == segment.GetLabelValue()).astype(np.uint8)
+                painted.append(Painted(value, Volume(mask, _grid_of(labelmap))))
+    rows = [_label(segment, value, table) for segment, value in zip(segments, values, strict=True)]
+    own_table = LabelTable(tuple(sorted(rows, key=lambda one: one.value)))
+    return Snapshot(tuple(painted), own_table, geometry_of(scan))
+
+
+def _grid_of(labelmap: Any) -> Geometry:
+    """Where a segment's own voxels lie in the patient (LPS)."""
+    to_world = vtk.vtkMatrix4x4()
+    labelmap.GetImageToWorldMatrix(to_world)
+    first = labelmap.GetExtent()[::2]
+    matrix = RAS_TO_LPS @ slicer.util.arrayFromVTKMatrix(to_world)
+    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+    origin = (matrix @ np.array([*first, 1.0]))[:3]
+    x, y, z = labelmap.GetDimensions()
+    sx, sy, sz = (float(one) for one in spacing)
+    a, b, c = (float(one) for one in origin)
+    return Geometry((z, y, x), (sz, sy, sx), (a, b, c), tuple((matrix[:3, :3] / spacing).ravel().tolist()))
+
+
+#: Slicer's status of a segment -> what it is written as.
+STATUS = {"not_seen": "notstarted", "skipped": "notstarted", "draft": "inprogress", "rejected": "flagged"}
+STATUS |= {"accepted": "completed", "corrected": "completed"}
+
+_STATUS_TAG = "Segmentation.Status"
+
+
+def show_status(node: Any, review: str) -> None:
+    """Give all segments Slicer's status that belongs to a review state."""
+    segmentation = node.GetSegmentation()
+    for identity in segmentation.GetSegmentIDs():
+        segmentation.GetSegment(identity).SetTag(_STATUS_TAG, STATUS[review])
 
 
 def _values(segments: Iterable[Any], table: LabelTable) -> list[int]:

@@ -14,7 +14,7 @@ from ..volume import Geometry, Volume
 from .nodes import forget_file, own
 
 #: From Slicer's right-anterior-superior axes to left-posterior-superior ones, which files and the engine use.
-_RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class SceneError(RuntimeError):
@@ -61,7 +61,7 @@ def geometry_of(node: Any) -> Geometry:
         to_world = vtk.vtkMatrix4x4()
         parent.GetMatrixTransformToWorld(to_world)
         matrix = slicer.util.arrayFromVTKMatrix(to_world) @ matrix
-    matrix = _RAS_LPS @ matrix
+    matrix = RAS_TO_LPS @ matrix
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     direction = matrix[:3, :3] / spacing
     if np.abs(direction.T @ direction - np.eye(3)).max() > 1e-3:

@@ -271,7 +271,7 @@ class TestNothingIsLost:
         def full_disk(*_: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("SemiSAMO1Lib.panel.panel.save_draft", full_disk)
+        monkeypatch.setattr("SemiSAMO1Lib.panel.draft_keeper.save_draft", full_disk)
         ui.templateCaseBox.setCurrentIndex(ui.templateCaseBox.findData("phantom_001"))
         ui.openTemplateButton.click()
         assert panel.view is painted and panel.template.drawn().counts == self.after

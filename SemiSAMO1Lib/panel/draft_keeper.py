@@ -1,0 +1,103 @@
+"""Keeps what a person paints: a draft is written some seconds after the last change, without holding up the window."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from ..project import Project, reviews
+from ..project.drafts import save_draft
+from ..scene.case_view import CaseView
+from ..scene.segmentations import Snapshot, show_status, snapshot
+
+#: Seconds between the last change and the draft.
+PAUSE_S = 20.0
+
+
+class DraftKeeper:
+    """Watches the open case.
+
+    Args:
+        view: the case that is open now, or None.
+        project: the open project, or None.
+        reviewer: the person's name.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        view: Callable[[], CaseView | None],
+        project: Callable[[], Project | None],
+        reviewer: Callable[[], str | None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._view, self._project, self._reviewer, self._clock = view, project, reviewer, clock
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="SemiSAMO1 draft")
+        self._writing: Future[Any] | None = None
+        self._seen: object = None
+        self._changed_at = 0.0
+
+    def tick(self) -> None:
+        """Look for changes; write the draft when there were none for a while. Raises what a write in the thread met."""
+        self._take_result(wait=False)
+        view, project = self._view(), self._project()
+        if view is None or project is None or not view.unkept or self._writing is not None:
+            return
+        if view.marks != self._seen:
+            self._seen, self._changed_at = view.marks, self._clock()
+            return
+        if self._clock() - self._changed_at < PAUSE_S or _painting():
+            return
+        copied = snapshot(view.segmentation, view.scan, project.state.labels)
+        view.mark_kept()
+        self._writing = self._writer.submit(self._write, project, view.files.case, view.files.training, copied)
+        self._note(project, view)
+
+    def flush(self) -> None:
+        """Write now what was not written yet, and wait for it: the case, the module or Slicer is about to be closed."""
+        self._take_result(wait=True)
+        view, project = self._view(), self._project()
+        if view is None or project is None or not view.unkept:
+            return
+        if view.segmentation.GetSegmentation().GetNumberOfSegments() == 0:
+            return
+        with slicer.util.WaitCursor():
+            copied = snapshot(view.segmentation, view.scan, project.state.labels)
+            self._write(project, view.files.case, view.files.training, copied)
+            view.mark_kept()
+        self._note(project, view)
+
+    def close(self) -> None:
+        """No further draft is written."""
+        self._writer.shutdown(wait=True)
+
+    def _note(self, project: Project, view: CaseView) -> None:
+        case = reviews.begin_draft(project, view.files.case, self._reviewer())
+        show_status(view.segmentation, case.review)
+        view.mark_kept()
+        slicer.util.showStatusMessage(_("What you painted in {case} is kept.").format(case=case.id), 3000)
+
+    def _write(self, project: Project, case: str, training: str, copied: Snapshot) -> None:
+        save_draft(project, case, copied.labels(), copied.table, training)
+
+    def _take_result(self, wait: bool) -> None:
+        if self._writing is None or not (wait or self._writing.done()):
+            return
+        writing, self._writing = self._writing, None
+        try:
+            writing.result()
+        except Exception:
+            if (view := self._view()) is not None:
+                view.mark_unkept()
+            raise
+
+
+def _painting() -> bool:
+    """Whether a mouse button is down: nobody is disturbed in the middle of a stroke."""
+    return qt.QApplication.mouseButtons() != qt.Qt.NoButton

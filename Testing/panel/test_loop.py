@@ -1,0 +1,266 @@
+"""The loop in the panel: an advice after adding scans, drafts by themselves, the queue, training again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import slicer
+import vtk
+from panel_helpers import wait
+
+from SemiSAMO1Lib import files
+from SemiSAMO1Lib.project import Project, read_labels, reviews
+from SemiSAMO1Lib.project.drafts import find_draft
+from SemiSAMO1Lib.project.queue import queue
+from SemiSAMO1Lib.scene.segmentations import drawn
+
+#: Seconds between the last change and the draft.
+PAUSE_S = 20.0
+
+KEEPER = "SemiSAMO1Lib.panel.draft_keeper"
+
+
+def paint(panel: Any, size: int = 4) -> None:
+    """A box of voxels in the first segment of the open case."""
+    view = panel.view
+    identity = view.segmentation.GetSegmentation().GetNthSegmentID(0)
+    array = slicer.util.arrayFromSegmentBinaryLabelmap(view.segmentation, identity, view.scan).copy()
+    array[0:3, 0:size, 0:5] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(array, view.segmentation, identity, view.scan)
+
+
+def status_of(view: Any) -> set[str]:
+    segmentation = view.segmentation.GetSegmentation()
+    found = set()
+    for identity in segmentation.GetSegmentIDs():
+        text = vtk.reference("")
+        segmentation.GetSegment(identity).GetTag("Segmentation.Status", text)
+        found.add(str(text))
+    return found
+
+
+@pytest.fixture
+def opened(panel: Any, ui: Any, trained: Path) -> str:
+    """The first case of the queue, open; its id."""
+    panel.results.look_again()
+    panel.results.open()
+    panel.tick()
+    return str(panel.view.files.case)
+
+
+class Clock:
+    """A clock that only goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(panel: Any) -> Clock:
+    panel.drafts._clock = Clock()
+    found: Clock = panel.drafts._clock
+    return found
+
+
+class TestDraftsByThemselves:
+    def wait_for_draft(self, panel: Any, folder: Path, case: str) -> Path:
+        wait(panel, lambda: find_draft(Project(folder), case) is not None, "the draft", 10)
+        found = find_draft(Project(folder), case)
+        assert found is not None
+        return found
+
+    def test_nothing_is_written_while_somebody_paints_on(
+        self, panel: Any, trained: Path, opened: str, clock: Clock
+    ) -> None:
+        for size in (4, 5, 6):
+            paint(panel, size)
+            panel.tick()
+            clock.now += PAUSE_S - 1
+            panel.tick()
+        assert find_draft(Project(trained), opened) is None
+
+    def test_some_seconds_after_the_last_change_it_is(
+        self, panel: Any, trained: Path, opened: str, clock: Clock
+    ) -> None:
+        paint(panel)
+        panel.tick()
+        clock.now += PAUSE_S
+        panel.tick()
+        self.wait_for_draft(panel, trained, opened)
+        assert Project(trained).state.case(opened).review == "draft"
+
+    def test_it_holds_exactly_what_is_on_the_screen(self, panel: Any, trained: Path, opened: str, clock: Clock) -> None:
+        paint(panel)
+        panel.tick()
+        clock.now += PAUSE_S
+        panel.tick()
+        draft = self.wait_for_draft(panel, trained, opened)
+        shown = drawn(panel.view.segmentation, panel.view.scan, Project(trained).state.labels).labels
+        saved = read_labels(draft, shown.geometry).volume
+        assert np.array_equal(saved.array, shown.array)
+
+    def test_never_during_a_stroke(
+        self, panel: Any, trained: Path, opened: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        paint(panel)
+        panel.tick()
+        clock.now += 2 * PAUSE_S
+        monkeypatch.setattr(f"{KEEPER}._painting", lambda: True)
+        panel.tick()
+        assert find_draft(Project(trained), opened) is None
+        monkeypatch.setattr(f"{KEEPER}._painting", lambda: False)
+        panel.tick()
+        self.wait_for_draft(panel, trained, opened)
+
+    def test_what_is_written_once_is_not_written_again(
+        self, panel: Any, trained: Path, opened: str, clock: Clock
+    ) -> None:
+        paint(panel)
+        panel.tick()
+        clock.now += PAUSE_S
+        panel.tick()
+        draft = self.wait_for_draft(panel, trained, opened)
+        written = draft.stat().st_mtime_ns
+        for _ in range(3):
+            clock.now += PAUSE_S
+            panel.tick()
+        panel.keep_work()
+        assert draft.stat().st_mtime_ns == written
+
+    def test_a_write_that_fails_in_the_thread_is_said_and_tried_again(
+        self, panel: Any, trained: Path, opened: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full_disk(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(f"{KEEPER}.save_draft", full_disk)
+        paint(panel)
+        panel.tick()
+        clock.now += PAUSE_S
+        panel.tick()
+        wait(panel, lambda: "No space left" in panel.banner.text, "the message", 10)
+        monkeypatch.undo()
+        panel.keep_work()
+        assert find_draft(Project(trained), opened) is not None
+
+    def test_leaving_the_module_writes_it(self, panel: Any, widget: Any, trained: Path, opened: str) -> None:
+        paint(panel)
+        widget.exit()
+        assert find_draft(Project(trained), opened) is not None
+
+    def test_an_accepted_case_is_reopened_by_painting(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        ui.acceptButton.click()
+        ui.filterBox.setCurrentIndex(ui.filterBox.findData("accepted"))
+        ui.resultCaseBox.setCurrentIndex(ui.resultCaseBox.findData(opened))
+        panel.results.open()
+        paint(panel)
+        panel.keep_work()
+        case = Project(trained).state.case(opened)
+        assert (case.review, case.label_version) == ("draft", 1), "the accepted label stays in force until it is done"
+
+    def test_discarding_it_brings_back_what_was(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        paint(panel)
+        panel.close_case()
+        panel.results.open()
+        assert "was brought back" in panel.banner.text
+        ui.bannerButton.click()
+        assert Project(trained).state.case(opened).review == "not_seen"
+        assert find_draft(Project(trained), opened) is None
+
+
+class TestStatus:
+    """Slicer's own status of the segments says what was decided."""
+
+    def test_nobody_has_looked_yet(self, panel: Any, opened: str) -> None:
+        assert status_of(panel.view) == {"notstarted"}
+
+    def test_painting_is_in_progress(self, panel: Any, opened: str) -> None:
+        paint(panel)
+        panel.keep_work()
+        assert status_of(panel.view) == {"inprogress"}
+
+    @pytest.mark.parametrize(("button", "status"), [("acceptButton", "completed"), ("rejectButton", "flagged")])
+    def test_a_decision(self, panel: Any, ui: Any, opened: str, button: str, status: str) -> None:
+        getattr(ui, button).click()
+        ui.resultCaseBox.setCurrentIndex(ui.resultCaseBox.findData(opened))
+        panel.results.open()
+        assert status_of(panel.view) == {status}
+
+    def test_a_template_is_completed(self, panel: Any, ui: Any, with_template: Path) -> None:
+        ui.openTemplateButton.click()
+        assert status_of(panel.view) == {"completed"}
+
+
+class TestQueue:
+    def test_the_list_is_the_queue(self, panel: Any, trained: Path, opened: str) -> None:
+        assert panel.results.order() == [one.case for one in queue(Project(trained))]
+
+    def test_after_a_decision_the_next_that_waits_is_shown(
+        self, panel: Any, ui: Any, trained: Path, opened: str
+    ) -> None:
+        following = panel.results.order()[1]
+        ui.rejectButton.click()
+        assert panel.view.files.case == following
+
+    def test_the_last_decision_leaves_the_case_open(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        for _ in range(3):
+            ui.rejectButton.click()
+            panel.tick()
+        assert queue(Project(trained)) == [] and panel.view is not None
+
+    @pytest.mark.parametrize(("wanted", "count"), [("all", 3), ("waiting", 2), ("rejected", 1), ("accepted", 0)])
+    def test_filters(self, panel: Any, ui: Any, opened: str, wanted: str, count: int) -> None:
+        ui.rejectButton.click()
+        panel.close_case()
+        ui.filterBox.setCurrentIndex(ui.filterBox.findData(wanted))
+        assert len(panel.results.order()) == count
+
+    def test_likely_quality_is_said_not_to_be_checked_yet(self, ui: Any, opened: str) -> None:
+        assert "not yet checked on your scans: 0 of 10" in ui.standingLabel.text
+        assert "Likely quality:" in ui.resultLabel.text and "±" not in ui.resultLabel.text
+
+    def test_what_to_do_next_is_said(self, ui: Any, opened: str) -> None:
+        assert "Go on: correct the worst" in ui.standingLabel.text
+
+    def test_another_reviewers_decision_is_not_overruled(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        reviews.reject(Project(trained), opened, reviewer="ann")
+        ui.acceptButton.click()
+        assert "is rejected and cannot become accepted" in panel.banner.text
+        assert Project(trained).state.case(opened).review == "rejected"
+
+
+class TestAdvice:
+    def test_after_adding_scans_one_is_recommended(self, panel: Any, ui: Any, with_scans: Path) -> None:
+        wait(panel, lambda: bool(panel.session.ranking()), "the ranking")
+        panel.tick()
+        best = panel.session.ranking()[0].case
+        assert f"Recommended: {best}" in ui.adviceLabel.text
+        assert ui.templateCaseBox.itemData(0) == best and "(recommended)" in ui.templateCaseBox.itemText(0)
+
+    def test_with_a_template_nothing_is_recommended(self, panel: Any, ui: Any, with_template: Path) -> None:
+        wait(panel, lambda: "looked at" not in ui.adviseButton.toolTip, "the end of the advice")
+        assert not ui.adviseButton.enabled and "There is a template." in ui.adviseButton.toolTip
+
+    def test_without_a_project_the_button_says_why(self, panel: Any, ui: Any) -> None:
+        assert not ui.adviseButton.enabled and "Open or make a project" in ui.adviseButton.toolTip
+
+
+def test_training_again_uses_what_was_reviewed(panel: Any, ui: Any, trained: Path, opened: str) -> None:
+    paint(panel)
+    panel.tick()
+    ui.correctButton.click()
+    ui.acceptButton.click()
+    before = panel.session.training.job.id
+    panel.tick()
+    ui.trainButton.click()
+    job = panel.session.training.job
+    assert job.id != before
+    rows = files.read_json(job.inputs / "cases.json")["labelled"]
+    assert sorted(row["origin"] for row in rows) == ["accepted", "corrected", "template"]
+    wait(panel, lambda: not panel.session.busy, "the end")
