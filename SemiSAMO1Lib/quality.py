@@ -28,15 +28,28 @@ HIGH, MEDIUM = 0.85, 0.7
 _MARGIN = 0.01
 
 #: Signs that are shares or Dice values; their logit is taken. All others are taken as they are.
-_SHARES = frozenset(
+SHARES = frozenset(
     {
         "expected_dice",
+        "inside_probability",
         "with_propagation",
         "network_with_propagation",
         "between_rounds",
         "between_passes",
         "reverse",
         "with_cohort",
+    }
+)
+
+#: Signs of which less is better.
+DOUBTS = frozenset(
+    {
+        "inside_entropy",
+        "boundary_entropy",
+        "entropy_by_volume",
+        "entropy_by_surface",
+        "volume_to_template",
+        "volume_to_cohort",
     }
 )
 
@@ -79,15 +92,16 @@ class QualityModel:
 
     def standardised(self, classes: Sequence[Mapping[str, float | None]]) -> NDArray[np.float64]:
         """(classes, signs): transformed signs, less their means, in units of their scales."""
-        values = np.array([[_transformed(name, one.get(name)) for name in self.names] for one in classes])
+        values = np.array([[transformed(name, one.get(name)) for name in self.names] for one in classes])
         values = (values - np.array(self.means)) / np.array(self.scales)
         return np.asarray(np.nan_to_num(values, nan=0.0).clip(-4, 4))
 
 
-def _transformed(name: str, value: float | None) -> float:
+def transformed(name: str, value: float | None) -> float:
+    """A sign as the model adds it up: the logit of a share, any other as it is; NaN where it is missing."""
     if value is None:
         return math.nan
-    return logit(value) if name in _SHARES else float(value)
+    return logit(value) if name in SHARES else float(value)
 
 
 def logit(dice: float) -> float:
@@ -100,56 +114,6 @@ def logit(dice: float) -> float:
 def shipped() -> QualityModel:
     """The model that comes with the library."""
     return QualityModel.from_json(json.loads(Path(__file__).with_name("quality.json").read_text(encoding="utf-8")))
-
-
-def fit(
-    signs: Sequence[Mapping[str, float | None]],
-    dice: Sequence[float],
-    groups: Sequence[str],
-    names: Sequence[str],
-    origin: Mapping[str, Any],
-    penalty: float = 10.0,
-) -> QualityModel:
-    """Fit the model by ridge regression, every group counting alike.
-
-    Slopes come from differences inside the groups: that one anatomy is harder than another must not be mistaken for a
-    sign's effect. The intercept is the mean over the groups.
-
-    Args:
-        signs: of each class of each case.
-        dice: their true Dice.
-        groups: the training that each belongs to.
-        names: signs to use.
-        origin: what the data are.
-        penalty: of the ridge, in rows.
-    """
-    raw = np.array([[_transformed(name, one.get(name)) for name in names] for one in signs])
-    known = ~np.isnan(raw)
-    means = np.where(known, raw, 0).sum(0) / np.maximum(known.sum(0), 1)
-    raw = np.where(np.isnan(raw), means, raw)
-    target = np.array([logit(value) for value in dice])
-    names_of_groups = np.array(groups)
-    weight = np.empty(len(target))
-    centred, wanted = np.empty_like(raw), np.empty_like(target)
-    for group in np.unique(names_of_groups):
-        mine = names_of_groups == group
-        weight[mine] = len(target) / (len(np.unique(names_of_groups)) * mine.sum())
-        centred[mine], wanted[mine] = raw[mine] - raw[mine].mean(0), target[mine] - target[mine].mean()
-    scales = np.maximum(np.sqrt(np.average(centred**2, axis=0, weights=weight)), 1e-6)
-    x = centred / scales
-    normal = (x * weight[:, None]).T @ x + penalty * np.eye(len(names))
-    slopes = np.linalg.solve(normal, (x * weight[:, None]).T @ wanted)
-    here = ((raw - means) / scales).clip(-4, 4)
-    intercept = float(np.average(target - here @ slopes, weights=weight))
-    return QualityModel(
-        tuple(names),
-        tuple(float(value) for value in means),
-        tuple(float(value) for value in scales),
-        tuple(float(value) for value in slopes),
-        intercept,
-        math.nan,
-        dict(origin),
-    )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.evaluation.signals import cohort_signals
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
+from SemiSAMO1Lib.quality import DOUBTS
 from SemiSAMO1Lib.volume import Geometry, Volume
 
 GRID = Geometry((10, 12, 14))
@@ -18,7 +19,6 @@ TRUTH[2:7, 3:9, 3:9] = 1
 TRUTH[3:5, 4:6, 4:6] = 2
 
 #: Signs of which less is better.
-DOUBTS = {"boundary_entropy", "entropy_by_volume", "entropy_by_surface", "volume_to_template", "volume_to_cohort"}
 
 
 def probabilities(label, sure=0.95):

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from SemiSAMO1Lib.quality import ENOUGH, HIGH, MEDIUM, QualityModel, Reviewed, fit, level, logit, refitted, shipped
+from SemiSAMO1Lib.engine.evaluation.quality_fit import fit
+from SemiSAMO1Lib.quality import ENOUGH, HIGH, MEDIUM, QualityModel, Reviewed, level, logit, refitted, shipped
 
 NAMES = ("expected_dice", "boundary_entropy")
 
@@ -37,20 +38,38 @@ def data(
 
 
 def model_of(seed: int = 0) -> QualityModel:
-    return fit(*data(seed), NAMES, {"cohorts": ["made up"]}, penalty=0.01)
+    return fit(*data(seed), NAMES, {"cohorts": ["made up"]})
 
 
 def test_effects_are_those_within_a_training_not_between_trainings() -> None:
+    """Over all data certainty goes with bad predictions, inside each training with good ones."""
+    signs, dice, groups = data()
     model = model_of()
-    effects = np.array(model.coefficients) / np.array(model.scales)
-    assert effects == pytest.approx([0.8, -2.0], rel=0.1)
+    assert model.coefficients[0] > 0 > model.coefficients[1]
+    hard = [number for number, group in enumerate(groups) if group == "hard"]
+    likely = model.likely([signs[number] for number in hard])
+    assert np.corrcoef(likely, [dice[number] for number in hard])[0, 1] > 0.9
+
+
+def test_signs_count_by_how_much_they_tell() -> None:
+    """Both effects are known: 0.8 × 0.5 (deviation) of the one, 2 × 0.17 of the other."""
+    model = model_of()
+    assert model.coefficients[0] / -model.coefficients[1] == pytest.approx(0.8 * 0.5 / (2 * 0.173), rel=0.15)
+
+
+def test_no_sign_counts_against_its_meaning() -> None:
+    """Data in which certainty goes with bad predictions: the sign is left out, not turned round."""
+    signs, dice, groups = data()
+    turned = [{**one, "boundary_entropy": 1 - float(one["boundary_entropy"] or 0)} for one in signs]
+    model = fit(turned, dice, groups, NAMES, {})
+    assert model.coefficients[1] == pytest.approx(0, abs=1e-6) and model.coefficients[0] > 0
 
 
 def test_groups_count_alike_whatever_their_size() -> None:
     signs, dice, groups = data()
     easy = [number for number, group in enumerate(groups) if group == "easy"]
     many = [*range(len(signs)), *easy * 5]
-    larger = fit([signs[n] for n in many], [dice[n] for n in many], [groups[n] for n in many], NAMES, {}, 0.01)
+    larger = fit([signs[n] for n in many], [dice[n] for n in many], [groups[n] for n in many], NAMES, {})
     likely = [model.likely([signs[1]])[0] for model in (larger, model_of())]
     assert likely[0] == pytest.approx(likely[1], abs=0.05)
 
@@ -124,7 +143,7 @@ class TestShipped:
 
     def test_a_prediction_that_agrees_with_everything_is_better_than_one_that_does_not(self) -> None:
         agreements = {"expected_dice", "with_propagation", "network_with_propagation", "between_rounds", "confidence"}
-        agreements |= {"prototype", "reverse", "with_cohort"}
+        agreements |= {"prototype", "reverse", "with_cohort", "inside_probability", "edge"}
         good = {name: 0.95 if name in agreements else 0.1 for name in shipped().names}
         bad = {name: 0.4 if name in agreements else 0.8 for name in shipped().names}
         assert shipped().likely([good])[0] > shipped().likely([bad])[0] + 0.1

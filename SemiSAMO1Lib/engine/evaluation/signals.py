@@ -27,6 +27,10 @@ from .metrics import dice
 #: Where a case's field does not reach in the template's space.
 _UNSEEN = 65_535
 
+#: Distances from a border, voxels, at which the image's gradient is looked at.
+_NEAR = 4
+_SHELLS = tuple(at for at in range(-_NEAR, _NEAR + 1) if at)
+
 #: Signals of a class: name -> value, None where there is nothing to compute it from.
 Signals = dict[str, float | None]
 
@@ -128,11 +132,13 @@ def _case_signals(
     volumes = _volumes(label, cohort.plan.classes, cohort.plan.spacing)
     carried = _carried(cohort, case_id, label, template) if cohort.has_deformations() else None
     passes = cohort.between_passes(number, case_id)
+    gradient = ndimage.gaussian_gradient_magnitude(np.asarray(cohort.image(case_id), np.float32), 0.7)
     found: list[Signals] = []
     for value in range(1, cohort.plan.classes):
         mine = label == value
         signals: Signals = {
             **_doubt(probabilities[value].astype(np.float32), mine),
+            "edge": _edge(gradient, mine),
             "with_propagation": dice(mine, propagated == value),
             "network_with_propagation": dice(network == value, propagated == value),
             "between_rounds": dice(own == value, before == value),
@@ -154,11 +160,30 @@ def _doubt(p: NDArray[np.float32], mine: NDArray[np.bool_]) -> dict[str, float]:
     band = ndimage.binary_dilation(mine) & ~ndimage.binary_erosion(mine)
     count = max(int(mine.sum()), 1)
     return {
+        "inside_entropy": float(entropy[mine].mean()) if mine.any() else 1.0,
+        "inside_probability": float(p[mine].mean()) if mine.any() else 0.0,
         "expected_dice": float(2 * p[mine].sum() / max(float(p.sum()) + count, 1e-6)),
         "boundary_entropy": float(entropy[band].mean()) if band.any() else 1.0,
         "entropy_by_volume": float(entropy.sum()) / count,
         "entropy_by_surface": float(entropy.sum()) / max(int(band.sum()), 1),
     }
+
+
+def _edge(gradient: NDArray[np.float32], mine: NDArray[np.bool_]) -> float | None:
+    """How far a class's border lies on an edge of the image: the gradient there over that within four voxels of it."""
+    if not mine.any():
+        return None
+    box = ndimage.find_objects(mine.astype(np.uint8))[0]
+    near = tuple(slice(max(0, one.start - _NEAR - 1), one.stop + _NEAR + 1) for one in box)
+    inside, slope = mine[near], gradient[near]
+    if inside.all():
+        return None
+    depth = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
+    shells = [slope[(depth > at - 0.5) & (depth <= at + 0.5)] for at in _SHELLS]
+    means = {at: float(shell.mean()) for at, shell in zip(_SHELLS, shells, strict=True) if shell.size}
+    border = [means[at] for at in (-1, 1) if at in means]
+    around = float(np.mean(list(means.values()))) if means else 0.0
+    return float(np.mean(border)) / around if border and around > 0 else None
 
 
 def _in_template(
