@@ -1,7 +1,9 @@
-"""semisamo1 advise, simulate: the steps before and after the review."""
+"""semisamo1 advise, export, simulate: the steps before and after the review."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +12,10 @@ import typer
 from rich.table import Table
 
 from .. import files
-from ..job import start
+from ..job import JobFolder, JobKind, start
 from ..project import Project, ProjectError
 from ..project.advising import read_advice, request_advice
+from ..project.export import TABLE, require_output
 from .console import WRONG_USE, Bar, exit_for, fail, follow, guarded, next_step, out, say
 
 ProjectPath = Annotated[Path, typer.Argument(help="The project folder.", show_default=False)]
@@ -82,10 +85,36 @@ def simulate(
     say({"output": str(output), **found}, as_json, f"{output / 'effort.png'}")
 
 
+@guarded
+def export(
+    project: ProjectPath,
+    output: Annotated[Path, typer.Option(help="Folder for the segmentations and volumes.csv.", show_default=False)],
+    format_: Annotated[str, typer.Option("--format", help="nrrd, nifti or dicom-seg.")] = "nrrd",
+    dicom: Annotated[Path | None, typer.Option(help="For dicom-seg: folder of the original series.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write all segmentations, labels first, then predictions, and a table of volumes, origins and scores."""
+    opened = Project(project)
+    require_output(opened, output, format_)
+    where = {"output": str(output.resolve()), "dicom": str(dicom.resolve()) if dicom else None}
+    job = JobFolder.create(opened.jobs, JobKind.EXPORT, {**where, "format": format_}, [])
+    start(job)
+    exit_for(job, follow(job, as_json))
+    table = list(csv.DictReader(io.StringIO((output / TABLE).read_text(encoding="utf-8"))))
+    left_out = list(csv.DictReader(io.StringIO((output / "left_out.csv").read_text(encoding="utf-8"))))
+    exported = {row["case"]: row["what"] for row in table}
+    value = {"output": str(output), "exported": exported, "left_out": {r["case"]: r["reason"] for r in left_out}}
+    labels = sum(what == "label" for what in exported.values())
+    lines = [f"{len(exported)} segmentations in {output}: {labels} labels, {len(exported) - labels} predictions"]
+    lines += [f"  left out {row['case']}: {row['reason']}" for row in left_out]
+    say(value, as_json, "\n".join(lines))
+
+
 def add_to(app: typer.Typer) -> None:
     """Put these commands into the shell."""
     examples: dict[Callable[..., None], str] = {
         advise: "semisamo1 advise ~/study",
+        export: "semisamo1 export ~/study --output ~/segmentations --format nifti",
         simulate: "semisamo1 simulate ~/study --references ~/truth --output ~/effort --steps 3,10",
     }
     for command, example in examples.items():

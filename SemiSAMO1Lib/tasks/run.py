@@ -50,6 +50,10 @@ def _task(kind: JobKind) -> Callable[[JobFolder, Reporter], None]:
         from .advise import advise
 
         return advise
+    if kind is JobKind.EXPORT:
+        from .export import export
+
+        return export
     if kind is JobKind.REPORT:
         from .report import report
 

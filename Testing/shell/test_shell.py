@@ -954,3 +954,14 @@ def test_a_lack_of_memory_says_what_to_do(untrained: Path, monkeypatch: pytest.M
     monkeypatch.setattr("SemiSAMO1Lib.shell.commands.observe", too_large)
     shown = shell("status", untrained)
     assert shown.code == FAILED and "Close other programs" in shown.text
+
+
+def test_an_export_from_the_shell(reviewed: Path, tmp_path: Path) -> None:
+    value = shell("export", reviewed, "--output", tmp_path / "out", "--format", "nifti", "--json").json()
+    assert value["exported"] == {"phantom_000": "label", "phantom_001": "prediction", "phantom_002": "prediction"}
+    assert (tmp_path / "out" / "phantom_001.nii.gz").is_file() and value["left_out"] == {}
+
+
+def test_an_export_into_the_project_is_refused(reviewed: Path) -> None:
+    shown = shell("export", reviewed, "--output", reviewed / "out")
+    assert shown.code == WRONG_USE and "Export into a folder of its own" in shown.text

@@ -1,0 +1,152 @@
+"""What leaves the project: the segmentation of every case, labels first, then predictions, and a table of both."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import files
+from ..image_io import write_volume
+from ..volume import Volume
+from .cases import Case, Role
+from .label_reader import read_labels
+from .label_table import LabelTable
+from .label_writer import write_segmentation
+from .results import Quality, predictions, quality
+from .reviews import Review
+from .store import Project, ProjectError
+
+#: Format -> ending of its files. `dicom-seg` needs the original series.
+FORMATS = {"nrrd": ".seg.nrrd", "nifti": ".nii.gz", "dicom-seg": ".dcm"}
+
+#: The table that every export holds.
+TABLE = "volumes.csv"
+
+_COLUMNS = ("case", "scan", "file", "what", "by", "time", "state", "value", "label", "volume_ml")
+_SCORES = ("uncertainty", "likely_dice")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One case as it is exported.
+
+    Attributes:
+        case: which.
+        source: its label in force or its prediction.
+        what: label or prediction.
+        by: the reviewer, or the training.
+        time: when it was saved; empty for a prediction.
+        scores: label value -> row of the results, for a prediction.
+        likely: label value -> likely Dice, for a prediction.
+    """
+
+    case: Case
+    source: Path
+    what: str
+    by: str
+    time: str
+    scores: Mapping[str, Any]
+    likely: Mapping[int, float]
+
+    def read(self) -> Volume:
+        """Label values (z, y, x) on the scan's grid."""
+        return read_labels(self.source, self.case.geometry, allow_empty=True).volume
+
+
+def chosen(project: Project) -> tuple[list[Exported], list[tuple[str, str]]]:
+    """What is exported, and (case, reason) of what is left out."""
+    state = project.refresh()
+    rows = predictions(project)
+    rated = quality(project, rows)
+    found, left_out = [], []
+    for case in state.cases:
+        try:
+            one = _choose(project, case, rows.get(case.id), rated)
+        except ProjectError as error:
+            left_out.append((case.id, str(error)))
+            continue
+        if isinstance(one, str):
+            left_out.append((case.id, one))
+        else:
+            found.append(one)
+    return found, left_out
+
+
+def _choose(project: Project, case: Case, row: dict[str, Any] | None, rated: Quality) -> Exported | str:
+    if case.role is Role.EXCLUDED:
+        return "excluded"
+    if case.review == Review.REJECTED:
+        return "its prediction was rejected"
+    if case.label_version is not None:
+        record = project.label_record(case)
+        path = project.label_path(case)
+        return Exported(case, path, "label", record.get("reviewer", ""), record.get("time", ""), {}, {})
+    if row is None or row["prediction"] is None:
+        return "no label and no prediction"
+    if not row["prediction"].is_file():
+        return f"its prediction is missing: {row['prediction']}"
+    likely = rated.estimates[case.id].labels
+    return Exported(case, row["prediction"], "prediction", row["training"], "", row["scores"].get("labels", {}), likely)
+
+
+def require_output(project: Project, folder: Path, kind: str) -> None:
+    """Raise ProjectError for an unknown format, or a folder where an export could overwrite something."""
+    if kind not in FORMATS:
+        raise ProjectError(f"unknown format {kind!r}; there are: {', '.join(FORMATS)}")
+    if folder.resolve() == project.folder.resolve() or project.folder.resolve() in folder.resolve().parents:
+        raise ProjectError(f"{folder} is in the project. Export into a folder of its own.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / TABLE).is_file():
+        raise ProjectError(f"{folder} holds other files. Export into an empty folder, or one of an earlier export.")
+
+
+def write_labels(path: Path, labels: Volume, table: LabelTable, kind: str) -> None:
+    """Write one segmentation as NRRD (names, colours and codes with it) or NIfTI (values alone)."""
+    if kind == "nrrd":
+        write_segmentation(path, labels, table)
+    else:
+        write_volume(path, labels)
+
+
+def rows_of(one: Exported, labels: Volume, table: LabelTable, file: str) -> Iterator[dict[str, Any]]:
+    """The lines of the table for one case, one a label."""
+    voxel_ml = float(np.prod(labels.geometry.spacing)) / 1000
+    counts = np.bincount(labels.array.reshape(-1), minlength=max(table.values, default=0) + 1)
+    for label in table:
+        score = one.scores.get(str(label.value), {})
+        likely = one.likely.get(label.value)
+        uncertainty = score.get("uncertainty")
+        yield {
+            "case": one.case.id,
+            "scan": one.case.name,
+            "file": file,
+            "what": one.what,
+            "by": one.by,
+            "time": one.time,
+            "state": one.case.review,
+            "value": label.value,
+            "label": label.name,
+            "volume_ml": f"{int(counts[label.value]) * voxel_ml:.4f}",
+            "uncertainty": "" if uncertainty is None else f"{uncertainty:.4f}",
+            "likely_dice": "" if likely is None else f"{likely:.3f}",
+        }
+
+
+def write_tables(folder: Path, rows: list[dict[str, Any]], left_out: list[tuple[str, str]]) -> None:
+    """`volumes.csv`, and `left_out.csv` with the reasons."""
+    files.write_text(folder / TABLE, _csv((*_COLUMNS, *_SCORES), rows))
+    listed = [{"case": case, "reason": reason} for case, reason in left_out]
+    files.write_text(folder / "left_out.csv", _csv(("case", "reason"), listed))
+
+
+def _csv(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()

@@ -1,0 +1,208 @@
+"""Export: what is chosen, what is left out, the files, the table, and DICOM SEG on its own slices alone."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from dicom_files import PATIENT, write_series
+from scans import OBLIQUE, write_scan
+
+from SemiSAMO1Lib import files
+from SemiSAMO1Lib.engine.observer import Silent
+from SemiSAMO1Lib.image_io import write_volume
+from SemiSAMO1Lib.job import JobFolder, JobKind
+from SemiSAMO1Lib.project import Project, ProjectError, Role, Skipped, read_labels, reviews
+from SemiSAMO1Lib.project.export import chosen, require_output
+from SemiSAMO1Lib.project.importing import candidates, look
+from SemiSAMO1Lib.project.label_writer import write_segmentation
+from SemiSAMO1Lib.tasks.export import export
+from SemiSAMO1Lib.volume import Geometry, Volume
+
+
+class Listening(Silent):
+    def handshake(self, **_: Any) -> None:
+        pass
+
+
+def project_of(folder: Path) -> Project:
+    """Every scan below `folder`/scans is a case; the first is the template, the others are predicted."""
+    project = Project.create(folder / "project")
+    for candidate in candidates(folder / "scans", project.folder):
+        assert not isinstance(candidate, Skipped)
+        found = look(candidate)
+        assert not isinstance(found, Skipped), found
+        project.add(found)
+    first, *others = project.refresh().cases
+    write_volume(folder / f"{first.id}.nrrd", on(first.geometry))
+    project.add_label(first.id, folder / f"{first.id}.nrrd", reviewer="ann")
+    job = JobFolder.create(project.jobs, JobKind.TRAIN, {}, project.state.labels.to_json())
+    rows = []
+    for case in others:
+        write_segmentation(job.results / "1" / f"{case.id}.seg.nrrd", on(case.geometry), project.state.labels)
+        labels = {str(value): {"uncertainty": 0.25, "signs": {"expected_dice": 0.9}} for value in (1, 2)}
+        scores = {"label_uncertainty": 0.25, "labels": labels}
+        rows.append({"case": case.id, "scores": scores, "prediction": f"1/{case.id}.seg.nrrd"})
+    files.write_json(job.index, {"round": 1, "cases": rows, "skipped": []})
+    project.set_current_training(job.id)
+    return project
+
+
+def on(grid: Geometry) -> Volume:
+    """Two labels on a grid, different in every slice."""
+    array = np.zeros(grid.shape, np.uint8)
+    z, y, x = grid.shape
+    for k in range(1, z - 1):
+        array[k, 1 : 2 + k % (y - 2), 1 : x // 2] = 1
+        array[k, 1:3, x // 2 : x // 2 + 1 + k % 3] = 2
+    return Volume(array, grid)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    for seed, name in enumerate("abcdef"):
+        write_scan(tmp_path / "scans" / f"{name}.nrrd", seed=seed)
+    project = project_of(tmp_path)
+    reviews.accept(project, "b", reviewer="bob")
+    reviews.reject(project, "c")
+    project.set_role("d", Role.EXCLUDED)
+    return project
+
+
+def run(project: Project, folder: Path, kind: str = "nrrd", dicom: Path | None = None) -> list[dict[str, str]]:
+    parameters = {"output": str(folder), "format": kind, "dicom": str(dicom) if dicom else None}
+    export(JobFolder.create(project.jobs, JobKind.EXPORT, parameters, []), Listening())  # type: ignore[arg-type]
+    return list(csv.DictReader((folder / "volumes.csv").open(encoding="utf-8")))
+
+
+class TestWhat:
+    def test_labels_come_before_predictions(self, project: Project) -> None:
+        found = {one.case.id: (one.what, one.by) for one in chosen(project)[0]}
+        training = project.state.current_training
+        assert found == {
+            "a": ("label", "ann"),
+            "b": ("label", "bob"),
+            "e": ("prediction", training),
+            "f": ("prediction", training),
+        }
+
+    def test_excluded_and_rejected_are_left_out_and_listed(self, project: Project, tmp_path: Path) -> None:
+        run(project, tmp_path / "out")
+        listed = dict(csv.reader((tmp_path / "out" / "left_out.csv").open(encoding="utf-8")))
+        assert listed == {"case": "reason", "c": "its prediction was rejected", "d": "excluded"}
+        assert not {"c.seg.nrrd", "d.seg.nrrd"} & {one.name for one in (tmp_path / "out").iterdir()}
+
+    def test_a_case_that_was_never_predicted_is_listed(self, project: Project) -> None:
+        project.set_current_training(None)
+        assert dict(chosen(project)[1])["e"] == "no label and no prediction"
+
+    def test_a_prediction_that_is_gone_does_not_end_the_export(self, project: Project, tmp_path: Path) -> None:
+        next(project.jobs.rglob("e.seg.nrrd")).unlink()
+        rows = run(project, tmp_path / "out")
+        assert {row["case"] for row in rows} == {"a", "b", "f"}
+
+
+class TestFiles:
+    @pytest.mark.parametrize(("kind", "ending"), [("nrrd", ".seg.nrrd"), ("nifti", ".nii.gz")])
+    def test_voxels_are_those_of_the_project(self, project: Project, tmp_path: Path, kind: str, ending: str) -> None:
+        run(project, tmp_path / "out", kind)
+        geometry = project.state.case("e").geometry
+        saved = read_labels(tmp_path / "out" / f"e{ending}", geometry)
+        assert saved.exact and np.array_equal(saved.volume.array, on(geometry).array)
+
+    def test_the_table_says_what_is_which(self, project: Project, tmp_path: Path) -> None:
+        rows = {(row["case"], row["value"]): row for row in run(project, tmp_path / "out")}
+        assert (rows["b", "1"]["what"], rows["b", "1"]["by"], rows["b", "1"]["state"]) == ("label", "bob", "accepted")
+        assert rows["e", "1"]["uncertainty"] == "0.2500" and 0 < float(rows["e", "1"]["likely_dice"]) < 1
+        assert rows["a", "1"]["likely_dice"] == "", "a label is no estimate"
+
+    def test_volumes_are_in_ml(self, project: Project, tmp_path: Path) -> None:
+        rows = {(row["case"], row["value"]): row for row in run(project, tmp_path / "out")}
+        geometry = project.state.case("e").geometry
+        wanted = int((on(geometry).array == 2).sum()) * float(np.prod(geometry.spacing)) / 1000
+        assert float(rows["e", "2"]["volume_ml"]) == pytest.approx(wanted, abs=1e-4)
+
+    def test_an_export_can_be_made_again(self, project: Project, tmp_path: Path) -> None:
+        assert run(project, tmp_path / "out") == run(project, tmp_path / "out")
+
+
+class TestRefusals:
+    def test_an_unknown_format(self, project: Project, tmp_path: Path) -> None:
+        with pytest.raises(ProjectError, match="there are: nrrd, nifti, dicom-seg"):
+            require_output(project, tmp_path / "out", "png")
+
+    @pytest.mark.parametrize("place", ["project", "project/images", "scans"])
+    def test_a_folder_with_other_files(self, project: Project, tmp_path: Path, place: str) -> None:
+        with pytest.raises(ProjectError, match=r"of its own|other files"):
+            require_output(project, tmp_path / place, "nrrd")
+
+
+class TestDicomSeg:
+    @pytest.fixture
+    def series(self, tmp_path: Path) -> Project:
+        """Two cases from oblique DICOM series in folders of their own."""
+        for number in (1, 2):
+            rng = np.random.default_rng(number)
+            volume = Volume(rng.integers(0, 900, OBLIQUE.shape).astype(np.int16), OBLIQUE)
+            write_series(tmp_path / "scans" / f"p{number}", volume)
+        return project_of(tmp_path)
+
+    def read(self, path: Path) -> Any:
+        import highdicom
+
+        return highdicom.seg.segread(path)
+
+    def test_every_slice_lies_on_its_source(self, series: Project, tmp_path: Path) -> None:
+        run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans")
+        case = series.state.case("p2")
+        found = self.read(tmp_path / "out" / "p2.dcm")
+        uids = case.source["instance_uids"]
+        planes = found.get_pixels_by_source_instance(uids, combine_segments=True, ignore_spatial_locations=False)
+        assert np.array_equal(planes, on(case.geometry).array), "a slice has another slice's segmentation"
+
+    def test_it_names_its_segments_and_who_made_them(self, series: Project, tmp_path: Path) -> None:
+        run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans")
+        label, prediction = (self.read(tmp_path / "out" / f"{case}.dcm") for case in ("p1", "p2"))
+        assert [one.segment_label for one in label.SegmentSequence] == ["label 1", "label 2"]
+        assert {one.algorithm_type.value for one in label.SegmentSequence} == {"MANUAL"}
+        assert {one.algorithm_type.value for one in prediction.SegmentSequence} == {"AUTOMATIC"}
+
+    def test_it_belongs_to_the_same_patient_and_study(self, series: Project, tmp_path: Path) -> None:
+        run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans")
+        found = self.read(tmp_path / "out" / "p1.dcm")
+        assert str(found.PatientName) == PATIENT
+        assert found.StudyInstanceUID == series.state.case("p1").source["study_uid"]
+
+    def test_a_moved_slice_is_refused_and_nrrd_is_offered(self, series: Project, tmp_path: Path) -> None:
+        path = sorted((tmp_path / "scans" / "p2").iterdir())[2]
+        slice_ = pydicom.dcmread(path)
+        slice_.ImagePositionPatient[0] = float(slice_.ImagePositionPatient[0]) + 0.1
+        slice_.save_as(path)
+        rows = run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans")
+        listed = dict(csv.reader((tmp_path / "out" / "left_out.csv").open(encoding="utf-8")))
+        assert {row["case"] for row in rows} == {"p1"}
+        assert "0.1 mm from the source's" in listed["p2"] and "NRRD" in listed["p2"]
+
+    def test_a_missing_slice_is_refused(self, series: Project, tmp_path: Path) -> None:
+        sorted((tmp_path / "scans" / "p2").iterdir())[0].unlink()
+        run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans")
+        listed = dict(csv.reader((tmp_path / "out" / "left_out.csv").open(encoding="utf-8")))
+        assert "1 of" in listed["p2"] and "not in the folder" in listed["p2"]
+
+    def test_a_scan_that_was_no_dicom_is_refused(self, project: Project, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"nothing could be exported.*did not come from DICOM"):
+            run(project, tmp_path / "out", "dicom-seg", tmp_path / "scans")
+
+    def test_without_the_series_it_is_asked_for(self, series: Project, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="needs the folder of the original series"):
+            run(series, tmp_path / "out", "dicom-seg")
+
+    @pytest.mark.parametrize("kind", ["nrrd", "nifti"])
+    def test_nothing_else_holds_a_patients_tags(self, series: Project, tmp_path: Path, kind: str) -> None:
+        run(series, tmp_path / "out", kind)
+        held = [path.name for path in (tmp_path / "out").iterdir() if b"Mustermann" in path.read_bytes()]
+        assert held == []
