@@ -1,9 +1,10 @@
-"""Segment a further scan with a finished training: its propagation and its specialists."""
+"""Segment further scans with a finished training: its propagation and its specialists."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,24 +18,16 @@ from .inference.uncertainty import case_scores, to_case_grid
 from .memory import or_on_cpu
 from .observer import Observer
 from .planning import Plan
+from .propagation.base import Propagator
 from .propagation.registry import Request, make_propagator
 from .refinement.fusion import fused
 from .training import make_fabric
 
 
-def segment_one(
-    volume: Volume,
-    labelled: Sequence[LabelledCase],
-    classes: int,
-    config: TrainingConfig,
-    store: Store,
-    observer: Observer,
-    features: Path | None = None,
-) -> CaseResult:
-    """Segment a further scan with a finished run's specialists and its propagation.
+class FinishedRun:
+    """A finished run that segments further scans; what depends on the labelled scans is computed once.
 
     Args:
-        volume: the scan.
         labelled, classes, config, store: of the finished run; nothing is written to its store.
         observer: gets progress.
         features: folder of kept features.
@@ -42,21 +35,46 @@ def segment_one(
     Raises:
         FileNotFoundError: the run is not finished.
     """
-    plan = Plan.model_validate(store.json("plan.json"))
-    fabric = make_fabric(config.device, plan.precision)
-    cohort = Cohort([EngineCase("scan", volume.geometry, lambda: volume)], labelled, plan, store)
-    grid = cohort.grid(volume.geometry)
 
-    def carry(where: torch.device) -> Propagation:
-        propagator = make_propagator(Request(plan, config, where, observer, features))
-        return propagator.propagate(propagator.prepare(labelled), volume, grid)
+    def __init__(
+        self,
+        labelled: Sequence[LabelledCase],
+        classes: int,
+        config: TrainingConfig,
+        store: Store,
+        observer: Observer,
+        features: Path | None = None,
+    ) -> None:
+        self.labelled, self.classes, self.config = labelled, classes, config
+        self.store, self.observer, self.features = store, observer, features
+        self.plan = Plan.model_validate(store.json("plan.json"))
+        self._ready: dict[str, tuple[Propagator, Any]] = {}
 
-    found = or_on_cpu(carry, fabric.device, observer, "propagation")
-    confidence = found.confidence.cpu().numpy()
-    probabilities = found.probabilities.cpu().numpy()
-    observer.event("progress", stage="propagation", done=1, of=1, fraction=1 / (1 + config.rounds))
-    predicted = predicted_by_all(cohort.scaled(volume, grid), plan, config, fabric, store, observer)
-    if predicted is not None:
-        probabilities = fused(probabilities, confidence, predicted, config.propagation_share)
-    prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
-    return CaseResult(config.rounds, "scan", prediction, uncertainty, case_scores(prediction, uncertainty, classes))
+    def segment(self, volume: Volume) -> CaseResult:
+        """Segment a scan."""
+        config = self.config
+        fabric = make_fabric(config.device, self.plan.precision)
+        cohort = Cohort([EngineCase("scan", volume.geometry, lambda: volume)], self.labelled, self.plan, self.store)
+        grid = cohort.grid(volume.geometry)
+
+        def carry(where: torch.device) -> Propagation:
+            propagator, prepared = self._on(where)
+            return propagator.propagate(prepared, volume, grid)
+
+        found = or_on_cpu(carry, fabric.device, self.observer, "propagation")
+        confidence = found.confidence.cpu().numpy()
+        probabilities = found.probabilities.cpu().numpy()
+        self.observer.event("progress", stage="propagation", done=1, of=1, fraction=1 / (1 + config.rounds))
+        image = cohort.scaled(volume, grid)
+        predicted = predicted_by_all(image, self.plan, config, fabric, self.store, self.observer)
+        if predicted is not None:
+            probabilities = fused(probabilities, confidence, predicted, config.propagation_share)
+        prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
+        scores = case_scores(prediction, uncertainty, self.classes)
+        return CaseResult(config.rounds, "scan", prediction, uncertainty, scores)
+
+    def _on(self, where: torch.device) -> tuple[Propagator, Any]:
+        if where.type not in self._ready:
+            propagator = make_propagator(Request(self.plan, self.config, where, self.observer, self.features))
+            self._ready[where.type] = (propagator, propagator.prepare(self.labelled))
+        return self._ready[where.type]

@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import files
 from ..image_io import write_volume
+from ..job.folder import JobFolder, JobKind
 from ..volume import Volume
 from .cases import Case, Role
 from .label_reader import read_labels
@@ -105,6 +106,38 @@ def require_output(project: Project, folder: Path, kind: str) -> None:
         raise ProjectError(f"{folder} holds other files. Export into an empty folder, or one of an earlier export.")
 
 
+def request_export(project: Project, folder: Path, kind: str, dicom: Path | None = None) -> JobFolder:
+    """Make the job folder of an export; see `require_output` for what is refused."""
+    require_output(project, folder, kind)
+    if kind == "dicom-seg" and (dicom is None or not dicom.is_dir()):
+        raise ProjectError("DICOM SEG needs the folder of the original series. Name it, or export as NRRD.")
+    where = {"output": str(folder.resolve()), "dicom": str(dicom.resolve()) if dicom else None}
+    return JobFolder.create(project.jobs, JobKind.EXPORT, {**where, "format": kind}, [])
+
+
+def request_predictions(
+    project: Project, images: Path, folder: Path, kind: str = "nrrd", device: str = "auto"
+) -> JobFolder:
+    """Make the job folder that applies the current training to a folder of further scans. Raises ProjectError."""
+    training = project.refresh().current_training
+    if training is None:
+        raise ProjectError("this project has no finished training. Train first.")
+    if not images.is_dir():
+        raise ProjectError(f"{images} is not a folder. Give the folder that holds the scans.")
+    if kind not in ("nrrd", "nifti"):
+        raise ProjectError(f"format {kind!r}: predictions of further scans are written as nrrd or nifti")
+    if folder.resolve() == images.resolve() or project.folder.resolve() in (
+        folder.resolve(),
+        *folder.resolve().parents,
+    ):
+        raise ProjectError(
+            f"{folder} holds the scans, or is in the project. Give the segmentations a folder of their own."
+        )
+    where = {"images": str(images.resolve()), "output": str(folder.resolve())}
+    parameters = {**where, "training": training, "device": device, "format": kind}
+    return JobFolder.create(project.jobs, JobKind.PREDICT, parameters, [])
+
+
 def write_labels(path: Path, labels: Volume, table: LabelTable, kind: str) -> None:
     """Write one segmentation as NRRD (names, colours and codes with it) or NIfTI (values alone)."""
     if kind == "nrrd":
@@ -113,10 +146,16 @@ def write_labels(path: Path, labels: Volume, table: LabelTable, kind: str) -> No
         write_volume(path, labels)
 
 
-def rows_of(one: Exported, labels: Volume, table: LabelTable, file: str) -> Iterator[dict[str, Any]]:
-    """The lines of the table for one case, one a label."""
+def volumes_of(labels: Volume, table: LabelTable) -> dict[int, float]:
+    """Label value -> volume in ml."""
     voxel_ml = float(np.prod(labels.geometry.spacing)) / 1000
     counts = np.bincount(labels.array.reshape(-1), minlength=max(table.values, default=0) + 1)
+    return {value: int(counts[value]) * voxel_ml for value in table.values}
+
+
+def rows_of(one: Exported, labels: Volume, table: LabelTable, file: str) -> Iterator[dict[str, Any]]:
+    """The lines of the table for one case, one a label."""
+    volumes = volumes_of(labels, table)
     for label in table:
         score = one.scores.get(str(label.value), {})
         likely = one.likely.get(label.value)
@@ -131,7 +170,7 @@ def rows_of(one: Exported, labels: Volume, table: LabelTable, file: str) -> Iter
             "state": one.case.review,
             "value": label.value,
             "label": label.name,
-            "volume_ml": f"{int(counts[label.value]) * voxel_ml:.4f}",
+            "volume_ml": f"{volumes[label.value]:.4f}",
             "uncertainty": "" if uncertainty is None else f"{uncertainty:.4f}",
             "likely_dice": "" if likely is None else f"{likely:.3f}",
         }
@@ -139,12 +178,13 @@ def rows_of(one: Exported, labels: Volume, table: LabelTable, file: str) -> Iter
 
 def write_tables(folder: Path, rows: list[dict[str, Any]], left_out: list[tuple[str, str]]) -> None:
     """`volumes.csv`, and `left_out.csv` with the reasons."""
-    files.write_text(folder / TABLE, _csv((*_COLUMNS, *_SCORES), rows))
+    files.write_text(folder / TABLE, table_as_text((*_COLUMNS, *_SCORES), rows))
     listed = [{"case": case, "reason": reason} for case, reason in left_out]
-    files.write_text(folder / "left_out.csv", _csv(("case", "reason"), listed))
+    files.write_text(folder / "left_out.csv", table_as_text(("case", "reason"), listed))
 
 
-def _csv(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+def table_as_text(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    """Rows as CSV."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""semisamo1 advise, export, simulate: the steps before and after the review."""
+"""semisamo1 advise, apply, export, simulate: the steps before and after the review."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import typer
 from rich.table import Table
 
 from .. import files
-from ..job import JobFolder, JobKind, start
+from ..job import start
 from ..project import Project, ProjectError
 from ..project.advising import read_advice, request_advice
-from ..project.export import TABLE, require_output
+from ..project.export import TABLE, request_export, request_predictions
 from .console import WRONG_USE, Bar, exit_for, fail, follow, guarded, next_step, out, say
 
 ProjectPath = Annotated[Path, typer.Argument(help="The project folder.", show_default=False)]
@@ -94,14 +94,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write all segmentations, labels first, then predictions, and a table of volumes, origins and scores."""
-    opened = Project(project)
-    require_output(opened, output, format_)
-    where = {"output": str(output.resolve()), "dicom": str(dicom.resolve()) if dicom else None}
-    job = JobFolder.create(opened.jobs, JobKind.EXPORT, {**where, "format": format_}, [])
+    job = request_export(Project(project), output, format_, dicom)
     start(job)
     exit_for(job, follow(job, as_json))
-    table = list(csv.DictReader(io.StringIO((output / TABLE).read_text(encoding="utf-8"))))
-    left_out = list(csv.DictReader(io.StringIO((output / "left_out.csv").read_text(encoding="utf-8"))))
+    table, left_out = _table(output / TABLE), _table(output / "left_out.csv")
     exported = {row["case"]: row["what"] for row in table}
     value = {"output": str(output), "exported": exported, "left_out": {r["case"]: r["reason"] for r in left_out}}
     labels = sum(what == "label" for what in exported.values())
@@ -110,10 +106,39 @@ def export(
     say(value, as_json, "\n".join(lines))
 
 
+@guarded
+def apply(
+    project: ProjectPath,
+    images: Annotated[Path, typer.Option(help="Folder of further scans of the same kind.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="Folder for segmentations, uncertainty maps and predictions.csv.")],
+    format_: Annotated[str, typer.Option("--format", help="nrrd or nifti.")] = "nrrd",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Segment a folder of further scans with the current training; they do not become cases of the project."""
+    job = request_predictions(Project(project), images, output, format_, device)
+    start(job)
+    exit_for(job, follow(job, as_json))
+    table, left_out = _table(output / "predictions.csv"), _table(output / "left_out.csv")
+    warnings = {row["scan"]: row["warning"] for row in table if row["warning"]}
+    files_written = {row["scan"]: row["file"] for row in table}
+    value = {"output": str(output), "segmented": files_written, "warnings": warnings}
+    value["left_out"] = {row["scan"]: row["reason"] for row in left_out}
+    lines = [f"{len(files_written)} scans segmented in {output}"]
+    lines += [f"  warning, {scan}: {text}" for scan, text in warnings.items()]
+    lines += [f"  left out {row['scan']}: {row['reason']}" for row in left_out]
+    say(value, as_json, "\n".join(lines))
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
 def add_to(app: typer.Typer) -> None:
     """Put these commands into the shell."""
     examples: dict[Callable[..., None], str] = {
         advise: "semisamo1 advise ~/study",
+        apply: "semisamo1 apply ~/study --images ~/new_scans --output ~/new_segmentations",
         export: "semisamo1 export ~/study --output ~/segmentations --format nifti",
         simulate: "semisamo1 simulate ~/study --references ~/truth --output ~/effort --steps 3,10",
     }

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from .. import files
-from ..engine.cases import CaseResult
 from ..engine.data.store import Store
+from ..engine.further import FinishedRun
 from ..engine.observer import Observer, Silent
 from ..image_io import SUFFIXES, suffix_of, write_volume
 from ..job.folder import JobFolder
@@ -43,8 +43,9 @@ def predict_file(
         raise ValueError(f"segmentation and uncertainty cannot both be written to {output}")
     job = current_training(project)
     table = LabelTable.from_json(job.spec()["labels"])
-    result = _segment(job, scan, device, observer or Silent())
-    labels = ClassMap.of(table).to_values(result.prediction)
+    run, class_map = finished_run(job, device, observer or Silent())
+    result = run.segment(checked_volume(scan))
+    labels = class_map.to_values(result.prediction)
     if suffix_of(output) == ".seg.nrrd":
         write_segmentation(output, labels, table)
     else:
@@ -82,10 +83,9 @@ def doubt_of(job: JobFolder, scores: dict[str, Any]) -> str:
     return ""
 
 
-def _segment(job: JobFolder, scan: Path, device: str, observer: Observer) -> CaseResult:
-    from ..engine.further import segment_one
-
+def finished_run(job: JobFolder, device: str, observer: Observer) -> tuple[FinishedRun, ClassMap]:
+    """A finished training, ready to segment further scans."""
     config = config_of(job).model_copy(update={"device": device})
     class_map, labelled = read_labelled(job)
     features = job.project / "cache" / "features"
-    return segment_one(checked_volume(scan), labelled, class_map.classes, config, Store(job.work), observer, features)
+    return FinishedRun(labelled, class_map.classes, config, Store(job.work), observer, features), class_map

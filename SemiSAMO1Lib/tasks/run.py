@@ -50,6 +50,10 @@ def _task(kind: JobKind) -> Callable[[JobFolder, Reporter], None]:
         from .advise import advise
 
         return advise
+    if kind is JobKind.PREDICT:
+        from .apply import apply
+
+        return apply
     if kind is JobKind.EXPORT:
         from .export import export
 

@@ -13,7 +13,7 @@ from SemiSAMO1Lib.engine import rounds
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
 from SemiSAMO1Lib.engine.data.grids import canonical, with_spacing
 from SemiSAMO1Lib.engine.data.store import Store
-from SemiSAMO1Lib.engine.further import segment_one
+from SemiSAMO1Lib.engine.further import FinishedRun
 from SemiSAMO1Lib.engine.memory import or_on_cpu
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.engine.planning import Plan
@@ -180,14 +180,14 @@ def test_events_are_plain_values(finished):
 
 
 def test_a_further_scan_is_segmented_like_one_of_the_cohort(finished, template, phantoms):
-    one = segment_one(phantoms[2].image, [template], CLASSES, CONFIG, finished[0], Silent())
+    one = FinishedRun([template], CLASSES, CONFIG, finished[0], Silent()).segment(phantoms[2].image)
     same = np.mean(one.prediction.array == finished[1][-2].prediction.array)
     assert same > 0.995, f"the same scan, segmented alone, agrees in {same:.4f} of its voxels"
 
 
 def test_a_further_scan_writes_nothing(finished, template, phantoms):
     before = sorted(p for p in finished[0].folder.rglob("*"))
-    segment_one(phantoms[2].image, [template], CLASSES, CONFIG, finished[0], Silent())
+    FinishedRun([template], CLASSES, CONFIG, finished[0], Silent()).segment(phantoms[2].image)
     assert sorted(p for p in finished[0].folder.rglob("*")) == before
 
 

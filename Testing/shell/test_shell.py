@@ -965,3 +965,24 @@ def test_an_export_from_the_shell(reviewed: Path, tmp_path: Path) -> None:
 def test_an_export_into_the_project_is_refused(reviewed: Path) -> None:
     shown = shell("export", reviewed, "--output", reviewed / "out")
     assert shown.code == WRONG_USE and "Export into a folder of its own" in shown.text
+
+
+def test_further_scans_are_segmented_as_the_cases_are(story: Story, cohort: Path, tmp_path: Path) -> None:
+    """A scan under another name gets the segmentation that `predict` gives it; a broken one is listed."""
+    images = tmp_path / "new scäns"
+    images.mkdir()
+    shutil.copyfile(cohort / "images" / "phantom_001.nrrd", images / "another.nrrd")
+    (images / "broken.nrrd").write_bytes(b"NRRD0004")
+    given = ("--images", images, "--output", tmp_path / "out", "--device", "cpu")
+    value = shell("apply", story.project, *given, "--json").json()
+    assert value["segmented"] == {"another": "another.seg.nrrd"} and list(value["left_out"]) == ["broken.nrrd"]
+    one = ("--input", images / "another.nrrd", "--output", tmp_path / "one.nrrd", "--device", "cpu")
+    shell("predict", story.project, *one)
+    together = read_volume(tmp_path / "out" / "another.seg.nrrd").array
+    assert np.array_equal(together, read_volume(tmp_path / "one.nrrd").array)
+
+
+def test_the_scans_folder_is_not_written_into(story: Story, cohort: Path) -> None:
+    images = cohort / "images"
+    shown = shell("apply", story.project, "--images", images, "--output", images)
+    assert shown.code == WRONG_USE and "a folder of their own" in shown.text
