@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import qt
 import slicer
@@ -29,6 +30,11 @@ class Dialogs:
         """Let a person choose a colour; None when it was cancelled."""
         found = qt.QColorDialog.getColor(qt.QColor(*rgb), slicer.util.mainWindow())
         return (found.red(), found.green(), found.blue()) if found.isValid() else None
+
+    def folder(self, title: str) -> Path | None:
+        """Let a person choose a folder; None when it was cancelled."""
+        found = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), title)
+        return Path(found) if found else None
 
 
 def ask_absent(dialogs: Dialogs, table: LabelTable, counts: Mapping[int, int]) -> list[int] | None:

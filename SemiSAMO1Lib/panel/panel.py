@@ -27,6 +27,7 @@ from .banner import Banner
 from .dialogs import Dialogs
 from .draft_keeper import DraftKeeper
 from .editor import Editor
+from .export_step import ExportStep
 from .project_step import ProjectStep
 from .results_step import ResultsStep
 from .settings import Settings
@@ -72,6 +73,7 @@ class Panel:
             ui, self.session, self.banner, self.dialogs, self.setup.reasons, lambda: self.setup.probe, self._trained
         )
         self.results = ResultsStep(ui, self.session, self.banner, self.dialogs, reviewer, *shown)
+        self.export = ExportStep(ui, self.session, self.banner)
         self._keys = self._make_keys()
         for view in (ui.setupLog, ui.trainLog):
             view.visible = False
@@ -197,6 +199,7 @@ class Panel:
             self.project.show()
             self._show_new_advice()
             self.results.show_decisions()
+            self.export.show()
             if changed:
                 self.template.show()
                 self._offer_new_predictions()
@@ -246,6 +249,7 @@ class Panel:
         self._show_all()
         self._fold()
         self._tell_of_jobs()
+        self._tell_of_missing()
 
     def _tell_of_recent(self) -> None:
         """No project is open: a banner for a training of a recent one that runs, or that ended since it was seen."""
@@ -279,6 +283,27 @@ class Panel:
         if watched is not None and not watched.seen.state.active:
             self.settings.put("seen", {**seen, str(project.folder.resolve()): watched.job.id})
 
+    def _tell_of_missing(self) -> None:
+        """A banner for scans that are not where they were: the project or the scans were moved."""
+        project = self.session.project
+        missing = project.missing() if project is not None else []
+        if missing:
+            text = _("{count} scans are not where they were, {first} among them.")
+            shown = text.format(count=len(missing), first=missing[0].id)
+            self.banner.show(shown, _("Locate folder..."), self._locate)
+
+    def _locate(self) -> None:
+        """Ask for the folder where the scans lie now; they are known by name and content."""
+        project, folder = self.session.project, self.dialogs.folder(_("Where do the scans lie now?"))
+        if project is None or folder is None:
+            return
+        with slicer.util.WaitCursor():
+            found = project.relink(folder)
+        self._show_all()
+        missing = len(project.missing())
+        text = _("{found} scans were found, {missing} are still missing.").format(found=len(found), missing=missing)
+        self.banner.show(text, *((_("Locate folder..."), self._locate) if missing else ()))
+
     def _python_changed(self) -> None:
         self.session.python = self.setup.python
         self.train.show()
@@ -290,10 +315,11 @@ class Panel:
         self.ui.templateSection.collapsed = project is None or labelled
         self.ui.trainSection.collapsed = not labelled
         self.ui.resultsSection.collapsed = not self.session.predicted()
+        self.ui.exportSection.collapsed = True
         self.ui.editorSection.collapsed = True
 
     def _show_all(self) -> None:
-        for step in (self.project, self.template, self.train, self.results):
+        for step in (self.project, self.template, self.train, self.results, self.export):
             step.show()
 
     def _sample(self) -> Path:

@@ -77,6 +77,8 @@ class TrainStep:
             chosen(ui.generalistBox) or "registration",
             changes,
         )
+        if ui.continueCheckBox.checked and self._session.predicted():
+            parameters["continue_from"] = self._session.current_training
         self._session.train(parameters)
         self._banner.show(_("Training has begun. You may close Slicer; training goes on."))
         self.show()

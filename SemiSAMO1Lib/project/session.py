@@ -17,11 +17,21 @@ from .advising import FEWEST as FEWEST_SCANS
 from .advising import read_advice, request_advice
 from .advisor import Ranked
 from .cases import Case, Role
+from .export import request_export, request_predictions
 from .label_table import LabelTable
 from .queue import Advice, Score, Waiting, advice, queue, score
 from .results import Quality, predictions, quality
 from .store import Project, ProjectError
 from .training import reasons_against_training, request_training
+
+#: Kind of a job -> what it is called in a sentence.
+_WHAT = {
+    "train": "The training",
+    "import": "Adding scans",
+    "advise": "Looking for a template",
+    "export": "The export",
+    "predict": "Segmenting further scans",
+}
 
 #: Events and lines that are kept for somebody who takes them late.
 MOST_KEPT = 20_000
@@ -82,6 +92,7 @@ class Session:
     import_job: Watched | None = None
     training: Watched | None = None
     advice_job: Watched | None = None
+    output_job: Watched | None = None
     _stamp: tuple[int, int] | None = None
     _jobs_stamp: int | None = None
     _reasons: list[str] | None = None
@@ -109,7 +120,8 @@ class Session:
         return project
 
     def close(self) -> None:
-        self.project = self.import_job = self.training = self.advice_job = self._results_stamp = None
+        self.project = self.import_job = self.training = self.advice_job = None
+        self.output_job = self._results_stamp = None
         self._ranking = []
         self._stamp = self._jobs_stamp = self._reasons = None
 
@@ -126,7 +138,7 @@ class Session:
             self.project.refresh()
             self._stamp = stamp
         self._find_jobs()
-        for one in (self.import_job, self.training, self.advice_job):
+        for one in (self.import_job, self.training, self.advice_job, self.output_job):
             if one is not None:
                 was = one.seen.state
                 one.look()
@@ -290,7 +302,47 @@ class Session:
         """Whether a training of this project is under way."""
         return self.training is not None and self.training.seen.state.active
 
+    # ------------------------------------------------------------------ what leaves the project
+
+    def reasons_against_output(self) -> list[str]:
+        """Why nothing can be exported, nor the training applied."""
+        if self.project is None:
+            return ["Open or make a project first."]
+        if self.output_job is not None and self.output_job.seen.state.active:
+            return ["An export is under way; wait, or stop it."]
+        return []
+
+    def export(self, folder: Path, kind: str, dicom: Path | None = None) -> Watched:
+        """Start the job that writes all segmentations. Raises ProjectError or JobError."""
+        return self._start_output(request_export(self._opened, folder, kind, dicom))
+
+    def apply(self, images: Path, folder: Path, kind: str) -> Watched:
+        """Start the job that segments further scans with the current training. Raises ProjectError or JobError."""
+        return self._start_output(request_predictions(self._opened, images, folder, kind))
+
+    def _start_output(self, job: JobFolder) -> Watched:
+        start(job, self.python, True, self.environment)
+        self.output_job = self._watch(job)
+        return self.output_job
+
+    def stop_output(self) -> None:
+        """Stop it; what is written stays."""
+        if self.output_job is not None and self.output_job.seen.state.active:
+            self.output_job.seen = cancel(self.output_job.job)
+
+    def output_in_words(self) -> str:
+        """Where the last export or application of this session wrote to; empty before one has finished."""
+        watched = self.output_job
+        if watched is None or watched.seen.state is not State.FINISHED:
+            return ""
+        return f"Written to {watched.job.spec()['parameters']['output']}"
+
     # ------------------------------------------------------------------ results
+
+    @property
+    def current_training(self) -> str | None:
+        """The training whose predictions count."""
+        return self.project.state.current_training if self.project is not None else None
 
     def predicted(self) -> dict[str, dict[str, Any]]:
         """Case -> its row in the current results, as `results.predictions` says; read once for each index."""
@@ -360,7 +412,7 @@ def training_parameters(
 
 def ended_in_words(watched: Watched) -> str:
     """How a job ended, for a banner; a person's stop is no error."""
-    state, what = watched.seen.state, "The training" if watched.kind == JobKind.TRAIN else "Adding scans"
+    state, what = watched.seen.state, _WHAT.get(watched.kind, "The job")
     if state is State.FINISHED:
         return f"{what} is finished."
     if watched.seen.stopped:

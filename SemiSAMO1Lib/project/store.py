@@ -285,6 +285,42 @@ class Project:
         relative = self.folder / case.relative
         return [relative, Path(case.absolute), self.folder / "images" / name, self.folder.parent / name]
 
+    def missing(self) -> list[Case]:
+        """Cases whose image is in none of its places, excluded ones left out; contents are not looked at."""
+        wanted = [case for case in self.state.cases if case.role is not Role.EXCLUDED]
+        return [case for case in wanted if not any(path.is_file() for path in self.image_places(case))]
+
+    def relink(self, folder: Path) -> list[str]:
+        """Find missing images below a folder, by name and fingerprint; returns the ids of the cases that were found.
+
+        Raises:
+            ProjectError: the folder cannot be read.
+        """
+        if not folder.is_dir():
+            raise ProjectError(f"{folder} is not a folder. Give the folder that holds the scans now.")
+        wanted = {case.id: case for case in self.missing()}
+        names = {Path(case.absolute).name for case in wanted.values()}
+        there: dict[str, list[Path]] = {}
+        for path in sorted(folder.rglob("*")):
+            if path.name in names and path.is_file():
+                there.setdefault(path.name, []).append(path.resolve())
+        places = {}
+        for case in wanted.values():
+            for path in there.get(Path(case.absolute).name, ()):
+                if fingerprint(path) == case.fingerprint:
+                    places[case.id] = path
+                    break
+
+        def moved(case: Case) -> Case:
+            path = places.get(case.id)
+            if path is None:
+                return case
+            return replace(case, relative=relative_path(path, self.folder.resolve()), absolute=path.as_posix())
+
+        if places:
+            self.change(lambda state: replace(state, cases=tuple(moved(case) for case in state.cases)))
+        return list(places)
+
     # ------------------------------------------------------------------ labels
 
     def label_path(self, case: Case) -> Path:

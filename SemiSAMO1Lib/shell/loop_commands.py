@@ -1,4 +1,4 @@
-"""semisamo1 advise, apply, export, simulate: the steps before and after the review."""
+"""semisamo1 advise, locate, apply, export, simulate: the steps before and after the review."""
 
 from __future__ import annotations
 
@@ -86,6 +86,21 @@ def simulate(
 
 
 @guarded
+def locate(
+    project: ProjectPath,
+    folder: Annotated[Path, typer.Option(help="Where the scans lie now, at any depth.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Find the scans of a project that was moved: by their names, and only where they are unchanged."""
+    opened = Project(project)
+    found = opened.relink(folder)
+    missing = [case.id for case in opened.missing()]
+    lines = [f"{len(found)} scans found in {folder}"]
+    lines += [f"  still missing: {name}" for name in missing]
+    say({"found": found, "missing": missing}, as_json, "\n".join(lines))
+
+
+@guarded
 def export(
     project: ProjectPath,
     output: Annotated[Path, typer.Option(help="Folder for the segmentations and volumes.csv.", show_default=False)],
@@ -138,6 +153,7 @@ def add_to(app: typer.Typer) -> None:
     """Put these commands into the shell."""
     examples: dict[Callable[..., None], str] = {
         advise: "semisamo1 advise ~/study",
+        locate: "semisamo1 locate ~/study --folder ~/moved_scans",
         apply: "semisamo1 apply ~/study --images ~/new_scans --output ~/new_segmentations",
         export: "semisamo1 export ~/study --output ~/segmentations --format nifti",
         simulate: "semisamo1 simulate ~/study --references ~/truth --output ~/effort --steps 3,10",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from slicer_harness import module
@@ -16,10 +17,15 @@ class Answers:
         self.asked: list[str] = []
         self.answer = 0
         self.picked: tuple[int, int, int] | None = (1, 2, 3)
+        self.found: Path | None = None
 
     def choose(self, title: str, text: str, answers: Sequence[str]) -> int:
         self.asked.append(text)
         return min(self.answer, len(answers) - 1)
+
+    def folder(self, title: str) -> Path | None:
+        self.asked.append(title)
+        return self.found
 
     def color(self, rgb: tuple[int, int, int]) -> tuple[int, int, int] | None:
         return self.picked

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +266,48 @@ def test_training_again_uses_what_was_reviewed(panel: Any, ui: Any, trained: Pat
     rows = files.read_json(job.inputs / "cases.json")["labelled"]
     assert sorted(row["origin"] for row in rows) == ["accepted", "corrected", "template"]
     wait(panel, lambda: not panel.session.busy, "the end")
+
+
+class TestExport:
+    def test_everything_is_written(self, panel: Any, ui: Any, trained: Path, tmp_path: Path) -> None:
+        ui.exportPathEdit.currentPath = str(tmp_path / "out")
+        ui.exportButton.click()
+        wait(panel, lambda: "The export is finished" in panel.banner.text, "the end of the export")
+        assert (tmp_path / "out" / "volumes.csv").is_file() and str(tmp_path / "out") in ui.exportLabel.text
+
+    def test_dicom_seg_asks_for_the_series(self, panel: Any, ui: Any, trained: Path, tmp_path: Path) -> None:
+        ui.exportPathEdit.currentPath = str(tmp_path / "out")
+        ui.formatBox.setCurrentIndex(ui.formatBox.findData("dicom-seg"))
+        assert not ui.exportButton.enabled and "original DICOM series" in ui.exportReasonLabel.text
+
+    def test_an_export_over_other_files_is_refused(self, panel: Any, ui: Any, trained: Path, tmp_path: Path) -> None:
+        (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+        ui.exportPathEdit.currentPath = str(tmp_path)
+        ui.exportButton.click()
+        assert "holds other files" in panel.banner.text
+
+    def test_without_a_training_nothing_can_be_applied(self, panel: Any, ui: Any, with_template: Path) -> None:
+        panel.tick()
+        assert not ui.applyButton.enabled and "Train first" in ui.applyButton.toolTip
+
+
+class TestMovedScans:
+    def test_they_are_located(self, panel: Any, ui: Any, with_template: Path, cohort: Path, tmp_path: Path) -> None:
+        moved = tmp_path / "moved"
+        shutil.copytree(cohort / "images", moved)
+        project = Project(with_template)
+        lost = {case.id: str(tmp_path / "gone" / Path(case.absolute).name) for case in project.state.cases}
+        cases = tuple(replace(one, absolute=lost[one.id], relative=lost[one.id]) for one in project.state.cases)
+        project.change(lambda state: replace(state, cases=cases))
+        ui.openProjectButton.click()
+        assert "4 scans are not where they were" in panel.banner.text
+        panel.dialogs.found = moved
+        ui.bannerButton.click()
+        assert "4 scans were found, 0 are still missing" in panel.banner.text
+        assert Project(with_template).missing() == []
+
+
+def test_a_training_may_go_on_from_the_last_one(panel: Any, ui: Any, trained: Path, opened: str) -> None:
+    ui.continueCheckBox.checked = True
+    ui.trainButton.click()
+    assert "has no weights to go on from" in panel.banner.text, "the stand-in's training has none; it is not ignored"

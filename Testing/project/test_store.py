@@ -403,3 +403,33 @@ def test_the_same_series_again_is_skipped(project: Project) -> None:
     project.add(found)
     again = project.add(found)
     assert isinstance(again, Skipped), f"one series, one case: {again}"
+
+
+class TestRelinking:
+    """Scans that were moved are found by name and content."""
+
+    @pytest.fixture
+    def moved(self, project: Project, tmp_path: Path) -> Path:
+        (tmp_path / "archive" / "deep").mkdir(parents=True)
+        (tmp_path / "study" / "images").rename(tmp_path / "archive" / "deep" / "images")
+        return tmp_path / "archive"
+
+    def test_missing_scans_are_named(self, project: Project, moved: Path) -> None:
+        assert [case.id for case in project.missing()] == ["a", "b"]
+
+    def test_they_are_found_at_any_depth(self, project: Project, moved: Path) -> None:
+        assert sorted(project.relink(moved)) == ["a", "b"]
+        again = Project(project.folder)
+        assert again.missing() == [] and moved in again.image_path(again.state.case("a")).resolve().parents
+
+    def test_another_file_of_the_same_name_is_not_taken(self, project: Project, moved: Path) -> None:
+        write_scan(moved / "deep" / "images" / "a.nrrd", seed=99)
+        assert project.relink(moved) == ["b"]
+
+    def test_a_folder_that_is_not_there_is_refused(self, project: Project, tmp_path: Path) -> None:
+        with pytest.raises(ProjectError, match="is not a folder"):
+            project.relink(tmp_path / "nowhere")
+
+    def test_a_project_that_moved_with_its_scans_needs_no_help(self, project: Project, tmp_path: Path) -> None:
+        (tmp_path / "study").rename(tmp_path / "elsewhere")
+        assert Project(tmp_path / "elsewhere" / "project").missing() == []
