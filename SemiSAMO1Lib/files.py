@@ -65,10 +65,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, keys in the order given."""
-    write_text(path, _readable(value) + "\n")
+    write_text(path, as_json(value) + "\n")
 
 
-def _readable(value: Any) -> str:
+def as_json(value: Any) -> str:
     """JSON for people too: indented, but a long list of objects has one line an object (it is made far faster)."""
     dumps = partial(json.dumps, ensure_ascii=False, allow_nan=False)
     if not isinstance(value, dict):

@@ -12,9 +12,10 @@ from scipy import ndimage
 from ..volume import Geometry, Volume
 from .cases import EngineCase, LabelledCase, Propagation
 from .data.grids import canonical, resample_image, resample_labels, with_spacing
+from .data.intensities import scale_intensities
 from .data.patches import TrainingCase, find_centres
 from .data.store import Store
-from .planning import Plan, scale_intensities
+from .planning import Plan
 from .propagation.deformable import Deformation
 
 

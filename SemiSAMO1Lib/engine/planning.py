@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from ..volume import Geometry, Volume
 from .config import TrainingConfig
 from .data.grids import canonical
-from .data.intensities import data_mask
+from .data.intensities import IntensityPlan
 
 #: A feature map is not pooled below this many voxels along an axis.
 SMALLEST_FEATURE_MAP = 4
@@ -36,22 +36,6 @@ INTENSITY_REASONS = {
     "fixed": "template has values below -200, taken as CT",
     "none": "as they are, on request",
 }
-
-
-class IntensityPlan(BaseModel):
-    """How grey values are scaled: clip to [low, high], subtract mean, divide by deviation.
-
-    'per_case': percentiles, mean and deviation of each scan's own data (MR and others).
-    'fixed': values of the template's foreground, the same for all scans (CT).
-    'none': they are used as they are.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    scheme: Literal["per_case", "fixed", "none"]
-    low: float
-    high: float
-    mean: float = 0.0
-    deviation: float = 1.0
 
 
 class Plan(BaseModel):
@@ -248,23 +232,6 @@ def intensity_plan(template: Volume, label: NDArray[Any]) -> IntensityPlan:
             deviation=float(max(clipped.std(), 1e-3)),
         )
     return IntensityPlan(scheme="per_case", low=0.5, high=99.5)
-
-
-def scale_intensities(volume: Volume, plan: IntensityPlan) -> NDArray[np.float32]:
-    """A scan's grey values as the network sees them; padding without data becomes the lowest value that data has."""
-    array = volume.array.astype(np.float32)
-    if plan.scheme == "none":
-        return array
-    if plan.scheme == "fixed":
-        return ((array.clip(plan.low, plan.high) - plan.mean) / plan.deviation).astype(np.float32)
-    mask = data_mask(volume.array)
-    data = array[mask]
-    low, high = np.percentile(data, (plan.low, plan.high))
-    data = data.clip(low, high)
-    mean, deviation = float(data.mean()), float(max(data.std(), 1e-6))
-    scaled = (array.clip(low, high) - mean) / deviation
-    scaled[~mask] = (low - mean) / deviation
-    return scaled.astype(np.float32)
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

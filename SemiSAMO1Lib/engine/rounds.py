@@ -26,6 +26,7 @@ from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
 from .data.grids import resample_labels
+from .data.intensities import scale_intensities
 from .data.store import Store
 from .evaluation.metrics import dice
 from .evaluation.signals import cohort_signals
@@ -35,7 +36,7 @@ from .inference.uncertainty import case_scores, to_case_grid
 from .learners import Learner, learner_named
 from .memory import is_out_of_memory, or_on_cpu, usable_memory
 from .observer import Observer, Silent, stop_if_asked
-from .planning import Plan, make_plan, plan_to_json, scale_intensities, smaller
+from .planning import Plan, make_plan, plan_to_json, smaller
 from .progress import Progress
 from .propagation.base import Propagator
 from .propagation.descriptors import working_spacing

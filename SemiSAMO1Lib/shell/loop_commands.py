@@ -1,4 +1,4 @@
-"""semisamo1 advise, locate, apply, export, simulate: the steps before and after the review."""
+"""semisamo1 advise, locate, apply, bundle, export, simulate: the steps before and after the review."""
 
 from __future__ import annotations
 
@@ -122,6 +122,20 @@ def export(
 
 
 @guarded
+def bundle(
+    project: ProjectPath,
+    output: Annotated[Path, typer.Option(help="The bundle: one .zip file.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Write the trained networks as one portable file, a MONAI bundle that runs without this program."""
+    from ..tasks.bundle import write_bundle
+
+    card = write_bundle(Project(project), output)
+    value = {"output": str(output), "name": card["name"], "description": card["description"]}
+    say(value, as_json, f"{output}\nSegment with it: unzip it, then python segment.py SCAN OUTPUT")
+
+
+@guarded
 def apply(
     project: ProjectPath,
     images: Annotated[Path, typer.Option(help="Folder of further scans of the same kind.", show_default=False)],
@@ -155,6 +169,7 @@ def add_to(app: typer.Typer) -> None:
         advise: "semisamo1 advise ~/study",
         locate: "semisamo1 locate ~/study --folder ~/moved_scans",
         apply: "semisamo1 apply ~/study --images ~/new_scans --output ~/new_segmentations",
+        bundle: "semisamo1 bundle ~/study --output model.zip",
         export: "semisamo1 export ~/study --output ~/segmentations --format nifti",
         simulate: "semisamo1 simulate ~/study --references ~/truth --output ~/effort --steps 3,10",
     }

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from .. import files
 from ..engine.config import TrainingConfig, make_config
 from ..engine.data.grids import resample_image, with_spacing
+from ..engine.data.intensities import IntensityPlan, scale_intensities
 from ..engine.evaluation.metrics import case_metrics
 from ..engine.generalists.sam_med3d.checkpoint import read_weights
 from ..engine.inference.sliding import predict_probabilities
 from ..engine.inference.uncertainty import to_case_grid
 from ..engine.learners import learner_named
 from ..engine.observer import Observer
-from ..engine.planning import BUILT_IN_STRIDES, IntensityPlan, Plan, scale_intensities
+from ..engine.planning import BUILT_IN_STRIDES, Plan
 from ..engine.specialists import make_specialist
 from ..engine.specialists.heads import LogitsOnly
 from ..engine.training import make_fabric

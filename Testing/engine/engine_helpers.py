@@ -11,9 +11,10 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from SemiSAMO1Lib.engine.config import AugmentationConfig, TrainingConfig
+from SemiSAMO1Lib.engine.data.intensities import IntensityPlan
 from SemiSAMO1Lib.engine.data.patches import Patches
 from SemiSAMO1Lib.engine.learners import Batch
-from SemiSAMO1Lib.engine.planning import IntensityPlan, Plan
+from SemiSAMO1Lib.engine.planning import Plan
 from SemiSAMO1Lib.engine.propagation.deformable import Deformation
 from SemiSAMO1Lib.volume import Geometry, Volume
 

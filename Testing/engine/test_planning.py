@@ -8,9 +8,9 @@ from engine_helpers import tiny_config, turned
 
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
 from SemiSAMO1Lib.engine.config import TrainingConfig, make_config
+from SemiSAMO1Lib.engine.data.intensities import IntensityPlan, scale_intensities
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.planning import (
-    IntensityPlan,
     Plan,
     batch_size,
     intensity_plan,
@@ -18,7 +18,6 @@ from SemiSAMO1Lib.engine.planning import (
     network_shape,
     plan_to_json,
     precision_for,
-    scale_intensities,
     smaller,
     target_spacing,
 )

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from scipy import ndimage
+
+from ...volume import Volume
 
 #: A constant border region smaller than this share of the scan is not padding.
 _SMALLEST_PADDING = 0.002
 
 #: A value that fills less than this share of the scan's surface is not looked at: 8-bit scans repeat each value often.
 _SMALLEST_BORDER = 0.03
+
+
+class IntensityPlan(BaseModel):
+    """How grey values are scaled: clip to [low, high], subtract mean, divide by deviation.
+
+    'per_case': percentiles, mean and deviation of each scan's own data (MR and others).
+    'fixed': values of the template's foreground, the same for all scans (CT).
+    'none': they are used as they are.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    scheme: Literal["per_case", "fixed", "none"]
+    low: float
+    high: float
+    mean: float = 0.0
+    deviation: float = 1.0
 
 
 def data_mask(array: NDArray[np.generic]) -> NDArray[np.bool_]:
@@ -30,3 +51,20 @@ def data_mask(array: NDArray[np.generic]) -> NDArray[np.bool_]:
         padding = [r for r in touching if r and sizes[r] > _SMALLEST_PADDING * array.size]
         mask[np.isin(regions, padding)] = False
     return mask if mask.mean() > 0.05 else np.ones(array.shape, bool)
+
+
+def scale_intensities(volume: Volume, plan: IntensityPlan) -> NDArray[np.float32]:
+    """A scan's grey values as the network sees them; padding without data becomes the lowest value that data has."""
+    array = volume.array.astype(np.float32)
+    if plan.scheme == "none":
+        return array
+    if plan.scheme == "fixed":
+        return ((array.clip(plan.low, plan.high) - plan.mean) / plan.deviation).astype(np.float32)
+    mask = data_mask(volume.array)
+    data = array[mask]
+    low, high = np.percentile(data, (plan.low, plan.high))
+    data = data.clip(low, high)
+    mean, deviation = float(data.mean()), float(max(data.std(), 1e-6))
+    scaled = (array.clip(low, high) - mean) / deviation
+    scaled[~mask] = (low - mean) / deviation
+    return scaled.astype(np.float32)

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from ..planning import Plan
 
 #: Largest float32 probability map that is held at once, bytes.
 LARGEST_MAP = 512 << 20
 
 #: Test-time passes after the first see the image with this much noise and gain, in deviations of the scan.
 PASS_NOISE = 0.1
+
+
+class Windows(Protocol):
+    """What a plan says of the windows: their size (z, y, x) and the number of classes."""
+
+    @property
+    def patch(self) -> tuple[int, int, int]: ...
+
+    @property
+    def classes(self) -> int: ...
+
+
+class Runner(Protocol):
+    """Where a network runs, and in which precision: a Fabric."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def autocast(self) -> AbstractContextManager[Any]: ...
 
 
 class Agreement:
@@ -51,8 +68,8 @@ class Agreement:
 def predict_probabilities(
     model: nn.Module,
     image: NDArray[Any],
-    plan: Plan,
-    fabric: Fabric,
+    plan: Windows,
+    fabric: Runner,
     passes: int,
     seed: int,
     padding: Literal["replicate", "constant"] = "replicate",
@@ -101,7 +118,7 @@ def block_depth(shape: tuple[int, ...], classes: int, window: int) -> int:
 
 
 def _passes(
-    model: nn.Module, block: Tensor, plan: Plan, fabric: Fabric, passes: int, seed: int, padding: str
+    model: nn.Module, block: Tensor, plan: Windows, fabric: Runner, passes: int, seed: int, padding: str
 ) -> tuple[Tensor, Tensor | None]:
     """Probabilities (C, z, y, x) of the block as it is, and the mean of those of its changed versions, if any."""
 

@@ -1,0 +1,225 @@
+"""The trained model as one portable file: a MONAI bundle with network, plan, label table, card and code to run it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import __version__, files
+from ..engine.config import TrainingConfig
+from ..engine.data.store import Store
+from ..engine.learners import learner_named
+from ..engine.planning import Plan
+from ..engine.training import load_weights, make_fabric
+from ..job.folder import JobFolder
+from ..project import LabelTable, Project, ProjectError
+from .inputs import ClassMap
+from .report import current_training
+from .train import config_of
+
+#: Modules of this library that travel along: what `engine/inference/portable.py` imports.
+CODE = (
+    "files.py",
+    "image_io.py",
+    "volume.py",
+    "engine/data/grids.py",
+    "engine/data/intensities.py",
+    "engine/inference/portable.py",
+    "engine/inference/sliding.py",
+    "engine/inference/uncertainty.py",
+)
+
+_LIBRARY = Path(__file__).resolve().parents[1]
+
+_RUN = '''"""Segment a scan: python segment.py SCAN OUTPUT [--uncertainty MAP] [--device cpu]"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from SemiSAMO1Lib.engine.inference.portable import PortableModel
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scan", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--uncertainty", type=Path)
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
+    PortableModel(ROOT, given.device).segment_file(given.scan, given.output, given.uncertainty)
+'''
+
+
+class Ensemble(nn.Module):
+    """The specialists of a run as one network: (B, 1, z, y, x) -> logs of their mean probabilities, (B, C, z, y, x)."""
+
+    def __init__(self, networks: list[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        mean = torch.zeros(1, device=windows.device)
+        for network in self.networks:
+            mean = mean + torch.softmax(network(windows).float(), 1) / len(self.networks)
+        return mean.clamp(min=1e-12).log()
+
+
+def write_bundle(project: Project, path: Path) -> dict[str, Any]:
+    """Write the current training's networks as one .zip file; returns what its card says.
+
+    Raises:
+        ProjectError: no finished training with a network, or a path that is no .zip.
+    """
+    if path.suffix.lower() != ".zip":
+        raise ProjectError(f"{path.name}: a bundle is one .zip file; give a name with that ending")
+    job = current_training(project)
+    config, store = config_of(job), Store(job.work)
+    if config.rounds == 0:
+        raise ProjectError("this training has no network: it is the registration alone (0 rounds)")
+    plan = Plan.model_validate(store.json("plan.json"))
+    table = LabelTable.from_json(job.spec()["labels"])
+    network = _network(config, plan, store)
+    card = _metadata(job, config, plan, table)
+    with files.atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as bundle:
+        root = path.stem
+        for name, text in _texts(card, config, plan, table).items():
+            bundle.writestr(f"{root}/{name}", text)
+        for name in CODE:
+            bundle.write(_LIBRARY / name, f"{root}/scripts/SemiSAMO1Lib/{name}")
+        for package in ("", "engine/", "engine/data/", "engine/inference/"):
+            bundle.writestr(f"{root}/scripts/SemiSAMO1Lib/{package}__init__.py", "")
+        with tempfile.TemporaryDirectory() as folder:
+            torch.jit.save(network, str(Path(folder) / "model.ts"))
+            bundle.write(Path(folder) / "model.ts", f"{root}/models/model.ts")
+    return card
+
+
+def _network(config: TrainingConfig, plan: Plan, store: Store) -> torch.jit.ScriptModule:
+    """The specialists that the last round used, traced on a window of the plan's size."""
+    fabric = make_fabric("cpu", "32-true")
+    networks = []
+    for number in range(1 if config.ensemble_rounds else config.rounds, config.rounds + 1):
+        learner = learner_named(config.learner)(plan, config)
+        learner.setup(fabric)
+        load_weights(learner, store, f"round-{number}.pt")
+        networks.append(learner.inference_model().eval())
+    ensemble = Ensemble(networks).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(ensemble, torch.zeros(1, 1, *plan.patch), check_trace=False)
+    assert isinstance(traced, torch.jit.ScriptModule), "a module was traced"
+    return traced
+
+
+def _metadata(job: JobFolder, config: TrainingConfig, plan: Plan, table: LabelTable) -> dict[str, Any]:
+    """metadata.json of a MONAI bundle. Nothing of the scans stands in it but their number."""
+    listing = files.read_json(job.inputs / "cases.json")
+    channels = {str(number): name for number, name in enumerate(["background", *(label.name for label in table)])}
+    window = [int(side) for side in plan.patch]
+    return {
+        "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
+        "version": "1.0.0",
+        "changelog": {"1.0.0": "written by SemiSAMO1"},
+        "monai_version": monai.__version__,
+        "pytorch_version": torch.__version__.partition("+")[0],
+        "numpy_version": np.__version__,
+        "required_packages_version": {"scipy": "1.11", "SimpleITK": "2.3", "pydantic": "2"},
+        "name": "SemiSAMO1 specialist",
+        "task": "Segmentation of 3D scans, learned from few labels",
+        "description": f"Mean of {config.rounds} specialists ({config.specialist}, {config.learner}).",
+        "authors": "",
+        "copyright": "",
+        "intended_use": "Research. Every segmentation needs to be looked at by a person who can judge it.",
+        "trained_on": {"labelled": len(listing["labelled"]), "unlabelled": len(listing["cases"])},
+        "created": time.strftime("%Y-%m-%d"),
+        "semisamo1_version": __version__,
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    "type": "image",
+                    "format": "magnitude",
+                    "modality": "as trained",
+                    "num_channels": 1,
+                    "spatial_shape": window,
+                    "dtype": "float32",
+                    "value_range": [],
+                    "is_patch_data": True,
+                    "channel_def": {"0": "image"},
+                }
+            },
+            "outputs": {
+                "pred": {
+                    "type": "probabilities",
+                    "format": "segmentation",
+                    "num_channels": plan.classes,
+                    "spatial_shape": window,
+                    "dtype": "float32",
+                    "value_range": [],
+                    "is_patch_data": True,
+                    "channel_def": channels,
+                }
+            },
+        },
+    }
+
+
+def _texts(card: dict[str, Any], config: TrainingConfig, plan: Plan, table: LabelTable) -> dict[str, str]:
+    values = list(ClassMap.of(table).values)
+    described = plan.model_dump(mode="json", include={"spacing", "patch", "classes", "intensity"})
+    inference = {
+        "imports": ["$import sys"],
+        "initialize": ["$sys.path.insert(0, @bundle_root + '/scripts')"],
+        "bundle_root": ".",
+        "scan": "scan.nrrd",
+        "output": "segmentation.nrrd",
+        "device": "cpu",
+        "model": {
+            "_target_": "SemiSAMO1Lib.engine.inference.portable.PortableModel",
+            "root": "@bundle_root",
+            "device": "@device",
+        },
+        "run": ["$@model.segment_file(@scan, @output)"],
+    }
+    passes = {"test_time_passes": config.test_time_passes, "seed": config.seed, "label_values": values}
+    return {
+        "configs/metadata.json": files.as_json(card),
+        "configs/inference.json": files.as_json(inference),
+        "plan.json": files.as_json({**described, **passes}),
+        "labels.json": files.as_json(table.to_json()),
+        "segment.py": _RUN,
+        "docs/README.md": _card(card, table),
+        "LICENSE": (_LIBRARY.parent / "LICENSE").read_text(encoding="utf-8")
+        if (_LIBRARY.parent / "LICENSE").is_file()
+        else "",
+    }
+
+
+def _card(card: dict[str, Any], table: LabelTable) -> str:
+    labels = "\n".join(f"- {label.value}: {label.name}" for label in table)
+    trained = card["trained_on"]
+    return f"""# {card["name"]}
+
+{card["description"]} Trained on {trained["labelled"]} labelled and {trained["unlabelled"]} unlabelled scans with
+SemiSAMO1 {card["semisamo1_version"]}, {card["created"]}.
+
+Labels:
+{labels}
+
+Segment a scan: `python segment.py SCAN OUTPUT`. It needs Python 3.11, torch, MONAI, SimpleITK, scipy and pydantic.
+
+This is the network alone. Inside its project a prediction is joined with what registration carries over from the
+labelled scans, which are not in this file; there it is usually somewhat better. No scan and no patient's data are in
+this file.
+
+{card["intended_use"]}
+"""
