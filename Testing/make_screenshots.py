@@ -38,7 +38,7 @@ def main(target: Path) -> None:
         panel.tick()
     panel.banner.hide()
     views = {name: SliceView(name, (VIEW, VIEW)) for name in ("Red", "Yellow", "Green")}
-    sections = ("project", "template", "train", "results", "editor")
+    sections = ("project", "template", "train", "results", "export", "editor")
 
     def only(*opened: str) -> None:
         for name in sections:

@@ -272,9 +272,7 @@ class TemplateStep:
             shown = "; ".join(f"{one.case}: {one.warning}" for one in odd[:3])
             more = _(" and {count} more").format(count=len(odd) - 3) if len(odd) > 3 else ""
             lines.append(_("Look at these scans: {shown}{more}").format(shown=shown, more=more))
-        text = "\n".join(lines)
-        if text != ui.adviceLabel.text:
-            say(ui.adviceLabel, text)
+        say(ui.adviceLabel, "\n".join(lines))
 
     @property
     def _has_template(self) -> bool:

@@ -129,13 +129,15 @@ def score(project: Project, rated: Quality | None = None) -> Score | None:
 
     Of every five decisions one case was drawn in advance from all predicted ones, without looking at its quality; a
     drawn case counts also when somebody had decided about it before. So these are a simple random sample, and the
-    interval is Student's with the correction for a finite cohort.
+    interval is Student's with the correction for a finite cohort. When all are decided the mean is that of all.
     """
     rated = rated or quality(project, predictions(project))
     decided = _decided(project)
-    draws = random_order(rated.estimates, project.state.current_training)[: len(decided) // EVERY]
+    all_decided = set(rated.estimates) <= set(decided)
+    draws = random_order(rated.estimates, project.state.current_training)
+    draws = draws if all_decided else draws[: len(decided) // EVERY]
     values = [decided[case].mean_dice or 0.0 for case in draws if case in decided]
-    if len(values) < FEWEST:
+    if len(values) < (2 if all_decided else FEWEST):
         return None
     count, cases = len(values), len(rated.estimates)
     mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
@@ -165,7 +167,9 @@ def advice(project: Project, rated: Quality | None = None) -> Advice:
     if not waiting:
         return Advice("enough", "every prediction was decided about and none needed a correction")
     if found is None:
-        return Advice("review", f"correct the worst; a mean is shown after {FEWEST * EVERY} decisions")
+        return Advice(
+            "review", f"correct the worst; a mean is shown after {min(FEWEST * EVERY, len(rated.estimates))} decisions"
+        )
     return Advice("review", f"the mean Dice may be as low as {found.low:.2f}; correct the worst")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,9 @@ def _network(config: TrainingConfig, plan: Plan, store: Store) -> torch.jit.Scri
         load_weights(learner, store, f"round-{number}.pt")
         networks.append(learner.inference_model().eval())
     ensemble = Ensemble(networks).eval()
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # windows have one size: what is traced as a constant is one
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
         traced = torch.jit.trace(ensemble, torch.zeros(1, 1, *plan.patch), check_trace=False)
     assert isinstance(traced, torch.jit.ScriptModule), "a module was traced"
     return traced

@@ -13,6 +13,7 @@ from ..image_io import UnreadableImage, read_volume
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project, ProjectError, read_labels
 from ..project.case_rows import find_image
+from ..project.results import quality
 from .compare import compare, references_of
 from .reporter import Reporter
 
@@ -81,14 +82,16 @@ def _pages(
 ) -> Iterator[CasePage]:
     """One case after the other, worst first, each read when it is drawn."""
     listing = {row["id"]: row for row in files.read_json(job.inputs / "cases.json")["cases"]}
-    worst_first = sorted(rows, key=lambda r: (-(r["scores"]["label_uncertainty"] or 1.0), r["case"]))
-    for position, row in enumerate(worst_first):
+    by_case = {row["case"]: row for row in rows}
+    rated = quality(Project(job.project), by_case)
+    for position, row in enumerate(by_case[case] for case in rated.worst_first()):
+        level = rated.estimates[row["case"]].level
         observer.event("progress", stage="drawing", done=position, of=len(rows), fraction=position / len(rows))
         try:
             image = read_volume(find_image(listing[row["case"]]))
             reference = truth.get(row["case"])
         except UnreadableImage as error:
-            yield CasePage(row["case"], None, None, None, row["scores"], note=str(error))
+            yield CasePage(row["case"], None, None, None, row["scores"], note=str(error), quality=level)
             continue
         yield CasePage(
             case=row["case"],
@@ -96,5 +99,6 @@ def _pages(
             prediction=read_volume(job.results / row["prediction"]),
             uncertainty=read_volume(job.results / row["uncertainty"]),
             scores=row["scores"],
+            quality=level,
             reference=read_labels(reference, image.geometry, allow_empty=True).volume if reference else None,
         )

@@ -29,7 +29,8 @@ _SHOWN_FROM = 15
 
 @dataclass(frozen=True)
 class CasePage:
-    """What the report shows of a case: scan, prediction and reference (label values), uncertainty (0-100 %), scores.
+    """What the report shows of a case: scan, prediction and reference (label values), uncertainty (0-100 %), scores, and
+    its likely quality in words.
 
     A scan that cannot be read any more has no picture, but a note that says why.
     """
@@ -41,6 +42,7 @@ class CasePage:
     scores: dict[str, Any]
     note: str = ""
     reference: Volume | None = None
+    quality: str = ""
 
 
 def render_report(
@@ -67,7 +69,7 @@ def render_report(
     shown = []
     for page in pages:
         picture = _png(case_figure(page, table)) if page.image is not None else None
-        row = {"case": page.case, "scores": page.scores, "picture": picture, "note": page.note}
+        row = {"case": page.case, "scores": page.scores, "picture": picture, "note": page.note, "quality": page.quality}
         shown.append({**row, "measures": by_case.get(page.case)})
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["html", "j2"]), trim_blocks=True
