@@ -118,7 +118,7 @@ def _network(config: TrainingConfig, plan: Plan, store: Store) -> torch.jit.Scri
     ensemble = Ensemble(networks).eval()
     with torch.no_grad(), warnings.catch_warnings():
         # windows have one size: what is traced as a constant is one
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", message="Converting a tensor to a Python boolean")
         traced = torch.jit.trace(ensemble, torch.zeros(1, 1, *plan.patch), check_trace=False)
     assert isinstance(traced, torch.jit.ScriptModule), "a module was traced"
     return traced

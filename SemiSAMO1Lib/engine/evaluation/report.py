@@ -29,8 +29,8 @@ _SHOWN_FROM = 15
 
 @dataclass(frozen=True)
 class CasePage:
-    """What the report shows of a case: scan, prediction and reference (label values), uncertainty (0-100 %), scores, and
-    its likely quality in words.
+    """What the report shows of a case: scan, prediction and reference (label values), uncertainty (0-100 %), scores,
+    and its likely quality in words.
 
     A scan that cannot be read any more has no picture, but a note that says why.
     """
