@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,17 @@ from .reporter import Reporter
 FINISHED, FAILED, STOPPED = 0, 1, 3
 
 
+#: Kind of a job -> module and function that does it.
+_TASKS: dict[str, tuple[str, str]] = {
+    JobKind.IMPORT: (".importing", "import_scans"),
+    JobKind.ADVISE: (".advise", "advise"),
+    JobKind.TRAIN: (".train", "train"),
+    JobKind.PREDICT: (".apply", "apply"),
+    JobKind.EXPORT: (".export", "export"),
+    JobKind.REPORT: (".report", "report"),
+}
+
+
 def work(folder: Path, low_priority: bool = False) -> int:
     """Do a job; whatever happens, its status says so. Returns the exit code."""
     job = JobFolder(Path(folder).resolve())
@@ -24,7 +36,7 @@ def work(folder: Path, low_priority: bool = False) -> int:
         processes.lower_priority()
     with Reporter(job) as reporter:
         try:
-            task = _task(JobKind(job.spec()["kind"]))
+            task = _task(job.spec()["kind"])
             task(job, reporter)
         except Stopped as stop:
             reporter.end(State.INTERRUPTED, str(stop), stopped=True)
@@ -37,32 +49,13 @@ def work(folder: Path, low_priority: bool = False) -> int:
         return FINISHED
 
 
-def _task(kind: JobKind) -> Callable[[JobFolder, Reporter], None]:
-    if kind is JobKind.IMPORT:
-        from .importing import import_scans
-
-        return import_scans
-    if kind is JobKind.TRAIN:
-        from .train import train
-
-        return _alone(train)
-    if kind is JobKind.ADVISE:
-        from .advise import advise
-
-        return advise
-    if kind is JobKind.PREDICT:
-        from .apply import apply
-
-        return apply
-    if kind is JobKind.EXPORT:
-        from .export import export
-
-        return export
-    if kind is JobKind.REPORT:
-        from .report import report
-
-        return report
-    raise ValueError(f"this worker cannot do jobs of kind {kind}")
+def _task(kind: str) -> Callable[[JobFolder, Reporter], None]:
+    """What does a kind of job; imported only when it is asked for. Raises ValueError for an unknown kind."""
+    if kind not in _TASKS:
+        raise ValueError(f"this worker cannot do jobs of kind {kind!r}; update SemiSAMO1")
+    module, name = _TASKS[kind]
+    task: Callable[[JobFolder, Reporter], None] = getattr(importlib.import_module(module, __package__), name)
+    return _alone(task) if kind == JobKind.TRAIN else task
 
 
 def _alone(task: Callable[[JobFolder, Reporter], None]) -> Callable[[JobFolder, Reporter], None]:

@@ -202,7 +202,8 @@ def test_the_log_of_a_failed_job_says_where(tmp_path: Path) -> None:
 
 def test_a_job_that_this_worker_cannot_do_is_named(tmp_path: Path) -> None:
     job = empty_job(tmp_path, JobKind.ADVISE)
-    assert "cannot do jobs of kind advise" in run_to_end(job).message
+    files.write_json(job.path / "job.json", {**job.spec(), "kind": "dream"})
+    assert "cannot do jobs of kind 'dream'; update SemiSAMO1" in run_to_end(job).message
 
 
 def test_a_python_without_the_library_is_failed_with_its_words(tmp_path: Path) -> None:
