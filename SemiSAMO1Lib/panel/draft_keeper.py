@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import qt
@@ -42,12 +43,16 @@ class DraftKeeper:
         self._writing: Future[Any] | None = None
         self._seen: object = None
         self._changed_at = 0.0
+        self._unnoted = ""
 
     def tick(self) -> None:
         """Look for changes; write the draft when there were none for a while. Raises what a write in the thread met."""
         self._take_result(wait=False)
         view, project = self._view(), self._project()
-        if view is None or project is None or not view.unkept or self._writing is not None:
+        if view is None or project is None:
+            return
+        self._note()
+        if not view.unkept or self._writing is not None:
             return
         if view.marks != self._seen:
             self._seen, self._changed_at = view.marks, self._clock()
@@ -57,30 +62,42 @@ class DraftKeeper:
         copied = snapshot(view.segmentation, view.scan, project.state.labels)
         view.mark_kept()
         self._writing = self._writer.submit(self._write, project, view.files.case, view.files.training, copied)
-        self._note(project, view)
+        self._unnoted = view.files.case if view.files.training else ""
+        self._note()
 
     def flush(self) -> None:
         """Write now what was not written yet, and wait for it: the case, the module or Slicer is about to be closed."""
-        self._take_result(wait=True)
+        with suppress(Exception):  # what a write in the thread met is met again below, or is over
+            self._take_result(wait=True)
         view, project = self._view(), self._project()
-        if view is None or project is None or not view.unkept:
+        if view is None or project is None:
             return
-        if view.segmentation.GetSegmentation().GetNumberOfSegments() == 0:
-            return
-        with slicer.util.WaitCursor():
-            copied = snapshot(view.segmentation, view.scan, project.state.labels)
-            self._write(project, view.files.case, view.files.training, copied)
-            view.mark_kept()
-        self._note(project, view)
+        if view.unkept and view.segmentation.GetSegmentation().GetNumberOfSegments() > 0:
+            with slicer.util.WaitCursor():
+                copied = snapshot(view.segmentation, view.scan, project.state.labels)
+                self._write(project, view.files.case, view.files.training, copied)
+                view.mark_kept()
+            self._unnoted = view.files.case if view.files.training else ""
+        self._note()
+
+    def settle(self) -> None:
+        """Wait for a write that is under way: what is on the screen is about to be saved, or discarded."""
+        with suppress(Exception):  # its draft is not needed any more
+            self._take_result(wait=True)
+        self._unnoted = ""
 
     def close(self) -> None:
         """No further draft is written."""
         self._writer.shutdown(wait=True)
 
-    def _note(self, project: Project, view: CaseView) -> None:
-        case = reviews.begin_draft(project, view.files.case, self._reviewer())
+    def _note(self) -> None:
+        """The case is a draft from now on; tried again on the next tick where the project is locked."""
+        view, project = self._view(), self._project()
+        if not self._unnoted or view is None or project is None or view.files.case != self._unnoted:
+            return
+        case = reviews.begin_draft(project, self._unnoted, self._reviewer())
+        self._unnoted = ""
         show_status(view.segmentation, case.review)
-        view.mark_kept()
         slicer.util.showStatusMessage(_("What you painted in {case} is kept.").format(case=case.id), 3000)
 
     def _write(self, project: Project, case: str, training: str, copied: Snapshot) -> None:

@@ -13,7 +13,7 @@ from slicer.i18n import tr as _
 
 from ..job import observe
 from ..job.watch import trainings
-from ..project import ProjectError, Role, reviews
+from ..project import Role, reviews
 from ..project.advisor import Ranked
 from ..project.drafts import find_draft
 from ..project.label_table import LabelTable
@@ -21,7 +21,6 @@ from ..project.session import Session, ended_in_words
 from ..scene.case_view import CaseFiles, CaseView
 from ..scene.nodes import sweep_hierarchy
 from ..scene.segmentations import show_status
-from ..scene.volumes import SceneError
 from . import sample
 from .banner import Banner
 from .dialogs import Dialogs
@@ -68,11 +67,12 @@ class Panel:
             ui, self.session, self.settings, self.banner, self.close_case, self._opened, self._sample
         )
         shown = (self.show_case, lambda: self.view)
-        self.template = TemplateStep(ui, self.session, self.banner, self.dialogs, *shown, reviewer)
+        settle = self.drafts.settle
+        self.template = TemplateStep(ui, self.session, self.banner, self.dialogs, *shown, reviewer, settle)
         self.train = TrainStep(
             ui, self.session, self.banner, self.dialogs, self.setup.reasons, lambda: self.setup.probe, self._trained
         )
-        self.results = ResultsStep(ui, self.session, self.banner, self.dialogs, reviewer, *shown)
+        self.results = ResultsStep(ui, self.session, self.banner, self.dialogs, reviewer, *shown, settle)
         self.export = ExportStep(ui, self.session, self.banner)
         self._keys = self._make_keys()
         for view in (ui.setupLog, ui.trainLog):
@@ -165,7 +165,7 @@ class Panel:
         """The same where nothing can be held up any more: why it could not be kept, else nothing."""
         try:
             self.keep_work()
-        except (SceneError, ProjectError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError) as error:
             name = self.view.files.case if self.view is not None else ""
             text = _("What was painted in {case} could not be kept: {error}").format(case=name, error=error)
             self.banner.show(text)
@@ -174,6 +174,7 @@ class Panel:
 
     def _discard(self, files: CaseFiles, table: LabelTable) -> None:
         if self.session.project is not None:
+            self.drafts.settle()
             reviews.discard_draft(self.session.project, files.case, reviewer())
             if self.view is not None:
                 self.view.mark_saved()
@@ -194,6 +195,9 @@ class Panel:
         """Look at project and jobs, take in a little, show it."""
         try:
             self.drafts.tick()
+        except (RuntimeError, ValueError, OSError) as error:
+            self._say_once(str(error))
+        try:
             changed = self.session.poll()
             self.train.tick()
             self.project.show()
@@ -203,9 +207,12 @@ class Panel:
             if changed:
                 self.template.show()
                 self._offer_new_predictions()
-        except (ProjectError, ValueError, OSError) as error:  # damaged or gone while it is open
-            if self.banner.text != str(error):
-                self.banner.show(str(error))
+        except (RuntimeError, ValueError, OSError) as error:  # damaged, locked or gone while it is open
+            self._say_once(str(error))
+
+    def _say_once(self, text: str) -> None:
+        if self.banner.text != text:
+            self.banner.show(text)
 
     def _show_new_advice(self) -> None:
         """A ranking that has come in orders the list of scans to label; on other ticks its progress is shown."""

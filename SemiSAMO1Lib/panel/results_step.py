@@ -30,6 +30,7 @@ class ResultsStep:
         reviewer: the person's name.
         show_case: opens a case in the scene and the editor; returns its view.
         open_case: the view that is open now, or None.
+        settle: waits for a draft that is being written.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class ResultsStep:
         reviewer: Callable[[], str | None],
         show_case: Callable[[CaseFiles, LabelTable], CaseView],
         open_case: Callable[[], CaseView | None],
+        settle: Callable[[], None],
     ) -> None:
         self._ui, self._session, self._dialogs, self._reviewer = ui, session, dialogs, reviewer
-        self._show_case, self._open_case = show_case, open_case
+        self._show_case, self._open_case, self._settle = show_case, open_case, settle
         self._predicted: dict[str, dict[str, Any]] = {}
         self._order: list[str] = []
         self._training: str | None = None
@@ -161,7 +163,7 @@ class ResultsStep:
         found = drawn(view.segmentation, view.scan, project.state.labels)
         absent = ask_absent(self._dialogs, project.state.labels, found.counts)
         if absent is not None:
-            reviews.accept(project, view.files.case, absent, self._reviewer())
+            reviews.accept(project, view.files.case, absent, self._reviewer(), view.files.training)
             self._decided()
 
     def correct(self) -> None:
@@ -175,22 +177,32 @@ class ResultsStep:
         absent = ask_absent(self._dialogs, project.state.labels, found.counts)
         if absent is None:
             return
+        self._settle()
         table = project.update_labels(found.table)
         with slicer.util.WaitCursor(), written(view.files.case, found.labels, table) as path:
-            reviews.correct(project, view.files.case, path, absent, self._reviewer())
+            training = view.files.training
+            reviews.correct(project, view.files.case, path, absent, self._reviewer(), training=training)
         view.mark_saved()
         self._decided()
 
     def _decide(self, action: Callable[..., Case]) -> None:
         project, view = self._session.project, self.view
         if project is not None and view is not None:
-            action(project, view.files.case, self._reviewer())
+            action(project, view.files.case, self._reviewer(), view.files.training)
             self._decided()
 
     def undo(self) -> None:
-        """Take the last decision about the open case back."""
+        """Take the last decision about the open case back; what was painted and not saved is discarded, if wanted."""
         project, view = self._session.project, self.view
         if project is not None and view is not None:
+            if view.changed or find_draft(project, view.files.case) is not None:
+                text = _("What was painted in {case} is not saved. Discard it?").format(case=view.files.case)
+                if self._dialogs.choose(_("Undo"), text, [_("Keep it"), _("Discard it")]) == 1:
+                    self._settle()
+                    view.mark_saved()
+                    reviews.discard_draft(project, view.files.case, self._reviewer())
+                    self.open()
+                return
             case = reviews.undo(project, view.files.case, self._reviewer())
             show_status(view.segmentation, case.review)
             self._list_cases()
@@ -199,9 +211,10 @@ class ResultsStep:
     def _decided(self) -> None:
         """Show the next case that waits."""
         done = self.view.files.case if self.view is not None else ""
-        following = [one.case for one in self._session.waiting() if one.case != done]
+        self._list_cases()
+        listed = set(self.order())
+        following = [one.case for one in self._session.waiting() if one.case != done and one.case in listed]
         if following:
-            self._list_cases()
             choose(self._ui.resultCaseBox, following[0])
             self.open()
         self._list_cases()
@@ -224,8 +237,8 @@ class ResultsStep:
         return (
             (painted if changed else []) if new else decided,
             ([] if changed else nothing) if may_correct else decided,
-            [] if new else decided,
-            [_("Nothing was decided about this case.")] if now is reviews.Review.NOT_SEEN else [],
+            (painted if changed else []) if new else decided,
+            [_("Nothing was decided about this case.")] if now is reviews.Review.NOT_SEEN and not changed else [],
         )
 
     # ------------------------------------------------------------------ show

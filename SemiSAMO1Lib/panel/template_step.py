@@ -32,6 +32,7 @@ class TemplateStep:
         show_case: opens a case in the scene and the editor; returns its view.
         open_case: the view that is open now, or None.
         reviewer: the person's name.
+        settle: waits for a draft that is being written.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class TemplateStep:
         show_case: Callable[[CaseFiles, LabelTable], CaseView],
         open_case: Callable[[], CaseView | None],
         reviewer: Callable[[], str | None],
+        settle: Callable[[], None],
     ) -> None:
         self._ui, self._session, self._banner, self._dialogs = ui, session, banner, dialogs
-        self._show_case, self._open_case, self._reviewer = show_case, open_case, reviewer
+        self._show_case, self._open_case, self._reviewer, self._settle = show_case, open_case, reviewer, settle
         self._rows: list[tuple[int, str, tuple[int, int, int], str]] = []
         guard = guarded(banner.show)
         table = ui.labelTable
@@ -203,6 +205,7 @@ class TemplateStep:
             role = Role.LABELLED if others else Role.TEMPLATE
             project.add_label(view.files.case, path, "template", role, absent, reviewer=self._reviewer())
         view.mark_saved()
+        self._settle()
         discard_draft(project, view.files.case)
         slicer.util.showStatusMessage("")
         self._ui.templateMissingLabel.text = ""

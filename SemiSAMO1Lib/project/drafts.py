@@ -33,12 +33,23 @@ def save_draft(project: Project, case: str, labels: Volume, table: LabelTable, t
     return path
 
 
-def restore_draft(project: Project, case: str, labels: Path) -> Path:
-    """Make a draft of a saved label again: its correction was taken back."""
+def training_of(project: Project, case: str) -> str | None:
+    """Whose prediction a case's draft began from; None without a draft, or where it is not known."""
+    path = draft_file(project, case).with_name("draft.json")
+    try:
+        return str(files.read_json(path).get("training", "")) or None
+    except (OSError, ValueError):
+        return None
+
+
+def restore_draft(project: Project, case: str, labels: Path, training: str | None) -> Path:
+    """Make a draft of a saved label again: its correction was taken back. A draft that is there already stays."""
     path = draft_file(project, case)
+    if path.exists():
+        return path
     with files.atomic_path(path) as temporary:
         shutil.copyfile(labels, temporary)
-    files.write_json(path.with_name("draft.json"), {"training": project.state.current_training or "", **identity()})
+    files.write_json(path.with_name("draft.json"), {"training": training or "", **identity()})
     return path
 
 

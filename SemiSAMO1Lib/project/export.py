@@ -26,10 +26,10 @@ from .store import Project, ProjectError
 #: Format -> ending of its files. `dicom-seg` needs the original series.
 FORMATS = {"nrrd": ".seg.nrrd", "nifti": ".nii.gz", "dicom-seg": ".dcm"}
 
-#: The table that every export holds.
-TABLE = "volumes.csv"
+#: The table that every export holds, and the one of predictions of further scans.
+TABLE, PREDICTIONS = "volumes.csv", "predictions.csv"
 
-_COLUMNS = ("case", "scan", "file", "what", "by", "time", "state", "value", "label", "volume_ml")
+_COLUMNS = ("case", "scan", "file", "what", "origin", "by", "time", "state", "value", "label", "volume_ml")
 _SCORES = ("uncertainty", "likely_dice")
 
 
@@ -41,6 +41,7 @@ class Exported:
         case: which.
         source: its label in force or its prediction.
         what: label or prediction.
+        origin: template, imported, corrected, accepted or predicted.
         by: the reviewer, or the training.
         time: when it was saved; empty for a prediction.
         scores: label value -> row of the results, for a prediction.
@@ -50,6 +51,7 @@ class Exported:
     case: Case
     source: Path
     what: str
+    origin: str
     by: str
     time: str
     scores: Mapping[str, Any]
@@ -87,13 +89,15 @@ def _choose(project: Project, case: Case, row: dict[str, Any] | None, rated: Qua
     if case.label_version is not None:
         record = project.label_record(case)
         path = project.label_path(case)
-        return Exported(case, path, "label", record.get("reviewer", ""), record.get("time", ""), {}, {})
+        who, when = record.get("reviewer", ""), record.get("time", "")
+        return Exported(case, path, "label", record["origin"], who, when, {}, {})
     if row is None or row["prediction"] is None:
         return "no label and no prediction"
     if not row["prediction"].is_file():
         return f"its prediction is missing: {row['prediction']}"
     likely = rated.estimates[case.id].labels
-    return Exported(case, row["prediction"], "prediction", row["training"], "", row["scores"].get("labels", {}), likely)
+    scores, training = row["scores"].get("labels", {}), row["training"]
+    return Exported(case, row["prediction"], "prediction", "predicted", training, "", scores, likely)
 
 
 def require_output(project: Project, folder: Path, kind: str) -> None:
@@ -126,13 +130,14 @@ def request_predictions(
         raise ProjectError(f"{images} is not a folder. Give the folder that holds the scans.")
     if kind not in ("nrrd", "nifti"):
         raise ProjectError(f"format {kind!r}: predictions of further scans are written as nrrd or nifti")
-    if folder.resolve() == images.resolve() or project.folder.resolve() in (
-        folder.resolve(),
-        *folder.resolve().parents,
-    ):
+    own = project.folder.resolve()
+    target, source = folder.resolve(), images.resolve()
+    if own in (target, *target.parents) or source in (target, *target.parents) or target in source.parents:
         raise ProjectError(
             f"{folder} holds the scans, or is in the project. Give the segmentations a folder of their own."
         )
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / PREDICTIONS).is_file():
+        raise ProjectError(f"{folder} holds other files. Give an empty folder, or one of an earlier call.")
     where = {"images": str(images.resolve()), "output": str(folder.resolve())}
     parameters = {**where, "training": training, "device": device, "format": kind}
     return JobFolder.create(project.jobs, JobKind.PREDICT, parameters, [])
@@ -165,6 +170,7 @@ def rows_of(one: Exported, labels: Volume, table: LabelTable, file: str) -> Iter
             "scan": one.case.name,
             "file": file,
             "what": one.what,
+            "origin": one.origin,
             "by": one.by,
             "time": one.time,
             "state": one.case.review,
@@ -174,6 +180,17 @@ def rows_of(one: Exported, labels: Volume, table: LabelTable, file: str) -> Iter
             "uncertainty": "" if uncertainty is None else f"{uncertainty:.4f}",
             "likely_dice": "" if likely is None else f"{likely:.3f}",
         }
+
+
+def clear_earlier(folder: Path) -> None:
+    """Remove the files that an earlier export listed in its table; mark the folder as one of an export."""
+    table = folder / TABLE
+    if table.is_file():
+        for row in csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))):
+            name = row.get("file") or ""
+            if name and Path(name).name == name:
+                (folder / name).unlink(missing_ok=True)
+    write_tables(folder, [], [])
 
 
 def write_tables(folder: Path, rows: list[dict[str, Any]], left_out: list[tuple[str, str]]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import files
 from .cases import Role
 from .store import Project
+
+#: Stands for all labels together in decisions that an older program wrote.
+ALL_TOGETHER = 0
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,40 @@ class Decision:
 
 def decisions(project: Project) -> dict[str, list[Decision]]:
     """Case id -> its decisions in force, oldest first."""
-    lines, _ = files.read_lines(project.reviews)
     found: dict[str, list[Decision]] = {}
-    for line in lines:
-        mine = found.setdefault(line["case"], [])
-        if not line.get("undo"):
-            mine.append(_decision(line))
-        elif mine:
-            mine.pop()
+    for line in _lines(project):
+        try:
+            mine = found.setdefault(line["case"], [])
+            if not line.get("undo"):
+                mine.append(_decision(line))
+            elif mine:
+                mine.pop()
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue  # a line of another program, or a damaged one: the other decisions still hold
     return found
 
 
+def _lines(project: Project) -> Iterator[dict[str, Any]]:
+    """The lines of reviews.jsonl that can be read; one that was torn by a crash does not hide the others."""
+    try:
+        text = project.reviews.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
 def _decision(line: dict[str, Any]) -> Decision:
+    dice = {int(value): float(one) for value, one in line.get("dice", {}).items()}
+    if not dice and line.get("dice_seen_to_saved") is not None:  # an older program noted all labels together
+        dice = {ALL_TOGETHER: float(line["dice_seen_to_saved"])}
+    if not dice and line["after"] == "accepted":
+        dice = {ALL_TOGETHER: 1.0}
     return Decision(
         case=line["case"],
         reviewer=line["reviewer"],
@@ -67,6 +92,6 @@ def _decision(line: dict[str, Any]) -> Decision:
         role_before=Role(line["role_before"]),
         label_before=line["label_before"],
         label=line["label"],
-        dice={int(value): dice for value, dice in line.get("dice", {}).items()},
+        dice=dice,
         signs={int(value): signs for value, signs in line.get("signs", {}).items()},
     )

@@ -29,6 +29,9 @@ GOOD_ENOUGH = 0.9
 #: Corrections since the last training that are worth another one.
 WORTH_A_TRAINING = 3
 
+#: Least spread of the Dice between cases, for the interval of the mean.
+SPREAD = 0.12
+
 #: Reviews of random cases below which nothing is said of the mean.
 FEWEST = 3
 
@@ -102,7 +105,7 @@ def queue(project: Project, rated: Quality | None = None) -> list[Waiting]:
     }
     fresh = [name for name, state in waiting.items() if state is not Review.SKIPPED]
     later = [name for name, state in waiting.items() if state is Review.SKIPPED]
-    draws = random_order(rated.estimates, project.state.current_training)
+    draws = random_order(_population(project, rated), project.state.current_training)
     place = len(_decided(project))
     drawn = set(draws[: place // EVERY])
     ordered = []
@@ -110,7 +113,7 @@ def queue(project: Project, rated: Quality | None = None) -> list[Waiting]:
     while left:
         rank, slot = divmod(place, EVERY)
         name = next(iter(left))
-        if slot == EVERY - 1:
+        if slot == EVERY - 1 and rank < len(draws):
             drawn.add(draws[rank])
             name = draws[rank] if draws[rank] in left else name
         del left[name]
@@ -128,19 +131,26 @@ def score(project: Project, rated: Quality | None = None) -> Score | None:
     """The honest mean of the current training; None until `FEWEST` random cases were decided.
 
     Of every five decisions one case was drawn in advance from all predicted ones, without looking at its quality; a
-    drawn case counts also when somebody had decided about it before. So these are a simple random sample, and the
-    interval is Student's with the correction for a finite cohort. When all are decided the mean is that of all.
+    drawn case counts also when somebody had decided about it before, and those after one that is not decided yet do not
+    count. So these are a simple random sample. The interval is Student's with the correction for a finite cohort, the
+    spread taken as at least `SPREAD`: a few cases that happen to be alike know nothing of the others. When all are
+    decided the mean is that of all.
     """
     rated = rated or quality(project, predictions(project))
     decided = _decided(project)
-    all_decided = set(rated.estimates) <= set(decided)
-    draws = random_order(rated.estimates, project.state.current_training)
-    draws = draws if all_decided else draws[: len(decided) // EVERY]
-    values = [decided[case].mean_dice or 0.0 for case in draws if case in decided]
+    population = _population(project, rated)
+    all_decided = set(population) <= set(decided)
+    draws = random_order(population, project.state.current_training)
+    values = []
+    for case in draws if all_decided else draws[: len(decided) // EVERY]:
+        dice = _dice_of(decided.get(case))
+        if dice is None:
+            break
+        values.append(dice)
     if len(values) < (2 if all_decided else FEWEST):
         return None
-    count, cases = len(values), len(rated.estimates)
-    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    count, cases = len(values), len(population)
+    mean, spread = float(np.mean(values)), max(float(np.std(values, ddof=1)), SPREAD)
     finite = math.sqrt(max(cases - count, 0) / max(cases - 1, 1))
     half = _student(count - 1) * spread / math.sqrt(count) * finite
     return Score(mean, max(0.0, mean - half), min(1.0, mean + half), count, cases)
@@ -171,6 +181,19 @@ def advice(project: Project, rated: Quality | None = None) -> Advice:
             "review", f"correct the worst; a mean is shown after {min(FEWEST * EVERY, len(rated.estimates))} decisions"
         )
     return Advice("review", f"the mean Dice may be as low as {found.low:.2f}; correct the worst")
+
+
+def _population(project: Project, rated: Quality) -> list[str]:
+    """The predicted cases that the mean speaks of: all but excluded ones."""
+    roles = {case.id: case.role for case in project.state.cases}
+    return [case for case in rated.estimates if roles[case] is not Role.EXCLUDED]
+
+
+def _dice_of(decision: Decision | None) -> float | None:
+    """Dice of what was seen with what was saved; 0 for a rejected prediction; None where it is not known."""
+    if decision is None:
+        return None
+    return 0.0 if decision.after == Review.REJECTED else decision.mean_dice
 
 
 def _decided(project: Project) -> dict[str, Decision]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .. import files
-from ..quality import ENOUGH, QualityModel, Reviewed, level, refitted, shipped
+from ..quality import ENOUGH, HIGH, QualityModel, Reviewed, level, refitted, shipped
 from .history import Decision, decisions
 from .store import Project
 
@@ -80,7 +80,7 @@ class Quality:
 
 def quality(project: Project, predicted: Mapping[str, dict[str, Any]]) -> Quality:
     """Estimate every predicted case, with a model that has learned from the project's own reviews."""
-    lessons = [lesson for case in decisions(project).values() for one in case if (lesson := _lesson(one)) is not None]
+    lessons = [lesson for made in decisions(project).values() if made and (lesson := _lesson(made)) is not None]
     model = refitted(shipped(), lessons)
     estimates = {case: _estimate(row["scores"], model) for case, row in predicted.items()}
     return Quality(estimates, model.error, len(lessons))
@@ -132,9 +132,19 @@ def _estimate(scores: Mapping[str, Any], model: QualityModel) -> Estimate:
     return Estimate(float(np.mean(list(likely.values()))), likely, rows)
 
 
-def _lesson(decision: Decision) -> Reviewed | None:
-    """What a decision teaches about the estimate; None for one without a saved label or without signs."""
-    values = [value for value in decision.dice if value in decision.signs]
-    if not values:
-        return None
-    return Reviewed(tuple(decision.signs[value] for value in values), tuple(decision.dice[value] for value in values))
+def _lesson(made: Sequence[Decision]) -> Reviewed | None:
+    """What the decisions about a case teach about the estimate; None without a saved label or without signs.
+
+    The last one with a label counts. An accepted prediction need not be perfect: it says that it is at least good
+    enough, so it teaches a Dice of `HIGH` where less was expected, and what was expected elsewhere.
+    """
+    for decision in reversed(made):
+        values = [value for value in decision.dice if value in decision.signs]
+        if not values:
+            continue
+        signs = tuple(decision.signs[value] for value in values)
+        dice = tuple(decision.dice[value] for value in values)
+        if decision.after == "accepted":
+            dice = tuple(max(expected, HIGH) for expected in shipped().likely(signs))
+        return Reviewed(signs, dice)
+    return None

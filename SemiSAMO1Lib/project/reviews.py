@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from . import drafts
 from .cases import Case, Role
-from .history import decisions
-from .label_reader import read_labels
+from .history import Decision, decisions
+from .label_reader import LabelError, read_labels
 from .results import predictions
 from .store import Project, ProjectError
 
@@ -45,20 +45,28 @@ TRANSITIONS: dict[Review, frozenset[Review]] = {
 }
 
 
-def accept(project: Project, case_id: str, absent: list[int] | None = None, reviewer: str | None = None) -> Case:
+def accept(
+    project: Project,
+    case_id: str,
+    absent: list[int] | None = None,
+    reviewer: str | None = None,
+    training: str | None = None,
+) -> Case:
     """The prediction becomes the case's label: it is copied, no label ever points into a job.
 
     Args:
         project, case_id: whose.
         absent: label values that are really not in this scan.
         reviewer: who decided; None: the account.
+        training: whose prediction the person saw; None: the current one's.
 
     Raises:
-        ProjectError: no prediction, the state does not allow it, or somebody else decided meanwhile.
+        ProjectError: no prediction, the state does not allow it, somebody else decided meanwhile, or there are newer
+            predictions than the one that was seen.
         LabelError: a label was not found and not declared absent.
     """
     case = _may(project, case_id, Review.ACCEPTED)
-    seen = _seen(project, case, "accept")
+    seen = _seen(project, case, "accept", training)
     origin, role, state = "accepted", Role.LABELLED, str(Review.ACCEPTED)
     project.add_label(
         case.id, seen["prediction"], origin, role, absent or (), reviewer=reviewer, review=state, seen=case
@@ -74,6 +82,7 @@ def correct(
     reviewer: str | None = None,
     add_labels: bool = False,
     sure: bool = False,
+    training: str | None = None,
 ) -> Case:
     """Labels that a person drew or mended become the case's label; a draft of the case ends.
 
@@ -84,6 +93,7 @@ def correct(
         reviewer: who decided; None: the account.
         add_labels: take segments that the project does not know into its label table.
         sure: take it although it looks like another case's.
+        training: whose prediction the person began from; None: what the draft says, else the current one.
 
     Raises:
         ProjectError: the state does not allow it, or somebody else decided meanwhile.
@@ -103,19 +113,21 @@ def correct(
         seen=case,
         refuse_doubts=not sure,
     )
+    began = drafts.training_of(project, case.id) or training
+    seen = predictions(project, began).get(case.id)
+    changed = _noted(project, case, reviewer, **_lesson(project, case.id, seen))
     drafts.discard_draft(project, case.id)
-    seen = predictions(project).get(case.id)
-    return _noted(project, case, reviewer, **(_lesson(project, case.id, seen) if seen is not None else {}))
+    return changed
 
 
-def reject(project: Project, case_id: str, reviewer: str | None = None) -> Case:
+def reject(project: Project, case_id: str, reviewer: str | None = None, training: str | None = None) -> Case:
     """The prediction is useless: the next training takes no pseudo-label from it. Raises ProjectError."""
-    return _decide(project, case_id, Review.REJECTED, reviewer)
+    return _decide(project, case_id, Review.REJECTED, reviewer, training)
 
 
-def skip(project: Project, case_id: str, reviewer: str | None = None) -> Case:
+def skip(project: Project, case_id: str, reviewer: str | None = None, training: str | None = None) -> Case:
     """Decide later: the case goes to the end of the queue. Raises ProjectError."""
-    return _decide(project, case_id, Review.SKIPPED, reviewer)
+    return _decide(project, case_id, Review.SKIPPED, reviewer, training)
 
 
 def begin_draft(project: Project, case_id: str, reviewer: str | None = None) -> Case:
@@ -133,35 +145,48 @@ def begin_draft(project: Project, case_id: str, reviewer: str | None = None) -> 
 def discard_draft(project: Project, case_id: str, reviewer: str | None = None) -> Case:
     """What was painted is thrown away; the case is what it was before. Raises ProjectError."""
     case = project.refresh().case(case_id)
+    made = decisions(project).get(case.id, [])
+    if case.review == Review.DRAFT and made and made[-1].after == Review.DRAFT:
+        case = _take_back(project, case, made[-1], reviewer)
     drafts.discard_draft(project, case.id)
-    return undo(project, case.id, reviewer) if case.review == Review.DRAFT else case
+    return case
 
 
 def undo(project: Project, case_id: str, reviewer: str | None = None) -> Case:
     """Take the last decision about a case back: state, role and label are those before it.
 
-    A correction that was painted here becomes a draft again. Raises ProjectError.
+    The painting of a correction becomes a draft again, if there is none. Raises ProjectError; a draft is not undone,
+    but saved or discarded.
     """
     case = project.refresh().case(case_id)
     made = decisions(project).get(case.id, [])
     if not made:
         raise ProjectError(f"nothing was decided about case {case.id}; there is nothing to undo")
     last = made[-1]
-    if last.before == Review.DRAFT and case.label_version is not None:
-        drafts.restore_draft(project, case.id, project.label_path(case))
+    if last.after == Review.DRAFT:
+        raise ProjectError(f"case {case.id} is a draft: save what was painted as a correction, or discard it")
+    if last.after == Review.CORRECTED and case.label_version == last.label is not None:
+        drafts.restore_draft(project, case.id, project.label_path(case), last.training)
+    return _take_back(project, case, last, reviewer)
+
+
+def _take_back(project: Project, case: Case, last: Decision, reviewer: str | None) -> Case:
     project.restore(case.id, last.before, last.role_before, last.label_before, seen=case)
     return _noted(project, case, reviewer, undo=True)
 
 
-def _decide(project: Project, case_id: str, to: Review, reviewer: str | None) -> Case:
+def _decide(project: Project, case_id: str, to: Review, reviewer: str | None, training: str | None) -> Case:
     case = _may(project, case_id, to)
-    seen = _seen(project, case, "review")
+    seen = _seen(project, case, "review", training)
     project.restore(case.id, str(to), case.role, case.label_version, seen=case)
     return _noted(project, case, reviewer, training=seen["training"])
 
 
-def _seen(project: Project, case: Case, action: str) -> dict[str, Any]:
-    """The case's row in the current results. Raises ProjectError where there is none."""
+def _seen(project: Project, case: Case, action: str, training: str | None = None) -> dict[str, Any]:
+    """The case's row in the current results. Raises ProjectError where there is none, or another one was seen."""
+    current = project.refresh().current_training
+    if training is not None and training != current:
+        raise ProjectError(f"{case.id} was predicted anew by {current} since you opened it; look at that one first")
     row = predictions(project).get(case.id)
     if row is None or row["prediction"] is None:
         raise ProjectError(f"case {case.id} has no prediction of the current training; there is nothing to {action}")
@@ -191,13 +216,23 @@ def _noted(project: Project, before: Case, reviewer: str | None, **facts: Any) -
     return after
 
 
-def _lesson(project: Project, case_id: str, seen: dict[str, Any]) -> dict[str, Any]:
-    """What a saved label says about the prediction: its Dice for each label, and the signs of quality that it had."""
+def _lesson(project: Project, case_id: str, seen: dict[str, Any] | None) -> dict[str, Any]:
+    """What a saved label says about the prediction: its Dice for each label, and the signs of quality that it had.
+
+    Nothing where the prediction is not there any more: the label is saved all the same.
+    """
     case = project.state.case(case_id)
-    saved = read_labels(project.label_path(case), case.geometry, allow_empty=True).volume.array
-    predicted = read_labels(seen["prediction"], case.geometry, allow_empty=True).volume.array
+    try:
+        saved = read_labels(project.label_path(case), case.geometry, allow_empty=True).volume.array
+        path = seen["prediction"] if seen is not None else None
+        predicted = read_labels(path, case.geometry, allow_empty=True).volume.array if path is not None else None
+    except (LabelError, ProjectError, OSError):
+        predicted = None
+    if seen is None or predicted is None:
+        return {}
     rows = seen["scores"].get("labels", {})
-    dice = {value: _dice(saved == value, predicted == value) for value in project.state.labels.values}
+    known = [int(value) for value in rows] or project.state.labels.values  # labels added later were not predicted
+    dice = {value: _dice(saved == value, predicted == value) for value in known}
     signs = {value: row["signs"] for value, row in rows.items() if row.get("signs")}
     return {"training": seen["training"], "dice": dice, "signs": signs}
 

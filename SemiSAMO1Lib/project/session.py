@@ -256,7 +256,7 @@ class Session:
         if self.project is None:
             return ["Open or make a project first."]
         if self._reasons is None:
-            self._reasons = [_sentence(reason) for reason in reasons_against_training(self.project)]
+            self._reasons = [_sentence(reason) for reason in reasons_against_training(self.project, thorough=False)]
         return self._reasons
 
     def train(self, parameters: dict[str, Any]) -> Watched:

@@ -476,6 +476,7 @@ class Project:
         """Write one decision to reviews.jsonl, with the state before it."""
         who = identity()
         row = {"time": who["time"], "reviewer": who["user"], "case": case_id, "before": before, "after": after}
+        files.mend_last_line(self.reviews)
         files.append_line(self.reviews, {**row, **fields})
 
 

@@ -17,8 +17,13 @@ from .store import Project, ProjectError
 WEIGHTS = {"template": 1.0, "imported": 1.0, "corrected": 0.8, "accepted": 0.5}
 
 
-def reasons_against_training(project: Project) -> list[str]:
-    """Why training cannot start, in words that a person can act on; empty when it can."""
+def reasons_against_training(project: Project, thorough: bool = True) -> list[str]:
+    """Why training cannot start, in words that a person can act on; empty when it can.
+
+    Args:
+        project: whose.
+        thorough: read images and labels to see whether they were changed; else only whether they are there.
+    """
     state = project.refresh()
     reasons = []
     labelled = state.with_role(Role.TEMPLATE, Role.LABELLED)
@@ -30,8 +35,11 @@ def reasons_against_training(project: Project) -> list[str]:
         reasons.append("there is no unlabelled scan to segment: add scans")
     for case in labelled:
         try:
-            project.image_path(case)
-            project.label_path(case)
+            if thorough:
+                project.image_path(case)
+                project.label_path(case)
+            elif not any(path.is_file() for path in project.image_places(case)):
+                reasons.append(f"the image of labelled case {case.id} is missing: bring it back, or locate its folder")
         except ProjectError as error:
             reasons.append(str(error))
     other = running_training(project.jobs)

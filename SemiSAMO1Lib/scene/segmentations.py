@@ -181,9 +181,18 @@ class Snapshot:
 
 
 def snapshot(node: Any, scan: Any, table: LabelTable) -> Snapshot:
-    """Copy what is painted, each segment's own extent only: quick enough for the main thread. Raises SceneError."""
+    """Copy what is painted, each segment's own extent only: quick enough for the main thread.
+
+    Raises:
+        SceneError: the segmentation is empty, or under a transform that bends or shears.
+    """
     segmentation = node.GetSegmentation()
     segments = [segmentation.GetSegment(one) for one in segmentation.GetSegmentIDs()]
+    moved = node.GetParentTransformNode() is not None or scan.GetParentTransformNode() is not None
+    if moved or any(segment.GetRepresentation(_LABELMAP) is None for segment in segments):
+        found = drawn(node, scan, table)  # slower, and right wherever the nodes were moved to
+        parts = [Painted(value, Volume(found.labels.array == value, found.labels.geometry)) for value in found.counts]
+        return Snapshot(tuple(parts), found.table, found.labels.geometry)
     values = _values(segments, table)
     painted = []
     for segment, value in zip(segments, values, strict=True):

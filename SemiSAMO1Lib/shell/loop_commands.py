@@ -80,7 +80,8 @@ def simulate(
         table = Table("order", "corrected", "Dice, never corrected by any order", "Dice, not corrected so far")
         for order, rows in found["curves"].items():
             for row in rows:
-                table.add_row(order, str(row["corrected"]), f"{row['common']:.4f}", f"{row['untouched']:.4f}")
+                shown = ["none left" if one is None else f"{one:.4f}" for one in (row["common"], row["untouched"])]
+                table.add_row(order, str(row["corrected"]), *shown)
         out.print(table)
     say({"output": str(output), **found}, as_json, f"{output / 'effort.png'}")
 

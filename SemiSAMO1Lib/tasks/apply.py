@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from ..job.folder import JobFolder
 from ..project import LabelTable, Project, Skipped
 from ..project.case_rows import checked_volume
 from ..project.cases import make_id
-from ..project.export import FORMATS, table_as_text, volumes_of, write_labels
+from ..project.export import FORMATS, PREDICTIONS, table_as_text, volumes_of, write_labels
 from ..project.importing import Found, candidates, look
 from ..volume import Volume
 from .predict import doubt_of, finished_run
@@ -47,19 +49,31 @@ def apply(job: JobFolder, reporter: Reporter) -> None:
         else:
             name = make_id(found.name, taken)
             taken.append(name)
-            result = run.segment(_volume(found))
-            labels = class_map.to_values(result.prediction)
-            file = f"{name}{FORMATS[kind]}"
-            write_labels(folder / file, labels, table, kind)
-            write_volume(folder / f"{name}-uncertainty.nrrd", result.uncertainty)
-            rows += _rows(found.name, file, labels, table, result.scores, doubt_of(training, result.scores))
+            try:
+                result = run.segment(_volume(found))
+                labels = class_map.to_values(result.prediction)
+                file = f"{name}{FORMATS[kind]}"
+                write_labels(folder / file, labels, table, kind)
+                write_volume(folder / f"{name}-uncertainty.nrrd", result.uncertainty)
+                rows += _rows(found.name, file, labels, table, result.scores, doubt_of(training, result.scores))
+            except Exception as error:  # one scan that cannot be segmented does not keep the others back
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise
+                print(traceback.format_exc(), flush=True)
+                left_out.append({"scan": found.name, "reason": str(error) or type(error).__name__})
+                reporter.event("skipped", name=found.name, reason=str(error))
         done = position + 1
         reporter.event("progress", stage="segmenting", done=done, of=len(listed), fraction=done / len(listed))
-    files.write_text(folder / "predictions.csv", table_as_text(_COLUMNS, rows))
-    files.write_text(folder / "left_out.csv", table_as_text(("scan", "reason"), left_out))
+        _write_tables(folder, rows, left_out)
     if not rows:
         reasons = "; ".join(f"{row['scan']}: {row['reason']}" for row in left_out[:3])
         raise ValueError(f"no scan in {parameters['images']} could be segmented. {reasons}")
+
+
+def _write_tables(folder: Path, rows: list[dict[str, Any]], left_out: list[dict[str, Any]]) -> None:
+    """After each scan: a job that is stopped leaves a table of what is there."""
+    files.write_text(folder / PREDICTIONS, table_as_text(_COLUMNS, rows))
+    files.write_text(folder / "left_out.csv", table_as_text(("scan", "reason"), left_out))
 
 
 def _volume(found: Found) -> Volume:

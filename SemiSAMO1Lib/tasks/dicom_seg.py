@@ -96,7 +96,10 @@ def _require_own_grid(grid: Geometry, sources: list[Any]) -> None:
         raise NotItsGrid(f"the segmentation has {grid.shape[0]} slices, its series {len(sources)}. {_OTHERWISE}")
     direction = np.reshape(grid.direction, (3, 3))
     wanted = np.r_[direction[:, 0], direction[:, 1]]
+    needed = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "FrameOfReferenceUID")
     for number, source in enumerate(sources):
+        if lacking := [tag for tag in needed if tag not in source]:
+            raise NotItsGrid(f"slice {number + 1} of its series has no {', '.join(lacking)}. {_OTHERWISE}")
         place = (grid.index_to_space @ np.array([0, 0, number, 1.0]))[:3]
         apart = float(np.linalg.norm(place - np.array(source.ImagePositionPatient, float)))
         turned = float(np.abs(wanted - np.array(source.ImageOrientationPatient, float)).max())
@@ -116,11 +119,12 @@ def _segmentation(one: Exported, labels: Volume, present: list[Label], sources: 
     import highdicom
     from pydicom.sr.codedict import codes
 
-    by_person = one.what == "label"
+    by_person = one.origin in ("template", "imported")
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="SemiSAMO1", version=__version__, family=codes.DCM.ArtificialIntelligence
     )
-    kind = highdicom.seg.SegmentAlgorithmTypeValues
+    kinds = highdicom.seg.SegmentAlgorithmTypeValues
+    kind = kinds.MANUAL if by_person else kinds.SEMIAUTOMATIC if one.origin == "corrected" else kinds.AUTOMATIC
     numbers = {label.value: number for number, label in enumerate(present, start=1)}
     descriptions = [
         highdicom.seg.SegmentDescription(
@@ -128,7 +132,7 @@ def _segmentation(one: Exported, labels: Volume, present: list[Label], sources: 
             segment_label=label.name,
             segmented_property_category=_code(label, "category"),
             segmented_property_type=_code(label, "type"),
-            algorithm_type=kind.MANUAL if by_person else kind.AUTOMATIC,
+            algorithm_type=kind,
             algorithm_identification=None if by_person else algorithm,
         )
         for label in present

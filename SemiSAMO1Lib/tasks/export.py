@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import traceback
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..engine.observer import stop_if_asked
 from ..job.folder import JobFolder
-from ..project import LabelError, Project
-from ..project.export import FORMATS, chosen, require_output, rows_of, write_labels, write_tables
+from ..project import Project
+from ..project.export import FORMATS, chosen, clear_earlier, require_output, rows_of, write_labels, write_tables
 from .reporter import Reporter
 
 
@@ -27,8 +30,12 @@ def export(job: JobFolder, reporter: Reporter) -> None:
 
         series = SeriesOnDisk(Path(parameters["dicom"]) if parameters.get("dicom") else None)
     found, left_out = chosen(project)
-    table, rows = project.state.labels, []
+    table = project.state.labels
+    rows: list[dict[str, Any]] = []
+    clear_earlier(folder)
     for position, one in enumerate(found):
+        if reporter.should_stop():
+            write_tables(folder, rows, left_out)
         stop_if_asked(reporter)
         name = f"{one.case.id}{FORMATS[kind]}"
         try:
@@ -37,8 +44,11 @@ def export(job: JobFolder, reporter: Reporter) -> None:
                 series.write(folder / name, one, labels, table)
             else:
                 write_labels(folder / name, labels, table, kind)
-        except (LabelError, ValueError) as error:
-            left_out.append((one.case.id, str(error)))
+        except Exception as error:  # one scan that cannot be written does not keep the others back
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            print(traceback.format_exc(), flush=True)
+            left_out.append((one.case.id, str(error) or type(error).__name__))
             reporter.event("skipped", name=one.case.id, reason=str(error))
         else:
             rows += list(rows_of(one, labels, table, name))

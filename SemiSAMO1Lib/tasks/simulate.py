@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,7 @@ def simulate(
         raise ProjectError(
             f"{len(waiting)} cases have a reference; {plan.steps[-1]} corrected ones leave none untouched"
         )
+    _require_same_plan(folder / "plan.json", plan)
     start_folder = folder / "start"
     if not (start_folder / "done.json").exists():
         first = _copy(project, start_folder)
@@ -156,8 +157,17 @@ def _scores(project: Project, truth: Mapping[str, Path]) -> dict[str, float]:
     return {row["case"]: row["mean_dice"] for row in found["cases"]}
 
 
-def _mean(dice: Mapping[str, float], cases: Any) -> float:
-    return round(float(np.mean([dice[case] for case in cases])), 4)
+def _mean(dice: Mapping[str, float], cases: Collection[str]) -> float | None:
+    """None where no case is left."""
+    return round(float(np.mean([dice[case] for case in cases])), 4) if cases else None
+
+
+def _require_same_plan(path: Path, plan: Plan) -> None:
+    """Steps of another plan are not mixed with these. Raises ProjectError."""
+    wanted = {"steps": list(plan.steps), "parameters": dict(plan.parameters), "go_on": plan.go_on}
+    if path.exists() and files.read_json(path) != wanted:
+        raise ProjectError(f"{path.parent} holds a simulation with other steps or parameters. Give another folder.")
+    files.write_json(path, wanted)
 
 
 def _train(project: Project, plan: Plan, observer: Observer, earlier: str | None) -> None:

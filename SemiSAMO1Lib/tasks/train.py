@@ -53,7 +53,8 @@ def train(job: JobFolder, reporter: Reporter) -> None:
     store = Store(job.work)
     classes = inputs.class_map.classes
     _begin_with(job, config, classes)
-    if writer.complete < config.rounds:  # else a worker was killed after its last round
+    to_look_again = config.rounds > 0 and len(inputs.labelled) > 1 and not store.has("labelled.json")
+    if writer.complete < config.rounds or to_look_again:  # else a worker was killed after all that
         features = job.project / "cache" / "features"
         with WithCurves(reporter, job.path / "curves") as seen:
             for result in run(inputs.cases, inputs.labelled, classes, config, store, seen, writer.complete, features):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,66 @@ class TestDraftsByThemselves:
         ui.bannerButton.click()
         assert Project(trained).state.case(opened).review == "not_seen"
         assert find_draft(Project(trained), opened) is None
+
+    def test_a_draft_that_is_being_written_does_not_come_back_after_saving(
+        self, panel: Any, ui: Any, trained: Path, opened: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from SemiSAMO1Lib.project.drafts import save_draft
+
+        def slowly(*arguments: Any) -> Path:
+            time.sleep(0.3)
+            return save_draft(*arguments)
+
+        monkeypatch.setattr(f"{KEEPER}.save_draft", slowly)
+        paint(panel)
+        panel.tick()
+        clock.now += PAUSE_S
+        panel.tick()
+        ui.correctButton.click()
+        time.sleep(0.5)
+        assert find_draft(Project(trained), opened) is None
+        assert Project(trained).state.case(opened).review == "corrected"
+
+    def test_a_template_keeps_its_label_when_later_painting_is_discarded(
+        self, panel: Any, ui: Any, with_template: Path
+    ) -> None:
+        ui.openTemplateButton.click()
+        paint(panel)
+        panel.close_case()
+        ui.openTemplateButton.click()
+        ui.bannerButton.click()
+        case = Project(with_template).state.case("phantom_000")
+        assert (str(case.role), case.label_version, case.review) == ("template", 1, "not_seen")
+
+    def test_fresh_painting_blocks_skipping_and_rejecting(self, panel: Any, ui: Any, opened: str) -> None:
+        paint(panel)
+        panel.tick()
+        assert not ui.skipButton.enabled and not ui.rejectButton.enabled
+
+    def test_undo_asks_before_it_throws_painting_away(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        paint(panel)
+        panel.tick()
+        ui.undoButton.click()
+        assert panel.view.changed, "the first answer keeps it"
+        panel.dialogs.answer = 1
+        ui.undoButton.click()
+        assert not panel.view.changed and Project(trained).state.case(opened).review == "not_seen"
+
+    def test_under_a_transform_the_draft_lies_where_it_is_shown(
+        self, panel: Any, trained: Path, opened: str, clock: Clock
+    ) -> None:
+        transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+        matrix = vtk.vtkMatrix4x4()
+        matrix.SetElement(0, 3, 12.0)
+        transform.SetMatrixTransformToParent(matrix)
+        for node in (panel.view.scan, panel.view.segmentation):
+            node.SetAndObserveTransformNodeID(transform.GetID())
+        paint(panel)
+        panel.keep_work()
+        draft = find_draft(Project(trained), opened)
+        assert draft is not None
+        shown = drawn(panel.view.segmentation, panel.view.scan, Project(trained).state.labels).labels
+        assert np.array_equal(read_labels(draft, shown.geometry).volume.array, shown.array)
 
 
 class TestStatus:

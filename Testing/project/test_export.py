@@ -130,6 +130,21 @@ class TestFiles:
         assert run(project, tmp_path / "out") == run(project, tmp_path / "out")
 
 
+class TestAgain:
+    def test_a_case_that_is_left_out_now_leaves_no_file_of_before(self, project: Project, tmp_path: Path) -> None:
+        run(project, tmp_path / "out")
+        assert (tmp_path / "out" / "e.seg.nrrd").is_file()
+        project.set_role("e", Role.EXCLUDED)
+        run(project, tmp_path / "out")
+        assert not (tmp_path / "out" / "e.seg.nrrd").exists()
+
+    def test_files_that_no_export_made_stay(self, project: Project, tmp_path: Path) -> None:
+        run(project, tmp_path / "out")
+        (tmp_path / "out" / "mine.txt").write_text("mine", encoding="utf-8")
+        run(project, tmp_path / "out")
+        assert (tmp_path / "out" / "mine.txt").is_file()
+
+
 class TestRefusals:
     def test_an_unknown_format(self, project: Project, tmp_path: Path) -> None:
         with pytest.raises(ProjectError, match="there are: nrrd, nifti, dicom-seg"):
@@ -170,6 +185,19 @@ class TestDicomSeg:
         assert [one.segment_label for one in label.SegmentSequence] == ["label 1", "label 2"]
         assert {one.algorithm_type.value for one in label.SegmentSequence} == {"MANUAL"}
         assert {one.algorithm_type.value for one in prediction.SegmentSequence} == {"AUTOMATIC"}
+
+    @pytest.mark.parametrize(("decide", "kind"), [("accept", "AUTOMATIC"), ("correct", "SEMIAUTOMATIC")])
+    def test_it_says_how_a_reviewed_label_was_made(
+        self, series: Project, tmp_path: Path, decide: str, kind: str
+    ) -> None:
+        if decide == "accept":
+            reviews.accept(series, "p2")
+        else:
+            write_volume(tmp_path / "p2.nrrd", on(series.state.case("p2").geometry))
+            reviews.correct(series, "p2", tmp_path / "p2.nrrd")
+        run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans")
+        found = self.read(tmp_path / "out" / "p2.dcm")
+        assert {one.algorithm_type.value for one in found.SegmentSequence} == {kind}
 
     def test_it_belongs_to_the_same_patient_and_study(self, series: Project, tmp_path: Path) -> None:
         run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans")

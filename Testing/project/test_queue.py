@@ -172,6 +172,43 @@ class TestScore:
             held += result.low <= np.mean(list(truth.values())) <= result.high
         assert held >= 52, f"{held} of 60 intervals hold the mean"
 
+    @pytest.mark.parametrize("draws", [3, 5, 8])
+    def test_the_interval_holds_also_where_some_predictions_fail(self, tmp_path: Path, draws: int) -> None:
+        """Three of ten predictions have Dice 0.6, the others were accepted: 85 of 100 intervals hold the mean."""
+        truth = {f"case_{n:02d}": 0.6 if n % 10 < 3 else 1.0 for n in range(60)}
+        project = predicted(tmp_path / "p", {case: found(0.5) for case in truth})
+        rated = quality(project, predictions(project))
+        held = 0
+        for seed in range(100):
+            training = f"{seed:04d}-train"
+            project.change(lambda s, name=training: replace(s, current_training=name))  # type: ignore[misc]
+            files.write_text(project.reviews, "")
+            chosen = random_order(truth, training)[:draws]
+            others = [case for case in truth if case not in chosen][: draws * (EVERY - 1)]
+            for case in (*chosen, *others):
+                project.append_review(
+                    case,
+                    "not_seen",
+                    "corrected",
+                    role_before="unlabelled",
+                    label_before=None,
+                    label=None,
+                    training=training,
+                    dice={"1": truth[case]},
+                )
+            result = score(project, rated)
+            assert result is not None and result.reviewed == draws
+            held += result.low <= 0.88 <= result.high
+        assert held >= 85, f"{held} of 100 intervals hold the mean"
+
+    def test_a_drawn_case_that_is_skipped_is_not_passed_over(self, forty: Project) -> None:
+        """The mean waits for it: leaving out the hard ones would raise it."""
+        drawn = random_order((case.id for case in forty.state.cases), forty.state.current_training)[0]
+        for case in names(forty)[: EVERY * (FEWEST + 1)]:
+            if case != drawn:
+                decide(forty, case, 0.9)
+        assert score(forty) is None
+
     def test_a_rejected_prediction_counts_nothing(self, forty: Project) -> None:
         for one in queue(forty)[: EVERY * FEWEST]:
             decide(forty, one.case, None if one.drawn else 0.9, "rejected" if one.drawn else "corrected")
@@ -200,9 +237,15 @@ class TestAdvice:
         assert self.verdict(forty).verdict == "train"
 
     def test_good_random_cases_are_enough(self, forty: Project) -> None:
-        for case in names(forty)[: EVERY * FEWEST]:
+        for case in names(forty):
             decide(forty, case, 0.97, "accepted")
         assert self.verdict(forty).verdict == "enough"
+
+    def test_three_that_were_accepted_are_not_enough(self, forty: Project) -> None:
+        """Accepted means Dice 1: three of them are alike by nature and know nothing of the others."""
+        for case in names(forty)[: EVERY * FEWEST]:
+            decide(forty, case, 1.0, "accepted")
+        assert self.verdict(forty).verdict == "review"
 
     def test_a_decision_about_an_earlier_training_counts_no_more(self, forty: Project) -> None:
         for case in names(forty)[:3]:
@@ -229,6 +272,18 @@ class TestLikelyQuality:
             decide(forty, case, 0.97)
         after = quality(forty, predictions(forty)).estimates["case_39"].likely
         assert before is not None and after is not None and after > before
+
+    def test_accepting_teaches_no_more_than_that_it_was_good_enough(self, forty: Project) -> None:
+        for case in names(forty)[: 2 * ENOUGH]:
+            decide(forty, case, 1.0, "accepted")
+        likely = [one.likely for one in quality(forty, predictions(forty)).estimates.values()]
+        assert max(value for value in likely if value is not None) < 0.95, "accepted was taken for perfect"
+
+    def test_a_case_teaches_once(self, forty: Project) -> None:
+        for case in names(forty)[:5]:
+            for after in ("accepted", "draft", "corrected"):
+                decide(forty, case, 0.8 if after != "draft" else None, after)
+        assert quality(forty, predictions(forty)).reviewed == 5
 
     def test_a_decision_that_was_taken_back_teaches_nothing(self, forty: Project) -> None:
         for case in names(forty)[:ENOUGH]:

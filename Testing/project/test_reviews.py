@@ -11,7 +11,7 @@ import pytest
 from scans import OBLIQUE, two_labels, write_scan
 
 from SemiSAMO1Lib import files
-from SemiSAMO1Lib.image_io import write_volume
+from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind
 from SemiSAMO1Lib.project import LabelError, Project, ProjectError, Role, Skipped
 from SemiSAMO1Lib.project import reviews as review
@@ -263,8 +263,8 @@ class TestRefusals:
         """The other one decides between this one's look at the state and the write."""
         look = review._seen
 
-        def meanwhile(mine: Project, case: Any, action: str) -> Any:
-            row = look(mine, case, action)
+        def meanwhile(mine: Project, case: Any, action: str, training: str | None = None) -> Any:
+            row = look(mine, case, action, training)
             monkeypatch.setattr(review, "_seen", look)
             other = Project(project.folder)
             other.restore("b", "rejected" if second is review.skip else "skipped", Role.UNLABELLED, None)
@@ -274,6 +274,58 @@ class TestRefusals:
         with pytest.raises(ProjectError, match="changed meanwhile by somebody else"):
             second(project, "b")
         assert project.refresh().case("b").label_version is None, "the first decision was overruled"
+
+
+class TestOlderAndDamaged:
+    """What an older program or a crash left behind."""
+
+    def test_a_newer_prediction_than_the_one_that_was_seen_is_not_accepted(self, project: Project) -> None:
+        seen = project.state.current_training
+        train(project)
+        with pytest.raises(ProjectError, match="predicted anew by 0002-train since you opened it"):
+            review.accept(project, "b", training=seen)
+        assert project.refresh().case("b").label_version is None
+
+    def test_a_correction_is_compared_with_what_was_seen(self, project: Project, mended: Path) -> None:
+        seen = project.state.current_training
+        train(project)
+        review.correct(project, "b", mended, training=seen)
+        assert decisions(project)["b"][-1].training == seen
+
+    def test_a_torn_line_hides_no_decision(self, project: Project) -> None:
+        review.reject(project, "b")
+        with open(project.reviews, "a", encoding="utf-8") as stream:
+            stream.write('{"case": "c", "befo')
+        review.skip(project, "d")
+        made = decisions(project)
+        assert [made["b"][-1].after, made["d"][-1].after] == ["rejected", "skipped"]
+
+    def test_a_correction_is_saved_also_when_the_prediction_is_gone(self, project: Project, mended: Path) -> None:
+        predictions(project)["b"]["prediction"].unlink()
+        assert review.correct(project, "b", mended).review == "corrected"
+        assert decisions(project)["b"][-1].dice == {}, "nothing can be said of a prediction that is gone"
+        assert review.undo(project, "b").review == "not_seen"
+
+    def test_a_label_added_after_the_training_is_no_fault_of_the_prediction(
+        self, project: Project, mended: Path
+    ) -> None:
+        index = project.jobs / str(project.state.current_training) / "results" / "index.json"
+        value = files.read_json(index)
+        for row in value["cases"]:
+            row["scores"]["labels"] = {"1": {}, "2": {}}
+        files.write_json(index, value)
+        more = read_volume(mended).array.copy()
+        more[0, 0, 0] = 7
+        write_volume(mended, Volume(more, OBLIQUE))
+        review.correct(project, "b", mended, add_labels=True)
+        assert sorted(decisions(project)["b"][-1].dice) == [1, 2]
+
+    def test_decisions_of_an_older_program_are_read(self, project: Project) -> None:
+        old = {"role_before": "unlabelled", "label_before": None, "label": 1, "training": "0001-train"}
+        project.append_review("b", "not_seen", "accepted", **old)
+        project.append_review("c", "not_seen", "corrected", **old, dice_seen_to_saved=0.8)
+        made = decisions(project)
+        assert [made["b"][-1].mean_dice, made["c"][-1].mean_dice] == [1.0, 0.8]
 
 
 class TestDrafts:
@@ -321,6 +373,32 @@ class TestDrafts:
         assert review.undo(project, "b").review == "draft"
         draft = find_draft(project, "b")
         assert draft is not None and draft.read_bytes() == saved, "what was painted is lost"
+
+    def test_the_painting_of_a_correction_comes_back_also_without_a_draft(self, project: Project, mended: Path) -> None:
+        """Painted and saved at once: undo must not leave the painting in a file that nobody can reach."""
+        saved = project.label_path(review.correct(project, "b", mended)).read_bytes()
+        review.undo(project, "b")
+        draft = find_draft(project, "b")
+        assert draft is not None and draft.read_bytes() == saved
+
+    def test_undo_does_not_overwrite_a_newer_draft(self, project: Project, mended: Path) -> None:
+        review.correct(project, "b", mended)
+        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
+        newer = find_draft(project, "b")
+        assert newer is not None
+        before = newer.read_bytes()
+        review.undo(project, "b")
+        assert newer.read_bytes() == before
+
+    def test_a_draft_is_not_undone_by_the_way(self, project: Project) -> None:
+        self.paint(project)
+        with pytest.raises(ProjectError, match="save what was painted as a correction, or discard it"):
+            review.undo(project, "b")
+
+    def test_discarding_takes_no_other_decision_back(self, project: Project, mended: Path) -> None:
+        review.correct(project, "b", mended)
+        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
+        assert review.discard_draft(project, "b").review == "corrected"
 
     def test_a_rejected_case_is_not_reopened_by_painting(self, project: Project) -> None:
         review.reject(project, "b")

@@ -982,6 +982,12 @@ def test_further_scans_are_segmented_as_the_cases_are(story: Story, cohort: Path
     assert np.array_equal(together, read_volume(tmp_path / "one.nrrd").array)
 
 
+@pytest.mark.parametrize("place", ["images/inside", "."])
+def test_segmentations_never_lie_among_the_scans(story: Story, cohort: Path, place: str) -> None:
+    shown = shell("apply", story.project, "--images", cohort / "images", "--output", cohort / place)
+    assert shown.code == WRONG_USE and "a folder of their own" in shown.text
+
+
 def test_the_scans_folder_is_not_written_into(story: Story, cohort: Path) -> None:
     images = cohort / "images"
     shown = shell("apply", story.project, "--images", images, "--output", images)
