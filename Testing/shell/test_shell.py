@@ -57,6 +57,13 @@ COMMANDS = (
     "reject",
     "skip",
     "undo",
+    "score",
+    "advise",
+    "locate",
+    "apply",
+    "bundle",
+    "export",
+    "simulate",
 )
 
 TINY = {"rounds": 1, "iterations": 6, "patch_voxels": 4096, "filters": 4, "checkpoint_seconds": 0, "threads": 1}
