@@ -25,12 +25,11 @@ from ..volume import Geometry, Volume
 from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
-from .data.grids import resample_labels
 from .data.intensities import scale_intensities
 from .data.store import Store
 from .evaluation.metrics import dice
 from .evaluation.signals import cohort_signals
-from .inference.ensemble import predicted_by_all
+from .further import FinishedRun
 from .inference.sliding import Agreement, predict_probabilities
 from .inference.uncertainty import case_scores, to_case_grid
 from .learners import Learner, learner_named
@@ -117,7 +116,7 @@ def run(
         if number < config.rounds:
             refine(cohort, number, config, progress)
     if config.rounds:
-        look_again(cohort, config, fabric, observer)
+        look_again(cohort, config, fabric, observer, features)
     progress.finish()
 
 
@@ -272,22 +271,23 @@ def refine(cohort: Cohort, number: int, config: TrainingConfig, progress: Progre
     progress.step(f"refinement {number}", 1, 1)
 
 
-def look_again(cohort: Cohort, config: TrainingConfig, fabric: Fabric, observer: Observer) -> None:
+def look_again(
+    cohort: Cohort, config: TrainingConfig, fabric: Fabric, observer: Observer, features: Path | None
+) -> None:
     """Predict the labelled cases besides the template, to say what was learned: Dice with their labels.
 
+    They are predicted as the others are, with what is carried over from the template, but not from themselves.
     `labelled.json` in the store: case -> Dice of the classes 1 .. C - 1, on the training grid.
     """
+    run = FinishedRun(cohort.labelled[:1], cohort.plan.classes, config, cohort.store, Silent(), features)
 
     def compute() -> dict[str, list[float]]:
         found = {}
         for case in cohort.labelled[1:]:
             stop_if_asked(observer)
-            grid = cohort.grid(case.image.geometry)
-            image = cohort.scaled(case.image, grid)
-            predicted = predicted_by_all(image, cohort.plan, config, fabric, cohort.store, Silent())
-            assert predicted is not None, "a round was trained"
-            answer, label = predicted.argmax(0), resample_labels(case.label, grid)
-            found[case.id] = [dice(answer == value, label == value) for value in range(1, cohort.plan.classes)]
+            answer = run.segment(case.image).prediction.array
+            known = range(1, cohort.plan.classes)
+            found[case.id] = [dice(answer == value, case.label.array == value) for value in known]
         return found
 
     cohort.store.once(compute, "labelled.json")

@@ -18,10 +18,16 @@ def case_row(project: Project, case: Case) -> dict[str, Any]:
     return {**row, **case.geometry.to_json()}
 
 
-def find_image(row: dict[str, Any]) -> Path:
-    """The image of a case in one of its places, unchanged. Raises UnreadableImage."""
-    reason = f"the image is missing: {row['places'][0]}"
-    for place in map(Path, row["places"]):
+def find_image(row: dict[str, Any], project: Project | None = None) -> Path:
+    """The image of a case in one of its places, unchanged; else where the project has located it since then.
+
+    Raises:
+        UnreadableImage: it is nowhere, or it was changed.
+    """
+    reason = f"the image is missing: {row['places'][0]}. Where scans were moved: semisamo1 locate"
+    known = [case for case in project.state.cases if case.id == row["id"]] if project is not None else []
+    further = [place for case in known for place in project.image_places(case)] if project is not None else []
+    for place in [*map(Path, row["places"]), *further]:
         try:
             if place.is_file():
                 if fingerprint(place) == row["fingerprint"]:

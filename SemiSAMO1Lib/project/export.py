@@ -182,13 +182,13 @@ def rows_of(one: Exported, labels: Volume, table: LabelTable, file: str) -> Iter
         }
 
 
-def clear_earlier(folder: Path) -> None:
-    """Remove the files that an earlier export listed in its table; mark the folder as one of an export."""
+def clear_earlier(folder: Path, kind: str) -> None:
+    """Remove what an earlier export of this format wrote; mark the folder as one of an export."""
     table = folder / TABLE
     if table.is_file():
         for row in csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))):
             name = row.get("file") or ""
-            if name and Path(name).name == name:
+            if name.endswith(FORMATS[kind]) and Path(name).name == name:
                 (folder / name).unlink(missing_ok=True)
     write_tables(folder, [], [])
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..quality import level
-from .cases import Role
+from .cases import Case, Role
 from .history import Decision, decisions
 from .results import Quality, predictions, quality
 from .reviews import Review
@@ -97,12 +97,7 @@ def queue(project: Project, rated: Quality | None = None) -> list[Waiting]:
     """
     rated = rated or quality(project, predictions(project))
     cases = {case.id: case for case in project.state.cases}
-    open_states = (Review.NOT_SEEN, Review.SKIPPED, Review.DRAFT)
-    waiting = {
-        name: Review(cases[name].review)
-        for name in rated.worst_first()
-        if cases[name].role is not Role.EXCLUDED and cases[name].review in open_states
-    }
+    waiting = {name: Review(cases[name].review) for name in rated.worst_first() if _is_waiting(cases[name])}
     fresh = [name for name, state in waiting.items() if state is not Review.SKIPPED]
     later = [name for name, state in waiting.items() if state is Review.SKIPPED]
     draws = random_order(_population(project, rated), project.state.current_training)
@@ -120,6 +115,13 @@ def queue(project: Project, rated: Quality | None = None) -> list[Waiting]:
         ordered.append(name)
         place += 1
     return [Waiting(name, waiting[name], rated.estimates[name].likely, name in drawn) for name in (*ordered, *later)]
+
+
+def _is_waiting(case: Case) -> bool:
+    """Whether a predicted case waits for a decision: not one that was labelled without looking at its prediction."""
+    if case.role is Role.UNLABELLED:
+        return case.review in (Review.NOT_SEEN, Review.SKIPPED, Review.DRAFT)
+    return case.role is Role.LABELLED and case.review == Review.DRAFT
 
 
 def random_order(cases: Iterable[str], training: str | None) -> list[str]:
@@ -163,6 +165,8 @@ def advice(project: Project, rated: Quality | None = None) -> Advice:
     `WORTH_A_TRAINING` cases were corrected since the last training or nothing waits. Else review on.
     """
     rated = rated or quality(project, predictions(project))
+    if not rated.estimates:
+        return Advice("train", "there are no predictions yet")
     found = score(project, rated)
     corrected = sum(one.after == Review.CORRECTED for one in _decided(project).values())
     waiting = len(queue(project, rated))

@@ -200,10 +200,7 @@ def _may(project: Project, case_id: str, to: Review) -> Case:
     if case.role in (Role.TEMPLATE, Role.EXCLUDED):
         raise ProjectError(f"case {case.id} is {case.role}; it is not reviewed")
     if to not in TRANSITIONS[now]:
-        possible = ", ".join(sorted(TRANSITIONS[now])) or "none"
-        raise ProjectError(
-            f"case {case.id} is {now} and cannot become {to}. Possible: {possible}; or undo the decision first."
-        )
+        raise ProjectError(f"case {case.id} is {now} and cannot become {to}. Take that decision back first (undo).")
     return case
 
 

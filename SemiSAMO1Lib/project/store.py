@@ -276,7 +276,7 @@ class Project:
             )
         raise ProjectError(
             f"the image of case {case.id} is missing. Looked in {case.absolute} and beside the project. "
-            "Bring it back, or exclude the case."
+            "Bring it back; where scans were moved: semisamo1 locate"
         )
 
     def image_places(self, case: Case) -> list[Path]:

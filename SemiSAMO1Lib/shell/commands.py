@@ -252,6 +252,7 @@ def _watch(job: JobFolder, detach: bool, as_json: bool) -> None:
     value["reviewed"] = [vars(one) for one in learned]
     lines = [f"{len(index['cases'])} scans segmented: {folder}", f"Report: {job.path / 'report.html'}"]
     lines += [f"Reviewed before, predicted anew: {one.in_words}" for one in learned]
+    lines.append(next_step("queue", job.project))
     say(value, as_json, "\n".join(lines))
 
 

@@ -67,8 +67,10 @@ def simulate(
         raise fail(f"--steps {steps}: give growing numbers with commas between, e.g. 3,10", WRONG_USE) from error
     if counts != sorted(set(counts)) or counts[0] < 1:
         raise fail(f"--steps {steps}: give growing numbers with commas between, e.g. 3,10", WRONG_USE)
-    if output.resolve() == project.resolve():
-        raise ProjectError(f"{output} is the project. Give the copies a folder of their own.")
+    if output.is_dir() and any(output.iterdir()) and not (output / "plan.json").is_file():
+        raise ProjectError(
+            f"{output} holds other files. Give the copies an empty folder, or that of an earlier simulation."
+        )
     parameters = {**(files.read_json(config) if config else {}), "preset": preset, "seed": seed}
     parameters |= {key: value for key, value in (("rounds", rounds), ("iterations", iterations)) if value is not None}
     plan = Plan(orders.split(","), counts, parameters, go_on)
@@ -109,7 +111,10 @@ def export(
     dicom: Annotated[Path | None, typer.Option(help="For dicom-seg: folder of the original series.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write all segmentations, labels first, then predictions, and a table of volumes, origins and scores."""
+    """Write all segmentations, labels first, then predictions, and a table of volumes, origins and scores.
+
+    An earlier export of the same format in this folder is replaced.
+    """
     job = request_export(Project(project), output, format_, dicom)
     start(job)
     exit_for(job, follow(job, as_json))

@@ -17,7 +17,7 @@ from ..project.queue import queue as waiting_cases
 from ..project.queue import score as honest_score
 from ..project.results import predictions, quality
 from ..quality import ENOUGH
-from .console import err, guarded, out, say
+from .console import err, guarded, next_step, out, say
 
 ProjectPath = Annotated[Path, typer.Argument(help="The project folder.", show_default=False)]
 CaseName = Annotated[str, typer.Option("--case", help="The case.", show_default=False)]
@@ -35,8 +35,11 @@ def queue(project: ProjectPath, as_json: Json = False) -> None:
         keys = ("case", "state", "score", "level", "drawn")
         print(json.dumps([{key: getattr(one, key) for key in keys} for one in waiting]))
         return
+    if not rated.estimates:
+        out.print(f"There are no predictions yet. {next_step('train', project)}", highlight=False, soft_wrap=True)
+        return
     if not waiting:
-        out.print("Nothing waits for a decision.")
+        out.print(f"Nothing waits for a decision. {next_step('score', project)}", highlight=False, soft_wrap=True)
         return
     table = Table("case", "state", "likely quality", "offered because")
     for one in waiting:

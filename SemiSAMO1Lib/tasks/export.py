@@ -32,7 +32,7 @@ def export(job: JobFolder, reporter: Reporter) -> None:
     found, left_out = chosen(project)
     table = project.state.labels
     rows: list[dict[str, Any]] = []
-    clear_earlier(folder)
+    clear_earlier(folder, kind)
     for position, one in enumerate(found):
         if reporter.should_stop():
             write_tables(folder, rows, left_out)

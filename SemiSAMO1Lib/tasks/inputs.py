@@ -12,7 +12,7 @@ from .. import files
 from ..engine.cases import EngineCase, LabelledCase
 from ..image_io import UnreadableImage
 from ..job.folder import JobFolder
-from ..project import LabelError, LabelTable, read_labels
+from ..project import LabelError, LabelTable, Project, read_labels
 from ..project.case_rows import checked_volume, find_image
 from ..volume import Geometry, Volume
 
@@ -71,15 +71,21 @@ def read_inputs(job: JobFolder) -> Inputs:
     table = LabelTable.from_json(job.spec()["labels"])
     class_map, labelled = read_labelled(job)
     cases, skipped = [], []
+    project = project_of(job)
     for row in listing["cases"]:
         try:
-            path = find_image(row)
+            path = find_image(row, project)
         except UnreadableImage as error:
             skipped.append({"name": row["id"], "reason": str(error)})
             continue
         trainable = row.get("review") != "rejected"
         cases.append(EngineCase(row["id"], Geometry.from_json(row), partial(checked_volume, path), trainable))
     return Inputs(table, class_map, labelled, cases, skipped)
+
+
+def project_of(job: JobFolder) -> Project | None:
+    """The project that a job belongs to; None for a job folder by itself."""
+    return Project(job.project) if (job.project / "project.json").exists() else None
 
 
 def read_labelled(job: JobFolder) -> tuple[ClassMap, list[LabelledCase]]:
@@ -93,7 +99,7 @@ def read_labelled(job: JobFolder) -> tuple[ClassMap, list[LabelledCase]]:
 
 def _labelled(job: JobFolder, row: dict[str, Any], class_map: ClassMap) -> LabelledCase:
     try:
-        image = checked_volume(find_image(row))
+        image = checked_volume(find_image(row, project_of(job)))
         path = job.inputs / row["label"]
         if files.sha256(path) != row["sha256"]:
             raise LabelError(f"{path} was changed after the training was started")

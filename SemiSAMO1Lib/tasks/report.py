@@ -83,12 +83,13 @@ def _pages(
     """One case after the other, worst first, each read when it is drawn."""
     listing = {row["id"]: row for row in files.read_json(job.inputs / "cases.json")["cases"]}
     by_case = {row["case"]: row for row in rows}
-    rated = quality(Project(job.project), by_case)
+    project = Project(job.project)
+    rated = quality(project, by_case)
     for position, row in enumerate(by_case[case] for case in rated.worst_first()):
         level = rated.estimates[row["case"]].level
         observer.event("progress", stage="drawing", done=position, of=len(rows), fraction=position / len(rows))
         try:
-            image = read_volume(find_image(listing[row["case"]]))
+            image = read_volume(find_image(listing[row["case"]], project))
             reference = truth.get(row["case"])
         except UnreadableImage as error:
             yield CasePage(row["case"], None, None, None, row["scores"], note=str(error), quality=level)

@@ -85,6 +85,12 @@ def simulate(
     truth = references_of(project, references)
     if unknown := sorted(set(plan.orders) - set(ORDERS)):
         raise ProjectError(f"unknown order {unknown[0]!r}; there are: {', '.join(ORDERS)}")
+    reviewed = [case.id for case in project.refresh().cases if case.review != reviews.Review.NOT_SEEN]
+    if reviewed:
+        raise ProjectError(
+            f"{len(reviewed)} cases of this project were reviewed, {reviewed[0]} among them; a simulation begins "
+            "before any review. Give a project with a template alone."
+        )
     waiting = [case.id for case in project.refresh().cases if case.id in truth and case.label_version is None]
     if len(waiting) <= plan.steps[-1]:
         raise ProjectError(

@@ -84,7 +84,8 @@ def _begin_with(job: JobFolder, config: TrainingConfig, classes: int) -> None:
     pairs["number of labels"] = (plan["classes"] - 1, classes - 1)
     if differences := [f"{name} {was}, now {now}" for name, (was, now) in pairs.items() if was != now]:
         raise ResumeError(
-            f"this training cannot go on from the earlier one: {'; '.join(differences)}. Train from scratch."
+            f"this training cannot go on from the earlier one: {'; '.join(differences)}. Give the same preset and "
+            "parameters as then, or train from scratch."
         )
     from ..engine.rounds import EARLIER
 

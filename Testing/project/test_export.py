@@ -138,6 +138,11 @@ class TestAgain:
         run(project, tmp_path / "out")
         assert not (tmp_path / "out" / "e.seg.nrrd").exists()
 
+    def test_another_format_stays_beside_it(self, project: Project, tmp_path: Path) -> None:
+        run(project, tmp_path / "out", "nrrd")
+        run(project, tmp_path / "out", "nifti")
+        assert (tmp_path / "out" / "e.seg.nrrd").is_file() and (tmp_path / "out" / "e.nii.gz").is_file()
+
     def test_files_that_no_export_made_stay(self, project: Project, tmp_path: Path) -> None:
         run(project, tmp_path / "out")
         (tmp_path / "out" / "mine.txt").write_text("mine", encoding="utf-8")

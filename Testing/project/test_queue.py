@@ -89,6 +89,14 @@ class TestOrder:
         )
         assert names(few) == ["c", "d", "b"]
 
+    def test_cases_that_were_labelled_without_a_review_do_not_wait(self, few: Project) -> None:
+        def labelled(state: Any) -> Any:
+            cases = (replace(case, role=Role.LABELLED) if case.id == "e" else case for case in state.cases)
+            return replace(state, cases=tuple(cases))
+
+        few.change(labelled)
+        assert names(few) == ["c", "d", "b"]
+
     def test_before_a_training_it_is_empty(self, tmp_path: Path) -> None:
         assert queue(Project.create(tmp_path / "new")) == []
 
@@ -227,6 +235,9 @@ class TestScore:
 class TestAdvice:
     def verdict(self, project: Project) -> Advice:
         return advice(project)
+
+    def test_before_a_training_there_is_nothing_to_say(self, tmp_path: Path) -> None:
+        assert self.verdict(Project.create(tmp_path / "new")) == Advice("train", "there are no predictions yet")
 
     def test_first_one_reviews(self, forty: Project) -> None:
         assert self.verdict(forty).verdict == "review"

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -680,7 +680,7 @@ def absent_of(message: str) -> list[str]:
 def test_a_step_that_is_not_possible_says_what_is(reviewed: Path) -> None:
     shell("reject", reviewed, "--case", "phantom_001")
     shown = shell("accept", reviewed, "--case", "phantom_001")
-    assert shown.code == WRONG_USE and "undo the decision first" in shown.text
+    assert shown.code == WRONG_USE and "Take that decision back first (undo)" in shown.text
 
 
 # ---------------------------------------------------------------------- predict, evaluate, report
@@ -999,3 +999,23 @@ def test_the_scans_folder_is_not_written_into(story: Story, cohort: Path) -> Non
     images = cohort / "images"
     shown = shell("apply", story.project, "--images", images, "--output", images)
     assert shown.code == WRONG_USE and "a folder of their own" in shown.text
+
+
+def test_a_finished_training_works_on_after_its_scans_were_moved(story: Story, cohort: Path, tmp_path: Path) -> None:
+    """The job noted where the scans lay when it was started; the project knows where they are now."""
+    shutil.copytree(cohort / "images", tmp_path / "scans")
+    shutil.copytree(story.project, tmp_path / "project")
+    project = Project(tmp_path / "project")
+    gone = {case.id: str(tmp_path / "gone" / Path(case.absolute).name) for case in project.state.cases}
+    cases = tuple(replace(case, absolute=gone[case.id], relative=gone[case.id]) for case in project.state.cases)
+    project.change(lambda state: replace(state, cases=cases))
+    listing = project.jobs / str(project.state.current_training) / "inputs" / "cases.json"
+    value = files.read_json(listing)
+    for row in (*value["labelled"], *value["cases"]):
+        row["places"] = [gone[row["id"]]]
+    files.write_json(listing, value)
+    one = ("--input", cohort / "images" / "phantom_001.nrrd", "--output", tmp_path / "one.seg.nrrd", "--device", "cpu")
+    lost = shell("predict", project.folder, *one)
+    assert lost.code != DONE and "semisamo1 locate" in lost.text
+    assert shell("locate", project.folder, "--folder", tmp_path / "scans").code == DONE
+    assert shell("predict", project.folder, *one).code == DONE

@@ -75,6 +75,19 @@ def test_what_is_done_is_not_done_again(played: tuple[Path, dict[str, Any]], mon
     assert again.code == 0 and again.json()["curves"] == played[1]["curves"], again.text
 
 
+def test_a_project_that_was_reviewed_is_refused(played: tuple[Path, dict[str, Any]]) -> None:
+    folder = played[0]
+    given = ("--references", folder / "cohort" / "labels", "--output", folder / "third")
+    refused = shell("simulate", folder / "effort" / "queue", *given, "--steps", "1")
+    assert refused.code == 2 and "2 cases of this project were reviewed" in refused.text
+
+
+def test_the_references_folder_is_not_written_into(played: tuple[Path, dict[str, Any]]) -> None:
+    labels = played[0] / "cohort" / "labels"
+    refused = shell("simulate", played[0] / "project", "--references", labels, "--output", labels, "--steps", "1")
+    assert refused.code == 2 and "holds other files" in refused.text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
