@@ -40,7 +40,7 @@ CODE = (
 
 _LIBRARY = Path(__file__).resolve().parents[1]
 
-_RUN = '''"""Segment a scan: python segment.py SCAN OUTPUT [--uncertainty MAP] [--device cpu]"""
+_RUN = '''"""Segment a scan with the network of this bundle: python segment.py SCAN OUTPUT"""
 
 import argparse
 import sys
@@ -50,15 +50,25 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from SemiSAMO1Lib.engine.inference.portable import PortableModel
+from SemiSAMO1Lib.image_io import SUFFIXES, suffix_of
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scan", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--uncertainty", type=Path)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("scan", type=Path, help="a scan of the kind that the network was trained on")
+    parser.add_argument("output", type=Path, help="label map to write: " + ", ".join(SUFFIXES))
+    parser.add_argument("--uncertainty", type=Path, help="map of uncertainty to write, 0-100 %%")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0")
     given = parser.parse_args()
-    PortableModel(ROOT, given.device).segment_file(given.scan, given.output, given.uncertainty)
+    for path in filter(None, (given.output, given.uncertainty)):
+        if suffix_of(path) not in SUFFIXES:
+            parser.error(f"{path.name}: unknown format; possible are " + ", ".join(SUFFIXES))
+    if not given.scan.is_file():
+        parser.error(f"{given.scan} is not a file")
+    try:
+        PortableModel(ROOT, given.device).segment_file(given.scan, given.output, given.uncertainty)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {given.scan.name}: {error}")
+    print(given.output)
 '''
 
 

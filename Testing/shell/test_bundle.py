@@ -95,6 +95,19 @@ def test_it_gives_the_same_segmentation_in_a_fresh_python(folder: Path) -> None:
     assert read_volume(folder / "doubt.nrrd").array.max() <= 100
 
 
+@pytest.mark.parametrize(
+    ("scan", "output", "message"),
+    [
+        ("nothing.nrrd", "out.nrrd", "is not a file"),
+        ("plan.json", "out.tif", "unknown format"),
+        ("plan.json", "out.nrrd", "error: "),
+    ],
+)
+def test_what_it_cannot_do_is_one_line(folder: Path, scan: str, output: str, message: str) -> None:
+    done = alone(folder, "segment.py", scan, output)
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
 def test_monai_runs_it(folder: Path) -> None:
     scan = folder / "cohort" / "images" / "phantom_002.nrrd"
     given = f"config_file='configs/inference.json', scan={str(scan)!r}, output={str(folder / 'by_monai.nrrd')!r}"
