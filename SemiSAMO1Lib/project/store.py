@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -287,8 +288,14 @@ class Project:
 
     def missing(self) -> list[Case]:
         """Cases whose image is in none of its places, excluded ones left out; contents are not looked at."""
-        wanted = [case for case in self.state.cases if case.role is not Role.EXCLUDED]
-        return [case for case in wanted if not any(path.is_file() for path in self.image_places(case))]
+        root = os.fspath(self.folder)  # plain strings: 500 cases are looked at when a project is opened
+        return [
+            case
+            for case in self.state.cases
+            if case.role is not Role.EXCLUDED
+            and not os.path.isfile(os.path.join(root, case.relative))  # noqa: PTH113
+            and not any(path.is_file() for path in self.image_places(case))
+        ]
 
     def relink(self, folder: Path) -> list[str]:
         """Find missing images below a folder, by name and fingerprint; returns the ids of the cases that were found.
