@@ -293,7 +293,7 @@ class Project:
             case
             for case in self.state.cases
             if case.role is not Role.EXCLUDED
-            and not os.path.isfile(os.path.join(root, case.relative))  # noqa: PTH113
+            and not os.path.isfile(os.path.join(root, case.relative))  # noqa: PTH113, PTH118
             and not any(path.is_file() for path in self.image_places(case))
         ]
 
