@@ -1,6 +1,6 @@
-"""How good a prediction probably is, from signs that need no reference: a small linear model that learns from reviews.
+"""How good a prediction probably is, from signals that need no reference: a linear model that learns from reviews.
 
-The signs of a class (`engine/evaluation/signals.py`) are transformed, standardised and added up to the logit of its
+The signals of a class (`engine/evaluation/signals.py`) are transformed, standardised and added up to the logit of its
 Dice. The shipped coefficients were fitted on other cohorts (`quality.json` says which); from `ENOUGH` reviewed cases on
 they are fitted again, towards the shipped ones.
 """
@@ -8,7 +8,6 @@ they are fitted again, towards the shipped ones.
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from . import files
 
 #: Reviewed cases from which on the estimate is fitted to a project's own scans.
 ENOUGH = 10
@@ -27,7 +28,7 @@ HIGH, MEDIUM = 0.85, 0.7
 #: Dice is kept this far from 0 and 1 before its logit is taken.
 _MARGIN = 0.01
 
-#: Signs that are shares or Dice values; their logit is taken. All others are taken as they are.
+#: Signals that are shares or Dice values; their logit is taken. All others are taken as they are.
 SHARES = frozenset(
     {
         "expected_dice",
@@ -41,7 +42,7 @@ SHARES = frozenset(
     }
 )
 
-#: Signs of which less is better.
+#: Signals of which less is better.
 DOUBTS = frozenset(
     {
         "inside_entropy",
@@ -59,10 +60,10 @@ class QualityModel:
     """Coefficients of the estimate.
 
     Attributes:
-        names: of the signs.
-        means, scales: of the transformed signs where the model was fitted.
-        coefficients: of the standardised signs.
-        intercept: logit of the Dice where all signs are at their means.
+        names: of the signals.
+        means, scales: of the transformed signals where the model was fitted.
+        coefficients: of the standardised signals.
+        intercept: logit of the Dice where all signals are at their means.
         error: mean absolute error of a case's likely Dice, on scans that took no part in the fit.
         origin: what it was fitted on.
     """
@@ -84,21 +85,21 @@ class QualityModel:
         return dict(vars(self))
 
     def likely(self, classes: Sequence[Mapping[str, float | None]]) -> list[float]:
-        """The likely Dice of each class, 0 to 1, from its signs; a sign that is missing counts as average."""
+        """The likely Dice of each class, 0 to 1, from its signals; a signal that is missing counts as average."""
         if not classes:
             return []
         logit = self.intercept + self.standardised(classes) @ np.array(self.coefficients)
         return [float(value) for value in 1 / (1 + np.exp(-logit))]
 
     def standardised(self, classes: Sequence[Mapping[str, float | None]]) -> NDArray[np.float64]:
-        """(classes, signs): transformed signs, less their means, in units of their scales."""
+        """(classes, signals): transformed signals, less their means, in units of their scales."""
         values = np.array([[transformed(name, one.get(name)) for name in self.names] for one in classes])
         values = (values - np.array(self.means)) / np.array(self.scales)
         return np.asarray(np.nan_to_num(values, nan=0.0).clip(-4, 4))
 
 
 def transformed(name: str, value: float | None) -> float:
-    """A sign as the model adds it up: the logit of a share, any other as it is; NaN where it is missing."""
+    """A signal as the model adds it up: the logit of a share, any other as it is; NaN where it is missing."""
     if value is None:
         return math.nan
     return logit(value) if name in SHARES else float(value)
@@ -113,14 +114,14 @@ def logit(dice: float) -> float:
 @functools.cache
 def shipped() -> QualityModel:
     """The model that comes with the library."""
-    return QualityModel.from_json(json.loads(Path(__file__).with_name("quality.json").read_text(encoding="utf-8")))
+    return QualityModel.from_json(files.read_json(Path(__file__).with_name("quality.json")))
 
 
 @dataclass(frozen=True)
 class Reviewed:
-    """A case that a person decided about: the signs of its classes then, and the Dice of each with the saved label."""
+    """A case that a person decided about: the signals of its classes then, and each one's Dice with the saved label."""
 
-    signs: tuple[Mapping[str, float | None], ...]
+    signals: tuple[Mapping[str, float | None], ...]
     dice: tuple[float, ...]
 
 
@@ -132,7 +133,7 @@ def refitted(model: QualityModel, reviewed: Sequence[Reviewed], penalty: float =
     if len(reviewed) < ENOUGH:
         return model
 
-    rows = [np.c_[np.ones(len(case.signs)), model.standardised(case.signs)] for case in reviewed]
+    rows = [np.c_[np.ones(len(case.signals)), model.standardised(case.signals)] for case in reviewed]
     wanted = [np.array([logit(value) for value in case.dice]) for case in reviewed]
     start = np.array([model.intercept, *model.coefficients])
     stiff = np.diag([1.0, *[penalty] * len(model.coefficients)])  # the level is learned fast, the slopes slowly

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from ..volume import Geometry, Volume
 from .cases import EngineCase, LabelledCase, Propagation
+from .data.carried import carry_template
 from .data.grids import canonical, resample_image, resample_labels, with_spacing
 from .data.intensities import scale_intensities
 from .data.patches import TrainingCase, find_centres
@@ -143,6 +144,44 @@ class Cohort:
             distances = self._distances(case.id, label) if with_distances else None
             found.append(TrainingCase(image, label, weight, centres, case.weight, distances))
         return found
+
+    def carried_cases(self, seed: int, share: float, with_distances: bool = False) -> list[TrainingCase]:
+        """The template carried to every case, as further labelled training data; computed once and kept on disk.
+
+        Args:
+            seed: of the patch centres.
+            share: of the labelled patches that are drawn from these, >= 0 and < 1.
+            with_distances: signed distance maps too.
+        """
+        if share == 0 or not self.has_deformations():
+            return []
+        chance = share / (1 - share) * sum(case.weight for case in self.labelled) / len(self.cases)
+        found = []
+        for position, case_id in enumerate(self.ids):
+            image, label, known = self._carried(case_id)
+            centres = find_centres(np.asarray(label), self.plan.classes, np.random.default_rng([seed, 1, position]))
+            distances = self._distances(f"carried-{case_id}", np.asarray(label)) if with_distances else None
+            found.append(TrainingCase(image, label, known, centres, chance, distances))
+        return found
+
+    def _carried(self, case_id: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        files = [("carried", kind, f"{case_id}.npy") for kind in ("image", "label", "known")]
+        if not self.store.has(*files[-1]):
+            template = self.labelled[0]
+            there, grid = self.grid(template.image.geometry), self.grid(self.case(case_id).geometry)
+            made = carry_template(
+                self.scaled(template.image, there),
+                resample_labels(template.label, there),
+                resample_labels(Volume(template.known_voxels().astype(np.uint8), template.label.geometry), there) > 0,
+                there,
+                self.image(case_id),
+                grid,
+                self.deformation(case_id).to_template,
+            )
+            for array, names in zip(made, files, strict=True):
+                self.store.save_array(array, *names)
+        image, label, known = (self.store.array(*names) for names in files)
+        return image, label, known
 
 
 def signed_distances(label: NDArray[Any], classes: int, spacing: tuple[float, float, float]) -> NDArray[np.float16]:

@@ -205,7 +205,9 @@ def train(
         model.train()  # predicting switched the dropout off
         return value
 
-    labelled = cohort.labelled_cases(config.seed, learner_named(config.learner).with_distance)
+    distances = learner_named(config.learner).with_distance
+    labelled = cohort.labelled_cases(config.seed, distances)
+    labelled += cohort.carried_cases(config.seed, config.carried_share, distances)
     pseudo = cohort.pseudo_cases(number, config.seed)
     observer = progress.training(number)
     start_from = _weights_to_begin_with(cohort.store, number, config)
@@ -296,7 +298,7 @@ def look_again(
 def results(cohort: Cohort, number: int, config: TrainingConfig, progress: Progress) -> Iterator[CaseResult]:
     """A round's results on every case's own grid."""
     observer = progress.observer
-    signs = cohort.store.once(lambda: cohort_signals(cohort, number, config, observer), "signs", f"{number}.json")
+    signals = cohort.store.once(lambda: cohort_signals(cohort, number, config, observer), "signals", f"{number}.json")
     doubts = []
     for case in cohort.cases:
         confidence = np.asarray(cohort.confidence(case.id), np.float32)
@@ -307,7 +309,7 @@ def results(cohort: Cohort, number: int, config: TrainingConfig, progress: Progr
         prediction, uncertainty = to_case_grid(probabilities, cohort.grid(case.geometry), seen, case.geometry)
         scores = case_scores(prediction, uncertainty, cohort.plan.classes)
         for value, row in scores["classes"].items():
-            row["signs"] = signs[case.id][int(value) - 1]
+            row["signals"] = signals[case.id][int(value) - 1]
         doubts += [scores["label_uncertainty"]] if scores["label_uncertainty"] is not None else []
         yield CaseResult(number, case.id, prediction, uncertainty, scores)
     mean = round(float(np.mean(doubts)), 4) if doubts else None

@@ -27,6 +27,7 @@ from .dialogs import Dialogs
 from .draft_keeper import DraftKeeper
 from .editor import Editor
 from .export_step import ExportStep
+from .moved_scans import MovedScans
 from .project_step import ProjectStep
 from .results_step import ResultsStep
 from .settings import Settings
@@ -74,6 +75,7 @@ class Panel:
         )
         self.results = ResultsStep(ui, self.session, self.banner, self.dialogs, reviewer, *shown, settle)
         self.export = ExportStep(ui, self.session, self.banner)
+        self.moved = MovedScans(self.banner, self.dialogs, lambda: self.session.project, self._show_all)
         self._keys = self._make_keys()
         for view in (ui.setupLog, ui.trainLog):
             view.visible = False
@@ -127,6 +129,7 @@ class Panel:
             self.view.mark_saved()
         self.close_case()
         self.drafts.close()
+        self.moved.close()
         self.train.forget()
         self.editor.close()
         for key in self._keys:
@@ -198,6 +201,7 @@ class Panel:
         except (RuntimeError, ValueError, OSError) as error:
             self._say_once(str(error))
         try:
+            self.moved.tick()
             changed = self.session.poll()
             self.train.tick()
             self.project.show()
@@ -256,7 +260,7 @@ class Panel:
         self._show_all()
         self._fold()
         self._tell_of_jobs()
-        self._tell_of_missing()
+        self.moved.tell()
 
     def _tell_of_recent(self) -> None:
         """No project is open: a banner for a training of a recent one that runs, or that ended since it was seen."""
@@ -289,27 +293,6 @@ class Panel:
             self.banner.show(ended_in_words(watched))
         if watched is not None and not watched.seen.state.active:
             self.settings.put("seen", {**seen, str(project.folder.resolve()): watched.job.id})
-
-    def _tell_of_missing(self) -> None:
-        """A banner for scans that are not where they were: the project or the scans were moved."""
-        project = self.session.project
-        missing = project.missing() if project is not None else []
-        if missing:
-            text = _("{count} scans are not where they were, {first} among them.")
-            shown = text.format(count=len(missing), first=missing[0].id)
-            self.banner.show(shown, _("Locate folder..."), self._locate)
-
-    def _locate(self) -> None:
-        """Ask for the folder where the scans lie now; they are known by name and content."""
-        project, folder = self.session.project, self.dialogs.folder(_("Where do the scans lie now?"))
-        if project is None or folder is None:
-            return
-        with slicer.util.WaitCursor():
-            found = project.relink(folder)
-        self._show_all()
-        missing = len(project.missing())
-        text = _("{found} scans were found, {missing} are still missing.").format(found=len(found), missing=missing)
-        self.banner.show(text, *((_("Locate folder..."), self._locate) if missing else ()))
 
     def _python_changed(self) -> None:
         self.session.python = self.setup.python

@@ -10,6 +10,7 @@ from slicer.i18n import tr as _
 
 from ..project import Case, ProjectError, reviews
 from ..project.drafts import find_draft
+from ..project.history import unreadable_lines
 from ..project.label_table import LabelTable
 from ..project.label_writer import written
 from ..project.results import changes
@@ -86,7 +87,7 @@ class ResultsStep:
         """The predicted cases that the filter lets through, in the order in which they were offered."""
         project, rated = self._session.project, self._session.rated()
         states = {case.id: case.review for case in project.state.cases} if project is not None else {}
-        drawn = {one.case for one in self._session.waiting() if one.drawn} if project is not None else set()
+        random = {one.case for one in self._session.waiting() if one.random} if project is not None else set()
         wanted = chosen(self._ui.filterBox) or "all"
         open_now = self.view.files.case if self.view is not None else None
         entries = []
@@ -95,7 +96,7 @@ class ResultsStep:
             if estimate is None or (case != open_now and not _lets_through(wanted, estimate.level, state)):
                 continue
             known = _("nothing found") if estimate.likely is None else _level(estimate.level)
-            marks = [known, *([_("drawn at random")] if case in drawn else [])]
+            marks = [known, *([_("drawn at random")] if case in random else [])]
             decided = "" if state == "not_seen" else f"  {state}"
             entries.append((f"{case}  ({', '.join(marks)}){decided}", case))
         fill_box(self._ui.resultCaseBox, entries)
@@ -296,6 +297,8 @@ class ResultsStep:
         if learned:
             shown = "; ".join(one.in_words for one in learned[:3])
             lines.append(_("Reviewed before, predicted anew: {shown}").format(shown=shown))
+        if damaged := unreadable_lines(project):
+            lines.append(_("{n} lines of the project's reviews cannot be read; they are left out.").format(n=damaged))
         rated = self._session.rated()
         if not rated.checked:
             text = _("Likely quality is not yet checked on your scans: {n} of {enough} are reviewed.")

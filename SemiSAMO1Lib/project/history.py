@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from .cases import Role
 from .store import Project
@@ -25,7 +27,7 @@ class Decision:
         role_before, label_before: what undo restores.
         label: label version in force afterwards.
         dice: label value -> Dice between the prediction that was seen and the label that was saved; empty without one.
-        signs: label value -> the signs of quality that the prediction had.
+        signals: label value -> the signals of quality that the prediction had.
     """
 
     case: str
@@ -38,7 +40,7 @@ class Decision:
     label_before: int | None
     label: int | None
     dice: Mapping[int, float]
-    signs: Mapping[int, Mapping[str, float | None]]
+    signals: Mapping[int, Mapping[str, float | None]]
 
     @property
     def mean_dice(self) -> float | None:
@@ -46,34 +48,55 @@ class Decision:
         return sum(self.dice.values()) / len(self.dice) if self.dice else None
 
 
-def decisions(project: Project) -> dict[str, list[Decision]]:
-    """Case id -> its decisions in force, oldest first."""
+@dataclass(frozen=True)
+class _History:
+    """What a reviews.jsonl of this size and time says, and how many of its lines say nothing."""
+
+    stamp: tuple[int, int]
+    decisions: dict[str, list[Decision]]
+    unreadable: int
+
+
+#: Project -> its history as it was last read.
+_KNOWN: WeakKeyDictionary[Project, _History] = WeakKeyDictionary()
+
+
+def decisions(project: Project) -> Mapping[str, Sequence[Decision]]:
+    """Case id -> its decisions in force, oldest first; an unchanged file is not read twice."""
+    return _history(project).decisions
+
+
+def unreadable_lines(project: Project) -> int:
+    """Lines of reviews.jsonl that cannot be read: torn by a crash, or of another program. The others hold."""
+    return _history(project).unreadable
+
+
+def _history(project: Project) -> _History:
+    try:
+        found = project.reviews.stat()
+    except OSError:
+        return _History((0, 0), {}, 0)
+    stamp = found.st_size, found.st_mtime_ns
+    known = _KNOWN.get(project)
+    if known is None or known.stamp != stamp:
+        known = _KNOWN[project] = _read(project.reviews, stamp)
+    return known
+
+
+def _read(path: Path, stamp: tuple[int, int]) -> _History:
     found: dict[str, list[Decision]] = {}
-    for line in _lines(project):
+    unreadable = 0
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
+            line = json.loads(text)
             mine = found.setdefault(line["case"], [])
             if not line.get("undo"):
                 mine.append(_decision(line))
             elif mine:
                 mine.pop()
         except (KeyError, TypeError, ValueError, AttributeError):
-            continue  # a line of another program, or a damaged one: the other decisions still hold
-    return found
-
-
-def _lines(project: Project) -> Iterator[dict[str, Any]]:
-    """The lines of reviews.jsonl that can be read; one that was torn by a crash does not hide the others."""
-    try:
-        text = project.reviews.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            yield value
+            unreadable += 1
+    return _History(stamp, found, unreadable)
 
 
 def _decision(line: dict[str, Any]) -> Decision:
@@ -93,5 +116,5 @@ def _decision(line: dict[str, Any]) -> Decision:
         label_before=line["label_before"],
         label=line["label"],
         dice=dice,
-        signs={int(value): signs for value, signs in line.get("signs", {}).items()},
+        signals={int(value): signals for value, signals in line.get("signals", {}).items()},
     )

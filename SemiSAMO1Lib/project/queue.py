@@ -49,13 +49,13 @@ class Waiting:
         case: its id.
         state: of its review.
         score: likely Dice, 0 to 1; None where nothing was found.
-        drawn: offered because it was drawn at random, not because it is bad.
+        random: offered because chance drew it, not because it is bad.
     """
 
     case: str
     state: Review
     score: float | None
-    drawn: bool = False
+    random: bool = False
 
     @property
     def level(self) -> str:

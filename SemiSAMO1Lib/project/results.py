@@ -40,12 +40,12 @@ class Estimate:
     Attributes:
         likely: Dice, mean over the labels that are in the table; None where nothing was found, which is the worst.
         labels: label value -> likely Dice.
-        signs: label value -> the signs that it was computed from; empty for results of an older program.
+        signals: label value -> the signals that it was computed from; empty for results of an older program.
     """
 
     likely: float | None
     labels: Mapping[int, float]
-    signs: Mapping[int, Mapping[str, float | None]]
+    signals: Mapping[int, Mapping[str, float | None]]
 
     @property
     def level(self) -> str:
@@ -123,7 +123,7 @@ def changes(project: Project, training: str | None = None) -> list[Change]:
 
 def _estimate(scores: Mapping[str, Any], model: QualityModel) -> Estimate:
     doubt = scores.get("label_uncertainty")
-    rows = {int(value): row["signs"] for value, row in scores.get("labels", {}).items() if row.get("signs")}
+    rows = {int(value): row["signals"] for value, row in scores.get("labels", {}).items() if row.get("signals")}
     if doubt is None:
         return Estimate(None, {}, rows)
     if not rows:  # results of an older program: certainty alone, which ranks, is all there is
@@ -133,18 +133,18 @@ def _estimate(scores: Mapping[str, Any], model: QualityModel) -> Estimate:
 
 
 def _lesson(made: Sequence[Decision]) -> Reviewed | None:
-    """What the decisions about a case teach about the estimate; None without a saved label or without signs.
+    """What the decisions about a case teach about the estimate; None without a saved label or without signals.
 
     The last one with a label counts. An accepted prediction need not be perfect: it says that it is at least good
     enough, so it teaches a Dice of `HIGH` where less was expected, and what was expected elsewhere.
     """
     for decision in reversed(made):
-        values = [value for value in decision.dice if value in decision.signs]
+        values = [value for value in decision.dice if value in decision.signals]
         if not values:
             continue
-        signs = tuple(decision.signs[value] for value in values)
+        signals = tuple(decision.signals[value] for value in values)
         dice = tuple(decision.dice[value] for value in values)
         if decision.after == "accepted":
-            dice = tuple(max(expected, HIGH) for expected in shipped().likely(signs))
-        return Reviewed(signs, dice)
+            dice = tuple(max(expected, HIGH) for expected in shipped().likely(signals))
+        return Reviewed(signals, dice)
     return None

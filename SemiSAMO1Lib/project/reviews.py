@@ -214,7 +214,7 @@ def _noted(project: Project, before: Case, reviewer: str | None, **facts: Any) -
 
 
 def _lesson(project: Project, case_id: str, seen: dict[str, Any] | None) -> dict[str, Any]:
-    """What a saved label says about the prediction: its Dice for each label, and the signs of quality that it had.
+    """What a saved label says about the prediction: its Dice for each label, and the signals of quality that it had.
 
     Nothing where the prediction is not there any more: the label is saved all the same.
     """
@@ -230,8 +230,8 @@ def _lesson(project: Project, case_id: str, seen: dict[str, Any] | None) -> dict
     rows = seen["scores"].get("labels", {})
     known = [int(value) for value in rows] or project.state.labels.values  # labels added later were not predicted
     dice = {value: _dice(saved == value, predicted == value) for value in known}
-    signs = {value: row["signs"] for value, row in rows.items() if row.get("signs")}
-    return {"training": seen["training"], "dice": dice, "signs": signs}
+    signals = {value: row["signals"] for value, row in rows.items() if row.get("signals")}
+    return {"training": seen["training"], "dice": dice, "signals": signals}
 
 
 def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -282,42 +282,48 @@ class Project:
 
     def image_places(self, case: Case) -> list[Path]:
         """Where the image may lie: beside the project first, so that a moved project finds its own copy."""
-        name = Path(case.absolute).name
-        relative = self.folder / case.relative
-        return [relative, Path(case.absolute), self.folder / "images" / name, self.folder.parent / name]
+        return [Path(place) for place in self._places(case)]
+
+    def _places(self, case: Case) -> tuple[str, str, str, str]:
+        """The same as text: 500 cases are looked for when a project is opened."""
+        name = case.absolute.rpartition("/")[2]
+        relative = case.absolute if case.relative == case.absolute else f"{self.folder}/{case.relative}"
+        return relative, case.absolute, f"{self.folder}/images/{name}", f"{self.folder.parent}/{name}"
 
     def missing(self) -> list[Case]:
         """Cases whose image is in none of its places, excluded ones left out; contents are not looked at."""
-        here, above = str(self.folder), str(self.folder.parent)
 
         def lies_somewhere(case: Case) -> bool:
-            # the places of `image_places` as plain text: 500 cases are looked at when a project is opened
-            name = case.absolute.rpartition("/")[2]
-            places = (f"{here}/{case.relative}", case.absolute, f"{here}/images/{name}", f"{above}/{name}")
-            return any(os.access(place, os.F_OK) for place in places)
+            return any(os.access(place, os.F_OK) for place in self._places(case))
 
         return [case for case in self.state.cases if case.role is not Role.EXCLUDED and not lies_somewhere(case)]
 
-    def relink(self, folder: Path) -> list[str]:
-        """Find missing images below a folder, by name and fingerprint; returns the ids of the cases that were found.
+    def moved_scans(self, folder: Path) -> dict[str, Path]:
+        """Look for missing images below a folder, by name and fingerprint: case id -> where it lies now.
+
+        It changes nothing and may run in another thread: a large folder takes its time.
 
         Raises:
             ProjectError: the folder cannot be read.
         """
         if not folder.is_dir():
             raise ProjectError(f"{folder} is not a folder. Give the folder that holds the scans now.")
-        wanted = {case.id: case for case in self.missing()}
-        names = {Path(case.absolute).name for case in wanted.values()}
+        wanted = self.missing()
+        names = {Path(case.absolute).name for case in wanted}
         there: dict[str, list[Path]] = {}
         for path in sorted(folder.rglob("*")):
             if path.name in names and path.is_file():
                 there.setdefault(path.name, []).append(path.resolve())
         places = {}
-        for case in wanted.values():
+        for case in wanted:
             for path in there.get(Path(case.absolute).name, ()):
                 if fingerprint(path) == case.fingerprint:
                     places[case.id] = path
                     break
+        return places
+
+    def relink(self, places: Mapping[str, Path]) -> None:
+        """Note where images lie now; see `moved_scans`."""
 
         def moved(case: Case) -> Case:
             path = places.get(case.id)
@@ -327,7 +333,6 @@ class Project:
 
         if places:
             self.change(lambda state: replace(state, cases=tuple(moved(case) for case in state.cases)))
-        return list(places)
 
     # ------------------------------------------------------------------ labels
 

@@ -17,7 +17,7 @@ from ..job.watch import all_jobs, trainings
 from ..project import Project, ProjectError, Role
 from ..project.advising import FEWEST
 from ..project.results import changes
-from .console import WRONG_USE, Bar, exit_for, fail, follow, guarded, next_step, out, say
+from .console import WRONG_USE, Bar, Json, ProjectPath, exit_for, fail, follow, guarded, next_step, out, say
 
 app = typer.Typer(
     help="One labelled volume in, a segmented cohort out.",
@@ -25,9 +25,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-ProjectPath = Annotated[Path, typer.Argument(help="The project folder.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 
 
 def _version(wanted: bool) -> None:

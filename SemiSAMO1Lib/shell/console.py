@@ -8,15 +8,16 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..image_io import UnreadableImage
-from ..job import JobError, JobFolder, Observed, State, observe
+from ..job import JobError, JobFolder, Observed, State, observe, start
 from ..lock import Locked
 from ..project import LabelError, ProjectError
 
@@ -31,6 +32,10 @@ NO_MEMORY = (
 
 out = Console()
 err = Console(stderr=True)
+
+#: Arguments that most commands have.
+ProjectPath = Annotated[Path, typer.Argument(help="The project folder.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -137,6 +142,18 @@ def follow(job: JobFolder, as_json: bool) -> Observed:
             watch, stop = (shlex.join(["semisamo1", word, str(job.project)]) for word in ("status", "cancel"))
             err.print(f"{job.id} goes on in the background. Watch it: {watch}; stop it: {stop}", soft_wrap=True)
             raise typer.Exit(STOPPED) from None
+
+
+def run_job(job: JobFolder, as_json: bool) -> None:
+    """Start a job, watch it to its end, and leave with the exit code of one that did not finish."""
+    start(job)
+    exit_for(job, follow(job, as_json))
+
+
+def register(app: typer.Typer, examples: Mapping[Callable[..., None], str]) -> None:
+    """Put commands into the shell, each with the example that its help ends with."""
+    for command, example in examples.items():
+        app.command(epilog=f"Example: {example}")(command)
 
 
 class Stages:

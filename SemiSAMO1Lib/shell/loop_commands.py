@@ -12,14 +12,10 @@ import typer
 from rich.table import Table
 
 from .. import files
-from ..job import start
 from ..project import Project, ProjectError
 from ..project.advising import read_advice, request_advice
 from ..project.export import TABLE, request_export, request_predictions
-from .console import WRONG_USE, Bar, exit_for, fail, follow, guarded, next_step, out, say
-
-ProjectPath = Annotated[Path, typer.Argument(help="The project folder.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+from .console import WRONG_USE, Bar, Json, ProjectPath, fail, guarded, next_step, out, register, run_job, say
 
 
 @guarded
@@ -27,8 +23,7 @@ def advise(project: ProjectPath, as_json: Json = False) -> None:
     """Recommend the scan to label: the one that looks most like the others. Scans that do not fit are named."""
     opened = Project(project)
     job = request_advice(opened)
-    start(job)
-    exit_for(job, follow(job, as_json))
+    run_job(job, as_json)
     ranking = read_advice(opened)
     first = ranking[0]
     value = {"recommended": first.case, "ranking": [one.to_json() for one in ranking]}
@@ -85,6 +80,9 @@ def simulate(
                 shown = ["none left" if one is None else f"{one:.4f}" for one in (row["common"], row["untouched"])]
                 table.add_row(order, str(row["corrected"]), *shown)
         out.print(table)
+        for one in found["differences"]:
+            interval = f"{one['mean']:+.4f} (95 %: {one['low']:+.4f} to {one['high']:+.4f})"
+            out.print(f"{one['order']} less {one['against']} after {one['corrected']}: {interval}", soft_wrap=True)
     say({"output": str(output), **found}, as_json, f"{output / 'effort.png'}")
 
 
@@ -96,11 +94,12 @@ def locate(
 ) -> None:
     """Find the scans of a project that was moved: by their names, and only where they are unchanged."""
     opened = Project(project)
-    found = opened.relink(folder)
+    found = opened.moved_scans(folder)
+    opened.relink(found)
     missing = [case.id for case in opened.missing()]
     lines = [f"{len(found)} scans found in {folder}"]
     lines += [f"  still missing: {name}" for name in missing]
-    say({"found": found, "missing": missing}, as_json, "\n".join(lines))
+    say({"found": list(found), "missing": missing}, as_json, "\n".join(lines))
 
 
 @guarded
@@ -116,8 +115,7 @@ def export(
     An earlier export of the same format in this folder is replaced.
     """
     job = request_export(Project(project), output, format_, dicom)
-    start(job)
-    exit_for(job, follow(job, as_json))
+    run_job(job, as_json)
     table, left_out = _table(output / TABLE), _table(output / "left_out.csv")
     exported = {row["case"]: row["what"] for row in table}
     value = {"output": str(output), "exported": exported, "left_out": {r["case"]: r["reason"] for r in left_out}}
@@ -152,8 +150,7 @@ def apply(
 ) -> None:
     """Segment a folder of further scans with the current training; they do not become cases of the project."""
     job = request_predictions(Project(project), images, output, format_, device)
-    start(job)
-    exit_for(job, follow(job, as_json))
+    run_job(job, as_json)
     table, left_out = _table(output / "predictions.csv"), _table(output / "left_out.csv")
     warnings = {row["scan"]: row["warning"] for row in table if row["warning"]}
     files_written = {row["scan"]: row["file"] for row in table}
@@ -179,5 +176,4 @@ def add_to(app: typer.Typer) -> None:
         export: "semisamo1 export ~/study --output ~/segmentations --format nifti",
         simulate: "semisamo1 simulate ~/study --references ~/truth --output ~/effort --steps 3,10",
     }
-    for command, example in examples.items():
-        app.command(epilog=f"Example: {example}")(command)
+    register(app, examples)

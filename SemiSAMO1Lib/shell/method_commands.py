@@ -11,9 +11,8 @@ from rich.table import Table
 from .. import files
 from ..job import JobFolder, JobKind, start
 from ..project import Project
-from .console import WRONG_USE, Bar, exit_for, fail, follow, guarded, out, say
+from .console import WRONG_USE, Bar, Json, exit_for, fail, follow, guarded, out, say
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 Root = Annotated[Path, typer.Option("--root", help="Folder with data/<case>.h5, train.txt, test.txt.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")]
 

@@ -12,27 +12,27 @@ from rich.table import Table
 
 from ..project import Case, Project
 from ..project import reviews as review
+from ..project.history import unreadable_lines
 from ..project.queue import advice
 from ..project.queue import queue as waiting_cases
 from ..project.queue import score as honest_score
 from ..project.results import predictions, quality
 from ..quality import ENOUGH
-from .console import err, guarded, next_step, out, say
+from .console import Json, ProjectPath, err, guarded, next_step, out, register, say
 
-ProjectPath = Annotated[Path, typer.Argument(help="The project folder.", show_default=False)]
 CaseName = Annotated[str, typer.Option("--case", help="The case.", show_default=False)]
 Absent = Annotated[list[int] | None, typer.Option(help="A label value that is not in this scan (repeatable).")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
 @guarded
 def queue(project: ProjectPath, as_json: Json = False) -> None:
     """List the predictions that wait for a decision, the worst first; every fifth is drawn at random."""
     opened = Project(project)
+    _say_unreadable(opened)
     rated = quality(opened, predictions(opened))
     waiting = waiting_cases(opened, rated)
     if as_json:
-        keys = ("case", "state", "score", "level", "drawn")
+        keys = ("case", "state", "score", "level", "random")
         print(json.dumps([{key: getattr(one, key) for key in keys} for one in waiting]))
         return
     if not rated.estimates:
@@ -46,7 +46,7 @@ def queue(project: ProjectPath, as_json: Json = False) -> None:
         shown = "nothing found" if one.score is None else one.level
         if rated.checked and one.score is not None:
             shown += f", Dice {one.score:.2f} ± {rated.error:.2f}"
-        table.add_row(one.case, one.state.replace("_", " "), shown, "drawn at random" if one.drawn else "")
+        table.add_row(one.case, one.state.replace("_", " "), shown, "drawn at random" if one.random else "")
     out.print(table)
     if not rated.checked:
         out.print(f"Likely quality is not yet checked on your scans: {rated.reviewed} of {ENOUGH} are reviewed.")
@@ -56,6 +56,7 @@ def queue(project: ProjectPath, as_json: Json = False) -> None:
 def score(project: ProjectPath, as_json: Json = False) -> None:
     """Say how good the predictions were, from the cases drawn at random, and whether to go on."""
     opened = Project(project)
+    _say_unreadable(opened)
     rated = quality(opened, predictions(opened))
     found, said = honest_score(opened, rated), advice(opened, rated)
     value = {"score": None if found is None else vars(found), "verdict": said.verdict, "reason": said.reason}
@@ -112,6 +113,12 @@ def undo(project: ProjectPath, case: CaseName, as_json: Json = False) -> None:
     _say(review.undo(Project(project), case), as_json)
 
 
+def _say_unreadable(project: Project) -> None:
+    """A review file that was damaged is no secret: what it lost is not counted."""
+    if count := unreadable_lines(project):
+        err.print(f"warning: {count} lines of {project.reviews} cannot be read and are left out", soft_wrap=True)
+
+
 def _say(case: Case, as_json: bool) -> None:
     value = {"case": case.id, "state": case.review, "role": str(case.role), "label_version": case.label_version}
     label = f", label version {case.label_version}" if case.label_version is not None else ""
@@ -129,5 +136,4 @@ def add_to(app: typer.Typer) -> None:
         skip: "semisamo1 skip ~/study --case scan_010",
         undo: "semisamo1 undo ~/study --case scan_009",
     }
-    for command, example in examples.items():
-        app.command(epilog=f"Example: {example}")(command)
+    register(app, examples)

@@ -36,7 +36,7 @@ from SemiSAMO1Lib.job import JobFolder, JobKind, start
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
 from SemiSAMO1Lib.project import Project
 from SemiSAMO1Lib.project.training import request_training
-from SemiSAMO1Lib.quality import QualityModel
+from SemiSAMO1Lib.quality import DOUBTS, QualityModel
 from SemiSAMO1Lib.tasks.compare import compare
 from SemiSAMO1Lib.tasks.inputs import read_inputs
 from SemiSAMO1Lib.tasks.train import config_of
@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HARD = PhantomSettings(deformation_mm=6.0, noise=35.0, bias=0.4, size_variation=0.2)
 
 
-#: Signs that the model uses. The others did not carry over from one anatomy to another, or exist in some presets alone
+#: Signals that the model uses. The others did not carry over from one anatomy to another, or exist in some presets only
 #: (volumes, entropy by volume and surface, prototypes, test-time passes); they are computed and kept with the results.
 USED = (
     "expected_dice",
@@ -148,7 +148,7 @@ def collect(folder: Path) -> None:
 
 
 def rows_of(run: Run, folder: Path) -> list[dict[str, Any]]:
-    """Signs and true Dice of every label of every case of a training's last round; kept in a file."""
+    """Signals and true Dice of every label of every case of a training's last round; kept in a file."""
     kept = folder / "rows" / f"{run.name}.json"
     if kept.exists():
         return list(files.read_json(kept))
@@ -157,30 +157,30 @@ def rows_of(run: Run, folder: Path) -> list[dict[str, Any]]:
     plan = Plan.model_validate(store.json("plan.json"))
     cohort = Cohort(inputs.cases, inputs.labelled, plan, store)
     number = config.rounds
-    signs = cohort_signals(cohort, number, config, Silent())
+    signals = cohort_signals(cohort, number, config, Silent())
     found, references = chosen(run, folder)
     truth = {scan.name.split(".")[0]: references / scan.name for scan in found}
-    predictions = {case: job.results / str(number) / case / "prediction.seg.nrrd" for case in signs}
+    predictions = {case: job.results / str(number) / case / "prediction.seg.nrrd" for case in signals}
     doubts = {row["case"]: row["scores"]["label_uncertainty"] for row in files.read_json(job.index)["cases"]}
     rows = []
-    for row in compare(predictions, {case: truth[case] for case in signs}, distances=False)["cases"]:
+    for row in compare(predictions, {case: truth[case] for case in signals}, distances=False)["cases"]:
         for order, value in enumerate(sorted(row["labels"], key=int)):
             dice = row["labels"][value]["dice"]
-            entropy, mine = doubts[row["case"]], signs[row["case"]][order]
-            rows.append({"run": run.name, "case": row["case"], "dice": dice, "entropy": entropy, "signs": mine})
+            entropy, mine = doubts[row["case"]], signals[row["case"]][order]
+            rows.append({"run": run.name, "case": row["case"], "dice": dice, "entropy": entropy, "signals": mine})
     files.write_json(kept, rows)
     return rows
 
 
 def fitted(rows: list[dict[str, Any]], names: tuple[str, ...]) -> QualityModel:
-    signs, dice = [row["signs"] for row in rows], [row["dice"] for row in rows]
+    signals, dice = [row["signals"] for row in rows], [row["dice"] for row in rows]
     origin = {
         "cohorts": sorted({anatomy(row["run"]) for row in rows}),
         "trainings": sorted({row["run"] for row in rows}),
         "rows": len(rows),
         "command": "python Testing/benchmarks/quality.py ship --folder FOLDER",
     }
-    return fit(signs, dice, [row["run"] for row in rows], names, origin)
+    return fit(signals, dice, [row["run"] for row in rows], names, origin)
 
 
 def anatomy(run: str) -> str:
@@ -194,7 +194,7 @@ def by_case(rows: list[dict[str, Any]], model: QualityModel) -> list[dict[str, A
         groups.setdefault((row["run"], row["case"]), []).append(row)
     found = []
     for (run, case), mine in groups.items():
-        likely = float(np.mean(model.likely([row["signs"] for row in mine])))
+        likely = float(np.mean(model.likely([row["signals"] for row in mine])))
         dice = float(np.mean([row["dice"] for row in mine]))
         entropy = 1.0 if mine[0]["entropy"] is None else mine[0]["entropy"]
         found.append({"run": run, "case": case, "dice": dice, "likely": likely, "certainty": 1 - entropy})
@@ -231,21 +231,43 @@ def all_rows(folder: Path) -> list[dict[str, Any]]:
 
 def show(folder: Path) -> None:
     rows = all_rows(folder)
-    names = USED
-    for name, cases in held_out(rows, names).items():
-        print(f"{name:28}", calibration(cases))
+    plain = held_out(rows, ("inside_entropy",))
+    for name, cases in held_out(rows, USED).items():
+        print(f"{name}, held back", calibration(cases))
+        print("    plain entropy made a Dice by the same fit", calibration(plain[name]))
+        mine = [row for row in rows if anatomy(row["run"]) == name]
+        print("    fitted on itself", calibration(by_case(mine, fitted(mine, USED))))
         for run in dict.fromkeys(one["run"] for one in cases):
-            print(f"    {run:24}", calibration([one for one in cases if one["run"] == run]))
-    model = fitted(rows, names)
-    for name, value in sorted(zip(model.names, model.coefficients, strict=True), key=lambda pair: -abs(pair[1])):
-        print(f"{name:28} {value:+.3f}")
+            inside = [one for one in cases if one["run"] == run]
+            spread = float(np.std([one["dice"] for one in inside]))
+            print(f"    {run:24}", calibration(inside), f"standard deviation {spread:.3f}")
+    model = fitted(rows, USED)
+    weights = dict(zip(model.names, model.coefficients, strict=True))
+    anatomies = ("hippocampus", "left_atrium", "phantoms")
+    print("signals by themselves, Spearman over all labels and its mean inside trainings:", *anatomies)
+    for name in sorted(rows[0]["signals"]):
+        shown = "   ".join(alone(name, [row for row in rows if anatomy(row["run"]) == one]) for one in anatomies)
+        print(f"{name:28} {shown}   weight {weights.get(name, 0):+.3f}")
+
+
+def alone(name: str, rows: list[dict[str, Any]]) -> str:
+    """How well one signal ranks by itself."""
+
+    def rank(some: list[dict[str, Any]]) -> float:
+        pairs = [(one, row["dice"]) for row in some if (one := row["signals"].get(name)) is not None]
+        if len(pairs) < 3 or len({one for one, _ in pairs}) < 2:
+            return float("nan")
+        return float(spearmanr(*zip(*pairs, strict=True))[0]) * (-1 if name in DOUBTS else 1)
+
+    inside = [rank([row for row in rows if row["run"] == run]) for run in dict.fromkeys(row["run"] for row in rows)]
+    known = [one for one in inside if not np.isnan(one)]
+    return f"{rank(rows):+.2f} {np.mean(known) if known else float('nan'):+.2f}"
 
 
 def ship(folder: Path) -> None:
     rows = all_rows(folder)
-    names = USED
-    errors = [calibration(cases)["error"] for cases in held_out(rows, names).values()]
-    model = replace(fitted(rows, names), error=round(float(np.mean(errors)), 4))
+    errors = [calibration(cases)["error"] for cases in held_out(rows, USED).values()]
+    model = replace(fitted(rows, USED), error=round(float(np.mean(errors)), 4))
     files.write_json(ROOT / "SemiSAMO1Lib" / "quality.json", model.to_json())
 
 

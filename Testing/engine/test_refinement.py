@@ -14,8 +14,9 @@ from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.engine.refinement import acceptance
 from SemiSAMO1Lib.engine.refinement.acceptance import TOLERANCE, accepted, mean_dice, reverse_dice
 from SemiSAMO1Lib.engine.refinement.fusion import fused, voxel_weights
-from SemiSAMO1Lib.engine.refinement.neighbours import aligned_vote, nearest, whole_volume_vote
+from SemiSAMO1Lib.engine.refinement.neighbours import aligned_vote, whole_volume_vote
 from SemiSAMO1Lib.engine.refinement.refine import UNCERTAIN_VOXEL, refine_cohort
+from SemiSAMO1Lib.engine.similarity import nearest
 from SemiSAMO1Lib.volume import Geometry, Volume
 
 GRID = Geometry((8, 9, 10))

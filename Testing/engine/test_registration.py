@@ -16,6 +16,7 @@ from SemiSAMO1Lib.engine.propagation.descriptors import describe, pool, working_
 from SemiSAMO1Lib.engine.propagation.registration import (
     RegistrationPropagator,
     RegistrationSettings,
+    _local_fits,
     choose,
     score,
 )
@@ -432,3 +433,64 @@ class TestSeveralLabelledScans:
 
     def test_one_labelled_scan_needs_no_choice(self, labelled):
         assert propagator(atlases=1).prepare(labelled[:1])[0].signature is None
+
+    def test_a_labelled_scan_has_one_vote_however_many_of_its_starts_are_used(self, labelled, monkeypatch):
+        one = propagator(atlases=3, use_affine=False)
+        prepared = one.prepare(labelled[:2])
+        volume = labelled[3].image
+        once = one.propagate(prepared, volume, volume.geometry)
+        best = one._best
+
+        def repeated(case, other):
+            kept, facts = best(case, other)
+            return kept * (5 if other.labelled.id == labelled[1].id else 1), facts
+
+        monkeypatch.setattr(one, "_best", repeated)
+        many = one.propagate(prepared, volume, volume.geometry)
+        assert torch.allclose(once.probabilities.float(), many.probabilities.float(), atol=2e-3)
+
+    def test_scans_that_fit_badly_do_not_spoil_the_vote(self, labelled):
+        """Two further scans of another, far more deformed anatomy are as many votes against the template's one."""
+        strange = PhantomSettings(spacing_mm=(4.5, 4.0, 4.0), deformation_mm=12.0, noise=60.0)
+        others = [make_phantom(number, 8, strange) for number in range(2)]
+        others = [LabelledCase(f"strange_{one.name}", one.image, one.label) for one in others]
+        truth = labelled[3].label.array
+
+        def mean(cases):
+            found = self.carry(cases, labelled[3].image, 3).probabilities.argmax(0).numpy()
+            return np.mean([dice(found, truth, value) for value in (1, 2, 3)])
+
+        alone, together = mean(labelled[:1]), mean([labelled[0], *others])
+        assert together > alone - 0.02, f"{together:.3f} with scans that fit badly, {alone:.3f} without them"
+
+    def test_where_a_scan_fits_worse_its_vote_is_smaller(self, labelled):
+        one = propagator(atlases=2, use_affine=False)
+        image = labelled[1].image
+        rng = np.random.default_rng(0)
+        clean, spoilt = (image.array + rng.normal(0, 15, image.array.shape).astype(np.float32) for _ in range(2))
+        half = image.geometry.shape[2] // 2
+        spoilt[..., :half] = rng.permuted(spoilt[..., :half])
+        case, clean, bad = (one.describe(Volume(array, image.geometry)) for array in (image.array, clean, spoilt))
+        same = identity_deformation(case.coarse.geometry)
+        good, worse = _local_fits(case, [(clean, same), (bad, same)], 0.3)
+        quarter = worse.shape[2] // 4
+        there, elsewhere = (
+            float(worse[..., part].mean() / good[..., part].mean())
+            for part in (slice(0, quarter), slice(-quarter, None))
+        )
+        assert there < 0.3 and elsewhere > 0.6, (
+            f"relative votes: {there:.2f} where it is spoilt, {elsewhere:.2f} elsewhere"
+        )
+
+    def test_where_no_scan_shows_anything_all_count_alike(self, labelled):
+        one = propagator(atlases=2, use_affine=False)
+        case = one.describe(labelled[1].image)
+        away = identity_deformation(case.coarse.geometry, start=_shifted(1e4))
+        fits = _local_fits(case, [(case, away), (case, away)], 0.3)
+        assert all(torch.equal(fit, torch.ones_like(fit)) for fit in fits)
+
+
+def _shifted(millimetres):
+    matrix = np.eye(4)
+    matrix[0, 3] = millimetres
+    return matrix

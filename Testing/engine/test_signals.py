@@ -1,4 +1,4 @@
-"""Signs of quality: each is better for a good prediction than for a spoiled one, and what it is made of."""
+"""Signals of quality: each is better for a good prediction than for a spoiled one, and what it is made of."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ TRUTH = np.zeros(GRID.shape, np.uint8)
 TRUTH[2:7, 3:9, 3:9] = 1
 TRUTH[3:5, 4:6, 4:6] = 2
 
-#: Signs of which less is better.
+#: Signals of which less is better.
 
 
 def probabilities(label, sure=0.95):
@@ -78,7 +78,7 @@ def test_a_spoiled_prediction_shows(good_and_bad, name):
     "name", ["with_propagation", "network_with_propagation", "between_rounds", "reverse", "with_cohort"]
 )
 def test_a_perfect_prediction_agrees_with_everything(good_and_bad, name):
-    assert [signs[name] for signs in good_and_bad["a"]] == [1.0, 1.0]
+    assert [signals[name] for signals in good_and_bad["a"]] == [1.0, 1.0]
 
 
 def test_agreements_are_dice_values(good_and_bad):
@@ -96,29 +96,29 @@ def test_entropy_does_not_know_the_number_of_classes(tmp_path):
     p[:, 2:7, 3:9, 3:9] = np.array([0.0, 0.5, 0.5]).reshape(3, 1, 1, 1)
     cohort = make(tmp_path, {"a": (TRUTH, 1.0)})
     cohort.store.save_array(p.astype(np.float16), "probabilities", "2", "a.npy")
-    signs = cohort_signals(cohort, 2, tiny_config(ensemble_rounds=False, propagation_share=0.0), Silent())
-    assert signs["a"][0]["entropy_by_volume"] == pytest.approx(1.0, abs=0.01)
+    signals = cohort_signals(cohort, 2, tiny_config(ensemble_rounds=False, propagation_share=0.0), Silent())
+    assert signals["a"][0]["entropy_by_volume"] == pytest.approx(1.0, abs=0.01)
 
 
 def test_without_registration_there_is_no_way_back(tmp_path):
-    signs = cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}, registered=False), 2, tiny_config(), Silent())
-    assert signs["a"][0]["reverse"] is None and signs["a"][0]["with_cohort"] is None
+    signals = cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}, registered=False), 2, tiny_config(), Silent())
+    assert signals["a"][0]["reverse"] is None and signals["a"][0]["with_cohort"] is None
 
 
 def test_round_0_does_not_compare_the_propagation_with_itself(tmp_path):
-    signs = cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}), 0, tiny_config(), Silent())
-    assert [signs["a"][0][name] for name in ("with_propagation", "between_rounds")] == [None, None]
+    signals = cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}), 0, tiny_config(), Silent())
+    assert [signals["a"][0][name] for name in ("with_propagation", "between_rounds")] == [None, None]
 
 
 def test_with_one_case_there_is_no_cohort(tmp_path):
-    signs = cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}), 2, tiny_config(), Silent())
-    assert signs["a"][0]["with_cohort"] is None and signs["a"][0]["reverse"] == 1.0
+    signals = cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}), 2, tiny_config(), Silent())
+    assert signals["a"][0]["with_cohort"] is None and signals["a"][0]["reverse"] == 1.0
 
 
 def test_a_class_that_was_not_found_has_signs_too(tmp_path):
-    signs = cohort_signals(make(tmp_path, {"a": (np.where(TRUTH == 2, 1, TRUTH), 1.0)}), 2, tiny_config(), Silent())
-    assert all(value is None or np.isfinite(value) for value in signs["a"][1].values())
-    assert signs["a"][1]["network_with_propagation"] == 0
+    signals = cohort_signals(make(tmp_path, {"a": (np.where(TRUTH == 2, 1, TRUTH), 1.0)}), 2, tiny_config(), Silent())
+    assert all(value is None or np.isfinite(value) for value in signals["a"][1].values())
+    assert signals["a"][1]["network_with_propagation"] == 0
 
 
 def test_rounds_are_compared_one_by_one_though_their_mean_is_kept(tmp_path):
@@ -127,8 +127,8 @@ def test_rounds_are_compared_one_by_one_though_their_mean_is_kept(tmp_path):
     first, second = probabilities(TRUTH, 0.9), probabilities(np.zeros_like(TRUTH), 0.9)
     cohort.store.save_array(first, "probabilities", "1", "a.npy")
     cohort.store.save_array(((first + second) / 2).astype(np.float16), "probabilities", "2", "a.npy")
-    signs = cohort_signals(cohort, 2, tiny_config(ensemble_rounds=True), Silent())
-    assert signs["a"][0]["between_rounds"] == 0
+    signals = cohort_signals(cohort, 2, tiny_config(ensemble_rounds=True), Silent())
+    assert signals["a"][0]["between_rounds"] == 0
 
 
 def test_a_stop_is_heard(tmp_path):

@@ -70,7 +70,7 @@ def test_it_is_said_what_was_learned_of_the_reviewed_cases(first: Project, secon
 
 def test_signs_of_quality_reach_the_results(first: Project, second: JobFolder) -> None:
     row = predictions(first)["phantom_005"]["scores"]["labels"]["1"]
-    assert {"expected_dice", "reverse", "between_rounds"} <= set(row["signs"])
+    assert {"expected_dice", "reverse", "between_rounds"} <= set(row["signals"])
 
 
 class TestGoingOn:

@@ -364,7 +364,7 @@ class TestMovedScans:
         assert "4 scans are not where they were" in panel.banner.text
         panel.dialogs.found = moved
         ui.bannerButton.click()
-        assert "4 scans were found, 0 are still missing" in panel.banner.text
+        wait(panel, lambda: "4 scans were found, 0 are still missing" in panel.banner.text, "the end of the search")
         assert Project(with_template).missing() == []
 
 

@@ -671,9 +671,15 @@ def test_the_reviewer_is_slicers_user(panel: Any, ui: Any, app: Any, with_scans:
 def test_a_worker_that_never_starts_is_told_of(
     panel: Any, ui: Any, with_template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["SemiSAMO1Lib.job.watch"], "HANDSHAKE_S", 0.5)
     panel.session.environment = {"PATH": "/usr/bin:/bin", "SEMISAMO1_STAND_IN": "mute"}
     ui.trainButton.click()
+    logs = with_template / "jobs"
+    wait(
+        panel,
+        lambda: any("torch" in log.read_text() for log in logs.glob("*-train/log.txt")),
+        "the worker's last words",
+    )
+    monkeypatch.setattr(sys.modules["SemiSAMO1Lib.job.watch"], "HANDSHAKE_S", 0.5)
     wait(panel, lambda: "did not start" in panel.banner.text, "the failure")
     assert "no module named torch" in panel.banner.text, "the end of its log says why"
 

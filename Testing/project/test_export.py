@@ -44,7 +44,7 @@ def project_of(folder: Path) -> Project:
     rows = []
     for case in others:
         write_segmentation(job.results / "1" / f"{case.id}.seg.nrrd", on(case.geometry), project.state.labels)
-        labels = {str(value): {"uncertainty": 0.25, "signs": {"expected_dice": 0.9}} for value in (1, 2)}
+        labels = {str(value): {"uncertainty": 0.25, "signals": {"expected_dice": 0.9}} for value in (1, 2)}
         scores = {"label_uncertainty": 0.25, "labels": labels}
         rows.append({"case": case.id, "scores": scores, "prediction": f"1/{case.id}.seg.nrrd"})
     files.write_json(job.index, {"round": 1, "cases": rows, "skipped": []})

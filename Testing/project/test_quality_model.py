@@ -1,4 +1,4 @@
-"""The estimate of quality: what a fit finds, what missing signs do, how reviews move it, and what is shipped."""
+"""The estimate of quality: what a fit finds, what missing signals do, how reviews move it, and what is shipped."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def sigmoid(value: float) -> float:
 def data(
     seed: int = 0, count: int = 300, noise: float = 0.05
 ) -> tuple[list[dict[str, float | None]], list[float], list[str]]:
-    """Signs whose effect on the Dice is known: + 0.8 per unit of logit(expected_dice), - 2 per unit of entropy.
+    """Signals whose effect on the Dice is known: + 0.8 per unit of logit(expected_dice), - 2 per unit of entropy.
 
-    One of two groups is harder and, against the rule, more certain: a fit over all would turn the sign round.
+    One of two groups is harder and, against the rule, more certain: a fit over all would turn the signal round.
     """
     rng = np.random.default_rng(seed)
-    signs: list[dict[str, float | None]] = []
+    signals: list[dict[str, float | None]] = []
     dice, groups = [], []
     for number in range(count):
         hard = number % 2
         expected, entropy = float(rng.normal(1.0 + 2.0 * hard, 0.5)), float(rng.uniform(0.2, 0.8))
-        signs.append({"expected_dice": sigmoid(expected), "boundary_entropy": entropy})
+        signals.append({"expected_dice": sigmoid(expected), "boundary_entropy": entropy})
         dice.append(sigmoid(0.8 * expected - 2 * entropy + 2 - 4.0 * hard + float(rng.normal(0, noise))))
         groups.append("hard" if hard else "easy")
-    return signs, dice, groups
+    return signals, dice, groups
 
 
 def model_of(seed: int = 0) -> QualityModel:
@@ -43,11 +43,11 @@ def model_of(seed: int = 0) -> QualityModel:
 
 def test_effects_are_those_within_a_training_not_between_trainings() -> None:
     """Over all data certainty goes with bad predictions, inside each training with good ones."""
-    signs, dice, groups = data()
+    signals, dice, groups = data()
     model = model_of()
     assert model.coefficients[0] > 0 > model.coefficients[1]
     hard = [number for number, group in enumerate(groups) if group == "hard"]
-    likely = model.likely([signs[number] for number in hard])
+    likely = model.likely([signals[number] for number in hard])
     assert np.corrcoef(likely, [dice[number] for number in hard])[0, 1] > 0.9
 
 
@@ -58,19 +58,19 @@ def test_signs_count_by_how_much_they_tell() -> None:
 
 
 def test_no_sign_counts_against_its_meaning() -> None:
-    """Data in which certainty goes with bad predictions: the sign is left out, not turned round."""
-    signs, dice, groups = data()
-    turned = [{**one, "boundary_entropy": 1 - float(one["boundary_entropy"] or 0)} for one in signs]
+    """Data in which certainty goes with bad predictions: the signal is left out, not turned round."""
+    signals, dice, groups = data()
+    turned = [{**one, "boundary_entropy": 1 - float(one["boundary_entropy"] or 0)} for one in signals]
     model = fit(turned, dice, groups, NAMES, {})
     assert model.coefficients[1] == pytest.approx(0, abs=1e-6) and model.coefficients[0] > 0
 
 
 def test_groups_count_alike_whatever_their_size() -> None:
-    signs, dice, groups = data()
+    signals, dice, groups = data()
     easy = [number for number, group in enumerate(groups) if group == "easy"]
-    many = [*range(len(signs)), *easy * 5]
-    larger = fit([signs[n] for n in many], [dice[n] for n in many], [groups[n] for n in many], NAMES, {})
-    likely = [model.likely([signs[1]])[0] for model in (larger, model_of())]
+    many = [*range(len(signals)), *easy * 5]
+    larger = fit([signals[n] for n in many], [dice[n] for n in many], [groups[n] for n in many], NAMES, {})
+    likely = [model.likely([signals[1]])[0] for model in (larger, model_of())]
     assert likely[0] == pytest.approx(likely[1], abs=0.05)
 
 
@@ -110,9 +110,9 @@ def test_the_logit_of_the_ends_is_finite(dice: float) -> None:
 class TestRefit:
     def reviewed(self, count: int, shift: float) -> list[Reviewed]:
         """Cases whose Dice is what the model says, moved by `shift` in logits."""
-        signs, _, _ = data(seed=7, count=count)
+        signals, _, _ = data(seed=7, count=count)
         model = model_of()
-        return [Reviewed((one,), (sigmoid(logit(model.likely([one])[0]) + shift),)) for one in signs]
+        return [Reviewed((one,), (sigmoid(logit(model.likely([one])[0]) + shift),)) for one in signals]
 
     def test_too_few_reviews_change_nothing(self) -> None:
         model = model_of()
@@ -130,7 +130,7 @@ class TestRefit:
     def test_its_error_is_measured_on_cases_that_were_left_out(self) -> None:
         """Noise that nobody can predict stays as error, however many coefficients there are."""
         rng = np.random.default_rng(0)
-        noisy = [Reviewed(one.signs, (float(rng.uniform(0.4, 1.0)),)) for one in self.reviewed(12, 0.0)]
+        noisy = [Reviewed(one.signals, (float(rng.uniform(0.4, 1.0)),)) for one in self.reviewed(12, 0.0)]
         assert refitted(model_of(), noisy).error > 0.1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,15 @@ def predicted(folder: Path, scores: dict[str, dict[str, Any]]) -> Project:
 
 
 def found(quality_of_it: float) -> dict[str, Any]:
-    """Scores of a case whose one label has these signs; the larger the better."""
-    signs = {"expected_dice": quality_of_it, "boundary_entropy": 1 - quality_of_it}
-    return {"label_uncertainty": 0.3, "labels": {"1": {"signs": signs}}}
+    """Scores of a case whose one label has these signals; the larger the better."""
+    signals = {"expected_dice": quality_of_it, "boundary_entropy": 1 - quality_of_it}
+    return {"label_uncertainty": 0.3, "labels": {"1": {"signals": signals}}}
 
 
 @pytest.fixture
 def few(tmp_path: Path) -> Project:
     """Nothing found in e, then c and d alike, b the best."""
-    nothing = {"label_uncertainty": None, "labels": {"1": {"signs": {"expected_dice": 0.0}}}}
+    nothing = {"label_uncertainty": None, "labels": {"1": {"signals": {"expected_dice": 0.0}}}}
     return predicted(tmp_path / "few", {"b": found(0.9), "c": found(0.5), "d": found(0.5), "e": nothing})
 
 
@@ -58,8 +59,19 @@ def decide(project: Project, case: str, dice: float | None, after: str = "correc
     facts: dict[str, Any] = {"training": project.state.current_training}
     if dice is not None:
         row = predictions(project)[case]["scores"]["labels"]["1"]
-        facts |= {"dice": {"1": dice}, "signs": {"1": row["signs"]}}
+        facts |= {"dice": {"1": dice}, "signals": {"1": row["signals"]}}
     project.append_review(case, before.review, after, role_before="unlabelled", label_before=None, label=None, **facts)
+
+
+def pretend_decided(project: Project, training: str, dice: Mapping[str, float]) -> None:
+    """A new training whose cases were all corrected, in this order: the lines of the history alone."""
+    project.change(lambda state: replace(state, current_training=training))
+    files.write_text(project.reviews, "")
+    for case, value in dice.items():
+        facts: dict[str, Any] = {"training": training, "dice": {"1": value}}
+        project.append_review(
+            case, "not_seen", "corrected", role_before="unlabelled", label_before=None, label=None, **facts
+        )
 
 
 def names(project: Project) -> list[str]:
@@ -115,10 +127,10 @@ class TestRandomFifth:
             before = names_in_order[: place + 1]
             assert draws[rank] in before, f"the draw of place {place} was not offered by then"
             fresh = draws[rank] not in before[:-1]
-            assert offered[place].drawn or not fresh, f"{offered[place].case} is offered by chance and not marked"
+            assert offered[place].random or not fresh, f"{offered[place].case} is offered by chance and not marked"
 
     def test_the_others_are_the_worst_first(self, forty: Project) -> None:
-        others = [one.case for one in queue(forty) if not one.drawn]
+        others = [one.case for one in queue(forty) if not one.random]
         assert others == sorted(others)
 
     def test_the_order_stays_while_it_is_worked_off(self, forty: Project) -> None:
@@ -149,7 +161,7 @@ class TestScore:
 
     def test_the_worst_first_do_not_pull_it_down(self, forty: Project) -> None:
         """Cases that were offered because they are bad have Dice 0.2, drawn ones 0.9: the mean is 0.9."""
-        drawn = {one.case for one in queue(forty)[: EVERY * FEWEST] if one.drawn}
+        drawn = {one.case for one in queue(forty)[: EVERY * FEWEST] if one.random}
         self.review(forty, EVERY * FEWEST, lambda case: 0.9 if case in drawn else 0.2)
         result = score(forty)
         assert result is not None and result.mean == pytest.approx(0.9) and result.reviewed == FEWEST
@@ -162,19 +174,9 @@ class TestScore:
         rated = quality(project, predictions(project))
         held = 0
         for seed in range(60):
-            project.change(lambda s, seed=seed: replace(s, current_training=f"{seed:04d}-train"))  # type: ignore[misc]
-            files.write_text(project.reviews, "")
-            for case in random_order(truth, project.state.current_training)[:8] + sorted(truth)[:32]:
-                project.append_review(
-                    case,
-                    "not_seen",
-                    "corrected",
-                    role_before="unlabelled",
-                    label_before=None,
-                    label=None,
-                    training=project.state.current_training,
-                    dice={"1": truth[case]},
-                )
+            training = f"{seed:04d}-train"
+            chosen = random_order(truth, training)[:8] + sorted(truth)[:32]
+            pretend_decided(project, training, {case: truth[case] for case in chosen})
             result = score(project, rated)
             assert result is not None
             held += result.low <= np.mean(list(truth.values())) <= result.high
@@ -189,21 +191,9 @@ class TestScore:
         held = 0
         for seed in range(100):
             training = f"{seed:04d}-train"
-            project.change(lambda s, name=training: replace(s, current_training=name))  # type: ignore[misc]
-            files.write_text(project.reviews, "")
             chosen = random_order(truth, training)[:draws]
             others = [case for case in truth if case not in chosen][: draws * (EVERY - 1)]
-            for case in (*chosen, *others):
-                project.append_review(
-                    case,
-                    "not_seen",
-                    "corrected",
-                    role_before="unlabelled",
-                    label_before=None,
-                    label=None,
-                    training=training,
-                    dice={"1": truth[case]},
-                )
+            pretend_decided(project, training, {case: truth[case] for case in (*chosen, *others)})
             result = score(project, rated)
             assert result is not None and result.reviewed == draws
             held += result.low <= 0.88 <= result.high
@@ -219,7 +209,7 @@ class TestScore:
 
     def test_a_rejected_prediction_counts_nothing(self, forty: Project) -> None:
         for one in queue(forty)[: EVERY * FEWEST]:
-            decide(forty, one.case, None if one.drawn else 0.9, "rejected" if one.drawn else "corrected")
+            decide(forty, one.case, None if one.random else 0.9, "rejected" if one.random else "corrected")
         result = score(forty)
         assert result is not None and result.mean == 0
 

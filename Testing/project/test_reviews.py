@@ -16,7 +16,7 @@ from SemiSAMO1Lib.job import JobFolder, JobKind
 from SemiSAMO1Lib.project import LabelError, Project, ProjectError, Role, Skipped
 from SemiSAMO1Lib.project import reviews as review
 from SemiSAMO1Lib.project.drafts import find_draft, save_draft
-from SemiSAMO1Lib.project.history import decisions
+from SemiSAMO1Lib.project.history import decisions, unreadable_lines
 from SemiSAMO1Lib.project.importing import candidates, look
 from SemiSAMO1Lib.project.label_writer import write_segmentation
 from SemiSAMO1Lib.project.results import predictions
@@ -299,6 +299,13 @@ class TestOlderAndDamaged:
         review.skip(project, "d")
         made = decisions(project)
         assert [made["b"][-1].after, made["d"][-1].after] == ["rejected", "skipped"]
+
+    def test_lines_that_cannot_be_read_are_counted(self, project: Project) -> None:
+        review.reject(project, "b")
+        before = unreadable_lines(project)
+        with open(project.reviews, "a", encoding="utf-8") as stream:
+            stream.write('{"case": "c"}\nnot JSON\n')
+        assert (before, unreadable_lines(project)) == (0, 2)
 
     def test_a_correction_is_saved_also_when_the_prediction_is_gone(self, project: Project, mended: Path) -> None:
         predictions(project)["b"]["prediction"].unlink()

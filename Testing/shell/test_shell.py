@@ -632,7 +632,7 @@ def reviewed(story: Story, tmp_path: Path) -> Path:
 def test_the_queue_for_machines(reviewed: Path) -> None:
     rows = shell("queue", reviewed, "--json").json()
     assert {row["case"] for row in rows} == {"phantom_001", "phantom_002"}
-    keys = {"case", "state", "score", "level", "drawn"}
+    keys = {"case", "state", "score", "level", "random"}
     assert all(set(row) == keys and row["state"] == "not_seen" and 0 <= row["score"] <= 1 for row in rows)
 
 

@@ -42,6 +42,15 @@ def test_all_begin_with_the_same_predictions(played: tuple[Path, dict[str, Any]]
     assert len({(rows[0]["untouched"], rows[0]["common"]) for rows in played[1]["curves"].values()}) == 1
 
 
+def test_orders_are_compared_over_the_cases_that_none_corrects(played: tuple[Path, dict[str, Any]]) -> None:
+    rows = {order: files.read_json(played[0] / "effort" / order / "rows.json") for order in ("queue", "entropy")}
+    common = set(rows["queue"][0]["dice"]) - {case for one in rows.values() for row in one for case in row["cases"]}
+    last = played[1]["differences"][-1]
+    wanted = sum(rows["queue"][2]["dice"][case] - rows["entropy"][2]["dice"][case] for case in common) / len(common)
+    assert (last["order"], last["against"], last["corrected"], last["cases"]) == ("queue", "entropy", 2, len(common))
+    assert last["mean"] == pytest.approx(wanted, abs=1e-4) and last["low"] <= last["mean"] <= last["high"]
+
+
 def test_the_references_become_corrections(played: tuple[Path, dict[str, Any]]) -> None:
     project = Project(played[0] / "effort" / "queue")
     corrected = [case for case in project.state.cases if case.review == reviews.Review.CORRECTED]

@@ -1,8 +1,8 @@
-"""Fit the model of likely quality: which signs tell how much, from trainings whose truth is known.
+"""Fit the model of likely quality: which signals tell how much, from trainings whose truth is known.
 
-Signs of one prediction say much the same, and which of them says it best differs from anatomy to anatomy. So each
-counts by its own correlation with the truth, and one scale is fitted for all: unlike the coefficients of a regression
-this carries over to an anatomy that took no part (measured: docs/benchmarks.md).
+Signals of one prediction say much the same, and which of them says it best differs from anatomy to anatomy. The
+coefficients of a regression would be decided by chance among them. So each counts by its own correlation with the
+truth, and one scale is fitted for all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...quality import DOUBTS, QualityModel, logit, transformed
 
 
 def fit(
-    signs: Sequence[Mapping[str, float | None]],
+    signals: Sequence[Mapping[str, float | None]],
     dice: Sequence[float],
     groups: Sequence[str],
     names: Sequence[str],
@@ -25,17 +25,18 @@ def fit(
 ) -> QualityModel:
     """Fit the model, every group counting alike.
 
-    Correlations are those inside the groups: that one anatomy is harder than another must not be mistaken for a sign's
-    effect. No sign counts against its meaning: more agreement is never worse. The intercept is the groups' mean.
+    Correlations are those inside the groups: that one anatomy is harder than another must not be mistaken for the
+    effect of a signal. No signal counts against its meaning: more agreement is never worse. The intercept is the
+    groups' mean.
 
     Args:
-        signs: of each class of each case.
+        signals: of each class of each case.
         dice: their true Dice.
         groups: the training that each belongs to.
-        names: signs to use.
+        names: signals to use.
         origin: what the data are.
     """
-    raw = np.array([[transformed(name, one.get(name)) for name in names] for one in signs])
+    raw = np.array([[transformed(name, one.get(name)) for name in names] for one in signals])
     known = ~np.isnan(raw)
     means = np.where(known, raw, 0).sum(0) / np.maximum(known.sum(0), 1)
     raw = np.where(known, raw, means)

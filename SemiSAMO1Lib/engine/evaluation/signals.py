@@ -1,4 +1,4 @@
-"""Signs of how good a prediction is that need no reference: what the networks, the registration, the features and the
+"""Signals of how good a prediction is that need no reference: what the networks, the registration, the features and the
 rest of the cohort say about it.
 
 All are computed on the training grid, for each case and class; `SemiSAMO1Lib/quality.py` turns them into a likely Dice.
@@ -22,6 +22,7 @@ from ..data.grids import resample_labels, sample, space_points
 from ..generalists.mind import mind_ssc
 from ..observer import Observer, stop_if_asked
 from ..refinement.fusion import fused
+from ..similarity import cosine
 from .metrics import dice
 
 #: Where a case's field does not reach in the template's space.
@@ -144,7 +145,7 @@ def _case_signals(
             "between_rounds": dice(own == value, before == value),
             "between_passes": passes[value - 1],
             "confidence": float(confidence[mine].mean()) if mine.any() else 0.0,
-            "prototype": _cosine(prototypes[value], template.prototypes[value]),
+            "prototype": cosine(prototypes[value], template.prototypes[value]),
             "volume_to_template": abs(float(np.log(max(volumes[value], 1) / max(template.volumes[value], 1)))),
             "volume_to_cohort": abs(float(np.log(max(volumes[value], 1) / max(typical[value], 1)))),
         }
@@ -220,10 +221,6 @@ def _prototypes(image: NDArray[Any], label: NDArray[Any], classes: int) -> NDArr
         if mine.any():
             found[value] = described[:, mine].mean(1) - mean
     return found
-
-
-def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-9))
 
 
 def _binary_entropy(p: NDArray[np.float32]) -> NDArray[np.float32]:

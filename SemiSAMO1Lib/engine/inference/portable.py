@@ -6,7 +6,6 @@ pydantic.
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ... import files
 from ...image_io import read_volume, write_volume
 from ...volume import Volume
 from ..data.grids import canonical, resample_image, with_spacing
@@ -46,7 +46,7 @@ class PortableModel:
     """
 
     def __init__(self, root: Path, device: str = "cpu") -> None:
-        plan = json.loads((Path(root) / "plan.json").read_text(encoding="utf-8"))
+        plan = files.read_json(Path(root) / "plan.json")
         self.values: list[int] = plan["label_values"]
         self._spacing = tuple(plan["spacing"])
         self._intensity = IntensityPlan.model_validate(plan["intensity"])

@@ -18,9 +18,16 @@ from torch import Tensor
 from ...volume import Geometry, Volume
 from ..cases import LabelledCase, Propagation
 from ..data.grids import inside, sample, space_points
+from ..similarity import nearest
 from .deformable import Deformation, Settings, register
 from .descriptors import Described, describe
 from .starts import SMALLEST_OVERLAP, affine, translations
+
+#: Nodes of the coarse grid along each axis over which the fit of a labelled scan is averaged.
+NEIGHBOURHOOD = 5
+
+#: Share of a neighbourhood that both scans must show before their fit there is judged.
+_LEAST_DATA = 0.01
 
 #: Scans with fewer voxels than this on the working grid are refined on every voxel.
 FINEST_BELOW = 200_000
@@ -39,6 +46,8 @@ class RegistrationSettings:
             the working grid.
         seed: of the affine step's voxel sample.
         atlases: labelled scans that vote, where there are more: those that look most like the case.
+        locality: by how much of the mean local misfit a labelled scan may fit worse at a place than the best one there
+            until its vote there has fallen to 0.37 (exp(-1)).
     """
 
     deformable: Settings = field(default_factory=Settings)
@@ -48,6 +57,7 @@ class RegistrationSettings:
     round_trip_mm: float | None = None
     seed: int = 0
     atlases: int = 3
+    locality: float = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,14 +128,15 @@ class RegistrationPropagator:
         own = _in_template(case, kept[0][0], template)
         chosen = _nearest(own, prepared, self.settings.atlases)
         found: list[tuple[Prepared, Deformation, float]] = []
-        if template in chosen:
-            found += [(template, deformation, share * template.labelled.weight) for deformation, share in kept]
         for one in chosen:
+            transforms = kept
             if one is not template:
                 transforms, facts = self._best(case, one)
-                found += [(one, deformation, share * one.labelled.weight) for deformation, share in transforms]
                 tried += facts
-        result = self._fuse(found, grid, {"starts": tried, "atlases": [one.labelled.id for one in chosen]})
+            # many starts that come out alike are a bad sign, not more votes: a labelled scan has one
+            one_vote = one.labelled.weight / sum(share for _, share in transforms)
+            found += [(one, deformation, share * one_vote) for deformation, share in transforms]
+        result = self._fuse(case, found, grid, {"starts": tried, "atlases": [one.labelled.id for one in chosen]})
         # the first transform is always that to the template: its space is where cases are compared
         to_template = [deformation for deformation, _ in kept]
         others = [deformation for one, deformation, _ in found if one is not template]
@@ -159,21 +170,24 @@ class RegistrationPropagator:
         return [(results[number], share) for number, share in chosen], facts
 
     def _fuse(
-        self, found: list[tuple[Prepared, Deformation, float]], grid: Geometry, facts: dict[str, Any]
+        self, case: Described, found: list[tuple[Prepared, Deformation, float]], grid: Geometry, facts: dict[str, Any]
     ) -> Propagation:
+        """Every voxel takes the mean label of the transforms, each by its vote, its trust and its fit there."""
+        pairs = [(one.described, deformation) for one, deformation, _ in found]
+        fits = _local_fits(case, pairs, self.settings.locality)
         points = space_points(grid, self.device)
         weight = torch.zeros(grid.shape, device=self.device)
         confidence = torch.zeros(grid.shape, device=self.device)
         scale = self.settings.round_trip_mm or 3 * self.spacing
         votes = []
-        for one, deformation, share in found:
+        for (one, deformation, share), fit in zip(found, fits, strict=True):
             there = deformation.to_template(points)
             geometry = one.labelled.label.geometry
             seen = inside(geometry, there).float() * sample(one.known, geometry, there)[0]
             trip = sample(deformation.round_trip[None], deformation.geometry, points)[0]
             trust = torch.exp(-0.5 * (trip / scale).square()) * seen
             # outside its field a template votes next to nothing, but a place nobody saw still has a nearest guess
-            vote = share * (trust + 1e-6)
+            vote = share * (trust + 1e-6) * sample(fit[None], case.coarse.geometry, points)[0]
             votes.append((one, there, vote))
             weight += vote
             confidence = torch.maximum(confidence, trust)
@@ -188,6 +202,32 @@ class RegistrationPropagator:
             probabilities[value] = total
         probabilities[0] = background.clamp(min=0)
         return Propagation(grid, probabilities, confidence, [d for _, d, _ in found], facts)
+
+
+def _local_fits(case: Described, found: Sequence[tuple[Described, Deformation]], locality: float) -> list[Tensor]:
+    """How well each labelled scan fits the case at a place, in (0, 1] beside the best one there (local weighting:
+    Artaechevarria et al. 2009), on the case's coarse grid."""
+    geometry = case.coarse.geometry
+    points = space_points(geometry, case.coarse.channels.device)
+    if len(found) == 1:
+        return [torch.ones(geometry.shape, device=points.device)]
+    misfits = []
+    for other, deformation in found:
+        there = deformation.to_template(points)
+        carried = sample(other.coarse.channels, other.coarse.geometry, there)
+        both = case.coarse.weight.float() * carried[-1] * inside(other.coarse.geometry, there)
+        squared = (carried[:-1] - case.coarse.values.float()).square().mean(0)
+        data = _averaged(both)
+        misfits.append(torch.where(data > _LEAST_DATA, _averaged(squared * both) / data, torch.inf))
+    best = torch.stack(misfits).amin(0)
+    known = best.isfinite()
+    scale = (locality * float(best[known].mean()) if known.any() else 0.0) or 1.0
+    return [torch.where(known, torch.exp(-(one - best) / scale), 1.0) for one in misfits]
+
+
+def _averaged(values: Tensor) -> Tensor:
+    """Mean over the neighbourhood of every node; beyond the border there is nothing."""
+    return torch.nn.functional.avg_pool3d(values[None, None], NEIGHBOURHOOD, 1, NEIGHBOURHOOD // 2)[0, 0]
 
 
 def _own_signature(template: Prepared) -> NDArray[np.float16]:
@@ -206,12 +246,10 @@ def _nearest(own: NDArray[np.float16], prepared: Sequence[Prepared], count: int)
     if len(prepared) <= count:
         return list(prepared)
 
-    def likeness(one: Prepared) -> float:
-        a, b = own.astype(np.float64).ravel(), np.asarray(one.signature, np.float64).ravel()
-        return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
-
-    order = sorted(range(len(prepared)), key=lambda number: (-likeness(prepared[number]), number))
-    return [prepared[number] for number in sorted(order[:count])]
+    known = {one.labelled.id: one for one in prepared}
+    signatures = {"": own, **{name: np.asarray(one.signature) for name, one in known.items()}}
+    chosen = {name for name, _ in nearest("", list(known), signatures, count)}
+    return [one for one in prepared if one.labelled.id in chosen]
 
 
 def signature(values: Tensor) -> NDArray[np.float16]:

@@ -1,11 +1,11 @@
-"""Which cases are alike, and what they say about each other's uncertain places.
+"""What cases that are alike say about each other's uncertain places.
 
 Cases are compared after registration: their descriptors, carried to the template, lie voxel on voxel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,6 @@ from torch import Tensor
 from ...volume import Geometry
 from ..data.grids import sample
 from ..propagation.deformable import Deformation
-
-
-def nearest(
-    case_id: str, certain: Sequence[str], signatures: Mapping[str, NDArray[Any]], count: int
-) -> list[tuple[str, float]]:
-    """The `count` most similar certain cases and their similarities in [0, 1], most similar first.
-
-    The similarity of two cases is the cosine of their signatures, clipped at 0 (method, section 1.4): the encoder's
-    global features, or with registration the descriptors in the template's space, means removed.
-    """
-    own = _unit(signatures[case_id])
-    scored = [(other, max(0.0, float(own @ _unit(signatures[other])))) for other in certain if other != case_id]
-    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:count]
 
 
 def aligned_vote(
@@ -75,8 +62,3 @@ def whole_volume_vote(
         for value in range(classes):
             votes[value] += np.float16(similarity / total) * (resized == value)
     return votes
-
-
-def _unit(signature: NDArray[Any]) -> NDArray[np.float64]:
-    vector = np.asarray(signature, np.float64).ravel()
-    return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12))

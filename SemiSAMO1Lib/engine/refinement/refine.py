@@ -19,9 +19,10 @@ from ..config import TrainingConfig
 from ..data.grids import resample_labels, space_points
 from ..inference.uncertainty import voxel_entropy
 from ..observer import Observer, stop_if_asked
+from ..similarity import nearest
 from .acceptance import accepted, mean_dice, reverse_dice
 from .fusion import fused, voxel_weights
-from .neighbours import aligned_vote, nearest, whole_volume_vote
+from .neighbours import aligned_vote, whole_volume_vote
 
 #: A voxel whose normalised entropy exceeds this is uncertain: its neighbours vote.
 UNCERTAIN_VOXEL = 0.4

@@ -1,0 +1,376 @@
+"""How well one labelled scan segments a cohort: the whole method beside what it has to beat, and beside its bound.
+
+    python Testing/benchmarks/one_label.py run   left_atrium --folder FOLDER
+    python Testing/benchmarks/one_label.py test  left_atrium --folder FOLDER
+    python Testing/benchmarks/one_label.py table left_atrium --folder FOLDER
+
+Protocol. A cohort's sorted names are split into pool and test. A row sees the pool's scans and the template's label;
+plan, statistics, neighbours and template choice use the pool alone, and the last weights are the result. `run` trains
+and scores the pool (transductive), `test` applies every finished row once to the test scans (inductive), `table` shows
+both, with differences paired by case. Every row is a file: a command that is cut short goes on where it stopped.
+
+Templates: the one that the advisor recommends, then the first others by name. `--rows`, `--templates`, `--seeds` and
+`--preset` choose what is run; `--ablation` adds a row of other parameters. Row `convexadam` needs convexAdam 0.2.0
+(see registration.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cohorts import wait
+from common import machine, reference_of, scans
+from numpy.typing import NDArray
+
+from SemiSAMO1Lib import files
+from SemiSAMO1Lib.choices import PRESETS, STANDARD
+from SemiSAMO1Lib.engine.data.grids import resample_labels
+from SemiSAMO1Lib.engine.evaluation.paired import paired_difference
+from SemiSAMO1Lib.image_io import read_geometry, read_volume, write_volume
+from SemiSAMO1Lib.job import JobFolder, JobKind, start
+from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
+from SemiSAMO1Lib.project import Project
+from SemiSAMO1Lib.project.advising import read_advice, request_advice
+from SemiSAMO1Lib.project.export import request_predictions
+from SemiSAMO1Lib.project.training import request_training
+from SemiSAMO1Lib.tasks.compare import compare
+from SemiSAMO1Lib.volume import Geometry, Volume
+
+#: Cohort -> scans of the pool (the template is one of them) and of the test.
+SPLITS = {"left_atrium": (60, 20), "hippocampus": (100, 95), "phantoms": (16, 10)}
+
+#: Thick slices, five times as far apart as their voxels are wide, through a tilted head of the scanner.
+THICK = PhantomSettings(spacing_mm=(4.0, 0.8, 0.8), spacing_variation=0.05, oblique_degrees=20.0)
+
+#: Scores of one case by label value.
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of segmenting.
+
+    Attributes:
+        shown: its name in the table.
+        changes: parameters of the training; None: there is no training.
+        without: carries the template's label without a training: (template, its label, case) -> labels on the case.
+        all_labels: every label of the pool is given: the upper bound.
+    """
+
+    shown: str
+    changes: dict[str, Any] | None = field(default_factory=dict)
+    without: Callable[[Path, Path, Path], NDArray[Any]] | None = None
+    all_labels: bool = False
+
+
+def resized(template: Path, label: Path, case: Path) -> NDArray[Any]:
+    """The template's label, stretched over the case."""
+    del template
+    given, shape = read_volume(label), read_geometry(case).shape
+    spacing = [n / m for n, m in zip(given.geometry.shape, shape, strict=True)]
+    corner = [0.5 * s - 0.5 for s in reversed(spacing)]
+    on_case = Geometry(shape, (spacing[0], spacing[1], spacing[2]), (corner[0], corner[1], corner[2]))
+    return np.asarray(resample_labels(Volume(given.array, Geometry(given.geometry.shape)), on_case))
+
+
+def by_convex_adam(template: Path, label: Path, case: Path) -> NDArray[Any]:
+    """convexAdam with its defaults, on the grid of `registration.py`."""
+    from registration import SPACING, convex_adam, prepared_pair
+
+    moving, carried, fixed, _ = prepared_pair(template, case, SPACING[case.parent.parent.name])
+    found, _ = convex_adam(fixed, moving.array, carried.array, int(carried.array.max()) + 1)
+    return np.asarray(resample_labels(Volume(found.astype(np.uint8), fixed.geometry), read_geometry(case)))
+
+
+def alone(preset: str, **changes: Any) -> dict[str, Any]:
+    """The network alone, without registration: as many iterations as all rounds of the preset."""
+    settings = {**STANDARD, **PRESETS[preset]}
+    steps = settings["rounds"] * settings["iterations"]
+    return {"rounds": 1, "iterations": steps, "propagation_share": 0.0, "carried_share": 0.0, **changes}
+
+
+def rows_for(preset: str) -> dict[str, Row]:
+    return {
+        "resized": Row("template label resized", None, resized),
+        "convexadam": Row("convexAdam 0.2.0", None, by_convex_adam),
+        "registration": Row("registration alone", {"rounds": 0}),
+        "supervised": Row("supervised only", alone(preset, learner="supervised_only")),
+        "mt": Row("mean teacher without registration", alone(preset, learner="mean_teacher", pseudo_weight=0.0)),
+        "ours": Row("SemiSAMO1"),
+        "bound": Row("the same network, all labels of the pool", alone(preset, learner="supervised_only"), None, True),
+    }
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The split of a cohort; `place` holds everything that is made."""
+
+    name: str
+    place: Path
+    pool: list[Path]
+    test: list[Path]
+
+    @classmethod
+    def of(cls, name: str, folder: Path) -> Cohort:
+        pool, test = SPLITS[name]
+        place = folder / name
+        if name == "phantoms":
+            if not (place / "made").exists():
+                write_cohort(place, pool + test, settings=THICK)
+                (place / "made").touch()
+            found = sorted((place / "images").iterdir())
+        else:
+            found = scans(name)
+        return cls(name, place, found[:pool], found[-test:])
+
+    def copies(self, part: str) -> Path:
+        """A folder with the scans of `pool` or `test` alone: no label is near them."""
+        folder = self.place / part
+        for scan in getattr(self, part):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / scan.name).exists():
+                shutil.copyfile(scan, folder / scan.name)
+        return folder
+
+    def templates(self, count: int) -> list[str]:
+        """The recommended scan, then the first others by name."""
+        kept = self.place / "advice.json"
+        if not kept.exists():
+            project = new_project(self.place / "advice", self.copies("pool"))
+            job = request_advice(project)
+            start(job)
+            wait(job)
+            files.write_json(kept, [one.case for one in read_advice(project)])
+        best = files.read_json(kept)[0]
+        return [best, *(name for scan in self.pool if (name := name_of(scan)) != best)][:count]
+
+
+def name_of(scan: Path) -> str:
+    return scan.name.split(".")[0]
+
+
+def new_project(folder: Path, images: Path) -> Project:
+    shutil.rmtree(folder, ignore_errors=True)
+    project = Project.create(folder)
+    job = JobFolder.create(project.jobs, JobKind.IMPORT, {"images": str(images)}, [])
+    start(job)
+    wait(job)
+    project.refresh()
+    return project
+
+
+def scored(predictions: dict[str, Path], references: dict[str, Path]) -> Scores:
+    found = compare(predictions, references, distances=False)
+    return {row["case"]: {value: one["dice"] for value, one in row["labels"].items()} for row in found["cases"]}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of work: a row with a template and a seed; its file, and its folder."""
+
+    cohort: Cohort
+    key: str
+    row: Row
+    preset: str
+    template: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.key}-{self.preset}-{self.template}-{self.seed}"
+
+    @property
+    def file(self) -> Path:
+        return self.cohort.place / "rows" / f"{self.name}.json"
+
+    @property
+    def folder(self) -> Path:
+        return self.cohort.place / "projects" / self.name
+
+    def run(self) -> None:
+        """Segment the pool and write the row."""
+        if self.file.exists():
+            return
+        began = time.monotonic()
+        peak = 0
+        others = [scan for scan in self.cohort.pool if name_of(scan) != self.template]
+        references = {name_of(scan): reference_of(scan) for scan in others}
+        if self.row.changes is None:
+            pool = self.carried(others)
+        else:
+            project = self.project()
+            parameters = {"preset": self.preset, "seed": self.seed, **self.row.changes}
+            job = request_training(project, parameters)
+            began = time.monotonic()
+            start(job)
+            peak = wait(job)
+            index = files.read_json(job.index)
+            made = {row["case"]: job.results / row["prediction"] for row in index["cases"] if row["case"] in references}
+            pool = scored(made, references) if not self.row.all_labels else {}
+        minutes = (time.monotonic() - began) / 60
+        row = {
+            "cohort": self.cohort.name,
+            "row": self.key,
+            "preset": self.preset,
+            "template": self.template,
+            "seed": self.seed,
+            "pool": pool,
+            "test": None,
+            "minutes": round(minutes, 1),
+            "peak_GiB": round(peak / 2**30, 2),
+            **machine(),
+        }
+        files.write_json(self.file, row)
+        print(self.name, f"pool {mean(pool):.4f}" if pool else "", f"{minutes:.1f} min", flush=True)
+
+    def test(self) -> None:
+        """Apply what was trained to the test scans, once."""
+        row = files.read_json(self.file)
+        if row["test"] is not None:
+            return
+        if self.row.changes is None:
+            row["test"] = self.carried(self.cohort.test)
+        else:
+            output = self.folder / "test"
+            shutil.rmtree(output, ignore_errors=True)
+            job = request_predictions(Project(self.folder), self.cohort.copies("test"), output, "nrrd", "auto")
+            start(job)
+            wait(job)
+            made = {name_of(scan): output / f"{name_of(scan)}.seg.nrrd" for scan in self.cohort.test}
+            row["test"] = scored(made, {name_of(scan): reference_of(scan) for scan in self.cohort.test})
+        files.write_json(self.file, row)
+        print(self.name, f"test {mean(row['test']):.4f}", flush=True)
+
+    def carried(self, cases: Iterable[Path]) -> Scores:
+        """Of a row without a training."""
+        assert self.row.without is not None, "a row has a training or a way without"
+        template = next(scan for scan in self.cohort.pool if name_of(scan) == self.template)
+        made, references = {}, {}
+        for case in cases:
+            found = self.row.without(template, reference_of(template), case)
+            path = self.folder / f"{name_of(case)}.nrrd"
+            write_volume(path, Volume(found.astype(np.uint8), read_geometry(case)))
+            made[name_of(case)], references[name_of(case)] = path, reference_of(case)
+        return scored(made, references)
+
+    def project(self) -> Project:
+        """The pool with the template's label; for the upper bound with all labels, and a copy to be segmented."""
+        images = self.cohort.copies("pool")
+        if self.row.all_labels:
+            images = self.cohort.place / "pool_and_copy"
+            if not images.exists():
+                shutil.copytree(self.cohort.copies("pool"), images)
+                write_volume(images / "a_copy_to_segment.nrrd", read_volume(self.cohort.pool[0]))
+        project = new_project(self.folder, images)
+        by_name = {name_of(scan): scan for scan in self.cohort.pool}
+        project.add_label(self.template, reference_of(by_name[self.template]))
+        if self.row.all_labels:
+            for name, scan in by_name.items():
+                if name != self.template:
+                    project.add_label(name, reference_of(scan))
+        return project
+
+
+def mean(scores: Scores) -> float:
+    return float(np.mean(list(by_case(scores).values())))
+
+
+def by_case(scores: Scores) -> dict[str, float]:
+    return {case: float(np.mean(list(labels.values()))) for case, labels in scores.items()}
+
+
+def table(cohort: Cohort, rows: dict[str, Row]) -> None:
+    """Means over templates and seeds, their spread, and the whole method less each row, paired by case."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((cohort.place / "rows").glob("*.json")):
+        row = files.read_json(path)
+        found.setdefault(f"{row['row']} {row['preset']}", []).append(row)
+    print("row | runs | pool: mean ± spread over runs, worst case | test | minutes | GiB")
+    for key, runs in found.items():
+        cells = []
+        for part in ("pool", "test"):
+            scores = [run[part] for run in runs if run[part]]
+            means = [mean(one) for one in scores]
+            worst = min((value for one in scores for value in by_case(one).values()), default=float("nan"))
+            cells.append(f"{np.mean(means):.4f} ± {np.std(means):.4f}, {worst:.3f}" if means else "")
+            if scores and len(next(iter(scores[0].values()))) > 1:
+                values = sorted(next(iter(scores[0].values())))
+                cells[-1] += " (" + " ".join(f"{per_label(scores, value):.3f}" for value in values) + ")"
+        minutes = np.mean([run["minutes"] for run in runs])
+        peak = max(run["peak_GiB"] for run in runs)
+        shown = rows[runs[0]["row"]].shown if runs[0]["row"] in rows else runs[0]["row"]
+        print(f"{shown} ({key}) | {len(runs)} | {cells[0]} | {cells[1]} | {minutes:.1f} | {peak}")
+    ours = {key: runs for key, runs in found.items() if key.startswith("ours ")}
+    for mine, my_runs in ours.items():
+        for key, runs in found.items():
+            if key == mine:
+                continue
+            for part in ("pool", "test"):
+                first, second = averaged(my_runs, runs, part)
+                if first and second:
+                    one = paired_difference(first, second)
+                    print(f"{mine} less {key}, {part}: {one.mean:+.4f} (95 %: {one.low:+.4f} to {one.high:+.4f})")
+
+
+def per_label(scores: list[Scores], value: str) -> float:
+    return float(np.mean([labels[value] for one in scores for labels in one.values() if value in labels]))
+
+
+def averaged(
+    mine: list[dict[str, Any]], theirs: list[dict[str, Any]], part: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Each case's mean over the runs (template and seed) that both have; the upper bound has one for all."""
+    keys = [{(run["template"], run["seed"]): run for run in runs if run[part]} for runs in (mine, theirs)]
+    shared = sorted(set(keys[0]) & set(keys[1]))
+    found = []
+    for runs in keys:
+        values: dict[str, list[float]] = {}
+        for key in shared:
+            for case, dice in by_case(runs[key][part]).items():
+                values.setdefault(case, []).append(dice)
+        found.append({case: float(np.mean(some)) for case, some in values.items()})
+    return found[0], found[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("run", "test", "table"))
+    parser.add_argument("cohort", choices=tuple(SPLITS))
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--preset", default="standard", choices=tuple(PRESETS))
+    parser.add_argument("--rows", default="ours,registration,supervised,mt,bound,resized,convexadam")
+    parser.add_argument("--ablation", metavar="NAME=JSON", help="a row of its own: ours with these parameters changed")
+    parser.add_argument("--templates", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    cohort, rows = Cohort.of(options.cohort, options.folder), rows_for(options.preset)
+    if options.ablation:
+        name, changes = options.ablation.split("=", 1)
+        rows, options.rows = {name: Row(name, json.loads(changes))}, name
+    if options.step == "table":
+        table(cohort, rows)
+        return
+    for number, template in enumerate(cohort.templates(options.templates)):
+        for seed in range(options.seeds):
+            for key in options.rows.split(","):
+                row = rows[key]
+                chance = row.changes is not None and row.changes.get("rounds") != 0
+                if (seed and not chance) or (row.all_labels and number):
+                    continue  # nothing would differ
+                setting = Setting(cohort, key, row, options.preset, template, seed)
+                if options.step == "run":
+                    setting.run()
+                elif setting.file.exists():
+                    setting.test()
+
+
+if __name__ == "__main__":
+    main()
