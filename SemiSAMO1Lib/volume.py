@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +94,25 @@ class Volume:
     def __post_init__(self) -> None:
         if self.array.shape != self.geometry.shape:
             raise ValueError(f"array {self.array.shape} does not fit the grid {self.geometry.shape} (z, y, x)")
+
+
+class StoredVolume(Volume):
+    """A volume whose voxels are read anew each time they are asked for: of many such, none stays in memory."""
+
+    _read: Callable[[], NDArray[Any]]
+
+    def __init__(self, geometry: Geometry, read: Callable[[], NDArray[Any]]) -> None:
+        """
+        Args:
+            geometry: its grid.
+            read: gives the array (z, y, x).
+        """
+        object.__setattr__(self, "geometry", geometry)
+        object.__setattr__(self, "_read", read)
+
+    @property
+    def array(self) -> NDArray[Any]:
+        return Volume(self._read(), self.geometry).array
 
 
 def lattice_indices(source: Geometry, target: Geometry) -> list[tuple[int, NDArray[np.intp]]] | None:

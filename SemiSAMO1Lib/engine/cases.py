@@ -52,7 +52,7 @@ class LabelledCase:
 
     def known_voxels(self) -> NDArray[np.bool_]:
         """(z, y, x): True where the label can be trusted as it is."""
-        return (self.label.array > 0) if self.unknown else np.ones(self.label.array.shape, bool)
+        return (self.label.array > 0) if self.unknown else np.ones(self.label.geometry.shape, bool)
 
 
 @dataclass(frozen=True)

@@ -288,8 +288,8 @@ def look_again(
         for case in cohort.labelled[1:]:
             stop_if_asked(observer)
             answer = run.segment(case.image).prediction.array
-            known = range(1, cohort.plan.classes)
-            found[case.id] = [dice(answer == value, case.label.array == value) for value in known]
+            label, known = case.label.array, range(1, cohort.plan.classes)
+            found[case.id] = [dice(answer == value, label == value) for value in known]
         return found
 
     cohort.store.once(compute, "labelled.json")

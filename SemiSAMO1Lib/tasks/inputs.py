@@ -14,7 +14,7 @@ from ..image_io import UnreadableImage
 from ..job.folder import JobFolder
 from ..project import LabelError, LabelTable, Project, read_labels
 from ..project.case_rows import checked_volume, find_image
-from ..volume import Geometry, Volume
+from ..volume import Geometry, StoredVolume, Volume
 
 
 class UnusableTemplate(ValueError):
@@ -94,16 +94,24 @@ def read_labelled(job: JobFolder) -> tuple[ClassMap, list[LabelledCase]]:
     if class_map.classes < 2:
         raise UnusableTemplate("the label table is empty: label the template first")
     rows = files.read_json(job.inputs / "cases.json")["labelled"]
-    return class_map, [_labelled(job, row, class_map) for row in rows]
+    return class_map, [_labelled(job, row, class_map, stored=number > 0) for number, row in enumerate(rows)]
 
 
-def _labelled(job: JobFolder, row: dict[str, Any], class_map: ClassMap) -> LabelledCase:
+def _labelled(job: JobFolder, row: dict[str, Any], class_map: ClassMap, stored: bool) -> LabelledCase:
+    """A labelled case, read and checked; `stored`: it is read again when it is needed, and not kept in memory."""
     try:
-        image = checked_volume(find_image(row, project_of(job)))
-        path = job.inputs / row["label"]
+        scan, path = find_image(row, project_of(job)), job.inputs / row["label"]
+        image = checked_volume(scan)
         if files.sha256(path) != row["sha256"]:
             raise LabelError(f"{path} was changed after the training was started")
-        label = class_map.to_indices(read_labels(path, image.geometry).volume)
+
+        def indices(geometry: Geometry = image.geometry) -> Volume:
+            return class_map.to_indices(read_labels(path, geometry).volume)
+
+        label = indices()
+        if stored:
+            image = StoredVolume(image.geometry, lambda: checked_volume(scan).array)
+            label = StoredVolume(label.geometry, lambda: indices().array)
     except (UnreadableImage, LabelError, OSError) as error:
         raise UnusableTemplate(f"labelled case {row['id']} cannot be used: {error}") from error
     index = {value: number for number, value in enumerate(class_map.values)}

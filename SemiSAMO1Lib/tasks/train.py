@@ -97,7 +97,7 @@ def _begin_with(job: JobFolder, config: TrainingConfig, classes: int) -> None:
 def _remove_working_files(job: JobFolder) -> None:
     """A finished training keeps its plan, weights, transforms and facts; images and probabilities can be made again."""
     made_again = ("propagation", "images", "probabilities", "pseudo", "weights-of-voxels", "confidence", "signatures")
-    for name in (*made_again, "distances", "passes", "carried"):
+    for name in (*made_again, "distances", "passes", "carried", "labelled"):
         shutil.rmtree(job.work / name, ignore_errors=True)
 
 

@@ -118,3 +118,10 @@ def test_they_reach_the_training(cohort, monkeypatch):
     train(cohort, 1, config, make_fabric("cpu", "32-true"), Progress(Silent(), cohort, config))
     chances = [case.chance for case in seen["source"].labelled]
     assert len(chances) == 4 and sum(chances[1:]) / sum(chances) == pytest.approx(0.6)
+
+
+def test_labelled_scans_are_mapped_from_disk_too(cohort):
+    (template,) = cohort.labelled_cases(0)
+    arrays = (template.image, template.target, template.weight)
+    assert all(isinstance(array, np.memmap) for array in arrays), "of many labelled scans none is kept in memory"
+    assert np.array_equal(template.target, LABEL) and np.asarray(template.weight).min() == 1

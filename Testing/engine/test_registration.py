@@ -22,7 +22,7 @@ from SemiSAMO1Lib.engine.propagation.registration import (
 )
 from SemiSAMO1Lib.engine.propagation.starts import Start, affine, exhaustive_translation, translations
 from SemiSAMO1Lib.phantoms import PhantomSettings, make_phantom
-from SemiSAMO1Lib.volume import Geometry, Volume
+from SemiSAMO1Lib.volume import Geometry, StoredVolume, Volume
 
 CPU = torch.device("cpu")
 SPACING = 2.5
@@ -433,6 +433,16 @@ class TestSeveralLabelledScans:
 
     def test_one_labelled_scan_needs_no_choice(self, labelled):
         assert propagator(atlases=1).prepare(labelled[:1])[0].signature is None
+
+    def test_few_of_many_are_in_memory_and_the_answer_is_the_same(self, labelled):
+        one = propagator(atlases=1, use_affine=False)
+        volume = labelled[3].image
+        stored = [
+            LabelledCase(c.id, StoredVolume(c.image.geometry, c.image.array.copy), c.label, c.weight) for c in labelled
+        ]
+        found = one.propagate(one.prepare(stored), volume, volume.geometry)
+        assert len(one._ready) <= 2, f"{len(one._ready)} of {len(stored)} labelled scans are kept"
+        assert torch.equal(found.probabilities, self.carry(labelled, volume, 1).probabilities)
 
     def test_a_labelled_scan_has_one_vote_however_many_of_its_starts_are_used(self, labelled, monkeypatch):
         one = propagator(atlases=3, use_affine=False)

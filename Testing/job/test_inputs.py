@@ -24,7 +24,8 @@ from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, State, observe
 from SemiSAMO1Lib.project import LabelError, Project, Role
 from SemiSAMO1Lib.tasks import work
-from SemiSAMO1Lib.volume import Geometry, Volume
+from SemiSAMO1Lib.tasks.inputs import read_inputs
+from SemiSAMO1Lib.volume import Geometry, StoredVolume, Volume
 
 pytestmark = pytest.mark.usefixtures("torch_left_alone")
 
@@ -81,6 +82,21 @@ def test_only_labels_in_force_are_copied(tmp_path: Path) -> None:
     project.remove_label(names[1])
     job = make_training(project)
     assert [path.name for path in (job.inputs / "labels").iterdir()] == [f"{names[0]}.seg.nrrd"]
+
+
+def test_of_many_labelled_scans_only_the_template_is_kept_in_memory(tmp_path: Path) -> None:
+    project, names = labelled_project(tmp_path, 3)
+    project.add_label(names[1], truth_of(project, names[1]), role=Role.LABELLED)
+    template, other = read_inputs(make_training(project)).labelled
+    assert not isinstance(template.image, StoredVolume)
+    assert isinstance(other.image, StoredVolume) and isinstance(other.label, StoredVolume)
+
+
+def test_a_stored_label_is_read_as_class_indices(tmp_path: Path) -> None:
+    project, names = labelled_project(tmp_path, 3)
+    project.add_label(names[1], truth_of(project, names[1]), role=Role.LABELLED)
+    label = read_inputs(make_training(project)).labelled[1].label
+    assert np.array_equal(label.array, read_volume(truth_of(project, names[1])).array), "values 1, 2, 3 are indices too"
 
 
 # ---------------------------------------------------------------------- changed and missing scans

@@ -192,11 +192,11 @@ def cell_shares(case: LabelledCase, cells: Geometry, classes: int) -> NDArray[np
     """
     counts = np.zeros((classes, cells.voxels), np.float32)
     voxels = np.zeros(cells.voxels, np.float32)
-    known = case.known_voxels()
+    known, array = case.known_voxels(), case.label.array
     for z in range(case.label.geometry.shape[0]):  # slice by slice: the places of a whole scan take much memory
         within, flat = _cells_of_slice(case.label.geometry, z, cells)
         voxels += np.bincount(flat, minlength=cells.voxels)
-        label = np.where(known[z], case.label.array[z].astype(np.intp), -1).ravel()[within]
+        label = np.where(known[z], array[z].astype(np.intp), -1).ravel()[within]
         for value in range(classes):
             counts[value] += np.bincount(flat[label == value], minlength=cells.voxels)
     shares: NDArray[np.float32] = (counts / voxels.clip(1)).reshape(classes, *cells.shape)
@@ -205,7 +205,7 @@ def cell_shares(case: LabelledCase, cells: Geometry, classes: int) -> NDArray[np
         centres = space_points(cells)[:, torch.from_numpy(empty)][:, None, None, :]
         here = inside(case.label.geometry, centres)[0, 0].numpy()
         for value in range(classes):
-            one = torch.from_numpy(((case.label.array == value) & known).astype(np.float32))[None]
+            one = torch.from_numpy(((array == value) & known).astype(np.float32))[None]
             shares[value][empty] = sample(one, case.label.geometry, centres, "nearest")[0, 0, 0].numpy() * here
     return shares
 

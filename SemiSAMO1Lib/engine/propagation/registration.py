@@ -62,16 +62,23 @@ class RegistrationSettings:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A labelled case ready to be carried to many others; its descriptors are computed once.
+    """A labelled case ready to be carried to many others.
 
-    `label` (z, y, x) class indices and `known` (1, z, y, x) lie on the labelled scan's own grid. `signature` is what
-    the scan looks like in the template's space; None where no choice between labelled scans is needed.
+    `label` (z, y, x) class indices and `known` (1, z, y, x) lie on the labelled scan's own grid; None: all is known.
     """
 
     labelled: LabelledCase
     described: Described
     label: Tensor
-    known: Tensor
+    known: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """A labelled case; `signature` is what it looks like in the template's space, None where no choice between labelled
+    cases is needed."""
+
+    labelled: LabelledCase
     signature: NDArray[np.float16] | None = None
 
 
@@ -96,26 +103,38 @@ class RegistrationPropagator:
         self.classes = classes
         self.device = device
         self.settings = settings or RegistrationSettings()
+        self._ready: dict[str, Prepared] = {}
 
     @torch.no_grad()
-    def prepare(self, labelled: Sequence[LabelledCase]) -> list[Prepared]:
-        """Describe the labelled cases once; where they are many, also what each looks like in the template's space."""
-        prepared: list[Prepared] = []
-        for case in labelled:
-            label = torch.from_numpy(case.label.array.astype(np.int32)).to(self.device)
-            known = torch.from_numpy(case.known_voxels()).float()[None].to(self.device)
-            one = Prepared(case, self.describe(case.image), label, known)
-            if len(labelled) > self.settings.atlases:
-                one = replace(one, signature=self._seen_from(prepared[0], one) if prepared else _own_signature(one))
-            prepared.append(one)
-        return prepared
+    def prepare(self, labelled: Sequence[LabelledCase]) -> list[Atlas]:
+        """The labelled cases; where they are many, with what each looks like in the template's space."""
+        self._ready.clear()
+        if len(labelled) <= self.settings.atlases:
+            return [Atlas(case) for case in labelled]
+        template = self.ready(Atlas(labelled[0]))
+        others = [Atlas(case, self._seen_from(template, self.describe(case.image))) for case in labelled[1:]]
+        return [Atlas(labelled[0], _own_signature(template)), *others]
 
-    def template_signature(self, prepared: Sequence[Prepared]) -> NDArray[np.float16]:
+    def ready(self, atlas: Atlas) -> Prepared:
+        """Describe a labelled case, or take it from those used last: of many, a few are in memory."""
+        case = atlas.labelled
+        found = self._ready.pop(case.id, None)
+        if found is None:
+            kind = np.uint8 if self.classes <= 256 else np.int32
+            label = torch.from_numpy(case.label.array.astype(kind)).to(self.device)
+            known = torch.from_numpy(case.known_voxels()).float()[None].to(self.device) if case.unknown else None
+            found = Prepared(case, self.describe(case.image), label, known)
+        self._ready[case.id] = found  # the one used last is the last
+        while len(self._ready) > self.settings.atlases + 1:
+            del self._ready[next(iter(self._ready))]
+        return found
+
+    def template_signature(self, prepared: Sequence[Atlas]) -> NDArray[np.float16]:
         """The template's descriptors, pooled; see `signature`."""
-        return _own_signature(prepared[0])
+        return _own_signature(self.ready(prepared[0]))
 
     @torch.no_grad()
-    def propagate(self, prepared: Sequence[Prepared], volume: Volume, grid: Geometry) -> Propagation:
+    def propagate(self, prepared: Sequence[Atlas], volume: Volume, grid: Geometry) -> Propagation:
         """Carry all labels to a scan and fuse them on `grid`, each voxel by the confidences.
 
         Args:
@@ -123,14 +142,14 @@ class RegistrationPropagator:
             volume: the scan.
             grid: the working grid of the result.
         """
-        case, template = self.describe(volume), prepared[0]
+        case, template = self.describe(volume), self.ready(prepared[0])
         kept, tried = self._best(case, template)
         own = _in_template(case, kept[0][0], template)
         chosen = _nearest(own, prepared, self.settings.atlases)
         found: list[tuple[Prepared, Deformation, float]] = []
-        for one in chosen:
+        for one in map(self.ready, chosen):
             transforms = kept
-            if one is not template:
+            if one.labelled.id != template.labelled.id:
                 transforms, facts = self._best(case, one)
                 tried += facts
             # many starts that come out alike are a bad sign, not more votes: a labelled scan has one
@@ -139,13 +158,13 @@ class RegistrationPropagator:
         result = self._fuse(case, found, grid, {"starts": tried, "atlases": [one.labelled.id for one in chosen]})
         # the first transform is always that to the template: its space is where cases are compared
         to_template = [deformation for deformation, _ in kept]
-        others = [deformation for one, deformation, _ in found if one is not template]
+        others = [deformation for one, deformation, _ in found if one.labelled.id != template.labelled.id]
         return replace(result, signature=own, transforms=[*to_template, *others])
 
-    def _seen_from(self, template: Prepared, one: Prepared) -> NDArray[np.float16]:
-        """What a labelled scan looks like in the template's space."""
-        kept, _ = self._best(one.described, template)
-        return _in_template(one.described, kept[0][0], template)
+    def _seen_from(self, template: Prepared, scan: Described) -> NDArray[np.float16]:
+        """What a scan looks like in the template's space."""
+        kept, _ = self._best(scan, template)
+        return _in_template(scan, kept[0][0], template)
 
     def describe(self, volume: Volume) -> Described:
         grown = [n * s / self.spacing for n, s in zip(volume.geometry.shape, volume.geometry.spacing, strict=True)]
@@ -183,7 +202,9 @@ class RegistrationPropagator:
         for (one, deformation, share), fit in zip(found, fits, strict=True):
             there = deformation.to_template(points)
             geometry = one.labelled.label.geometry
-            seen = inside(geometry, there).float() * sample(one.known, geometry, there)[0]
+            seen = inside(geometry, there).float()
+            if one.known is not None:
+                seen *= sample(one.known, geometry, there)[0]
             trip = sample(deformation.round_trip[None], deformation.geometry, points)[0]
             trust = torch.exp(-0.5 * (trip / scale).square()) * seen
             # outside its field a template votes next to nothing, but a place nobody saw still has a nearest guess
@@ -241,7 +262,7 @@ def _in_template(case: Described, deformation: Deformation, template: Prepared) 
     return signature(sample(case.coarse.values, case.coarse.geometry, there))
 
 
-def _nearest(own: NDArray[np.float16], prepared: Sequence[Prepared], count: int) -> list[Prepared]:
+def _nearest(own: NDArray[np.float16], prepared: Sequence[Atlas], count: int) -> list[Atlas]:
     """The labelled scans that look most like a case, by the cosine of their signatures; all where they are few."""
     if len(prepared) <= count:
         return list(prepared)
