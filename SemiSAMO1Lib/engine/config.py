@@ -80,6 +80,7 @@ class TrainingConfig(_Strict):
     rounds: int = Field(3, ge=0, le=20, description="training rounds; 0 = registration alone")
     iterations: int = Field(400, ge=1, description="optimizer steps per round")
     batch: int | None = Field(None, ge=1, description="pseudo-labelled patches a step; None: from the plan")
+    labelled_batch: int | None = Field(None, ge=1, description="labelled patches a step; None: one a process")
     generalist: str = Field("registration", description="carries labels: registration, sam-med3d, mind or fused")
     learner: str = "mean_teacher"
     specialist: str = "dynunet"

@@ -18,6 +18,9 @@ class Observer(Protocol):
 class Stopped(Exception):
     """Raised at a safe point after `should_stop` said so; everything finished until then is on disk."""
 
+    def __init__(self, text: str = "stopped as asked; finished work is kept and the run can be resumed") -> None:
+        super().__init__(text)
+
 
 class Silent:
     """An observer that listens to nothing and never stops a run."""
@@ -32,4 +35,4 @@ class Silent:
 def stop_if_asked(observer: Observer) -> None:
     """Raise Stopped when the observer asks for it."""
     if observer.should_stop():
-        raise Stopped("stopped as asked; finished work is kept and the run can be resumed")
+        raise Stopped

@@ -50,6 +50,7 @@ class Plan(BaseModel):
     kernels: tuple[tuple[int, int, int], ...]
     filters: tuple[int, ...]
     batch: int
+    labelled: int = 1
     intensity: IntensityPlan
     precision: str
     reasons: tuple[str, ...]
@@ -64,6 +65,7 @@ def make_plan(
     registration_spacing: float,
     device_type: str,
     memory_bytes: int,
+    processes: int = 1,
 ) -> Plan:
     """Compute the plan from the pool's grids and the template's label; no other label is looked at.
 
@@ -76,6 +78,7 @@ def make_plan(
         registration_spacing: see `working_spacing`.
         device_type: 'cpu' or 'cuda'.
         memory_bytes: memory that training may use.
+        processes: that train together; the batch is that of all of them.
     """
     grids = [canonical(geometry) for geometry in geometries]
     spacing, shape = target_spacing(grids, config.training_voxels)
@@ -87,7 +90,7 @@ def make_plan(
     if config.augmentation.quarter_turns and patch[1] != patch[2]:
         raise ValueError(f"quarter_turns needs a patch as wide as it is deep; the plan has {patch} (z, y, x)")
     filters = tuple(min(config.filters * 2**level, 320) for level in range(len(strides)))
-    batch = config.batch or batch_size(math.prod(patch), config, device_type, memory_bytes)
+    batch = config.batch or processes * batch_size(math.prod(patch), config, device_type, memory_bytes)
     intensity = intensity_plan(template, label) if config.normalise else IntensityPlan(scheme="none", low=0, high=0)
     precision = precision_for(config.precision, device_type, patch, strides)
     reasons = (
@@ -106,6 +109,7 @@ def make_plan(
         kernels=kernels,
         filters=filters,
         batch=batch,
+        labelled=config.labelled_batch or processes,
         intensity=intensity,
         precision=precision,
         reasons=reasons,

@@ -13,6 +13,7 @@ Every stage leaves whole files in the store; a run that is started again on the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from .progress import Progress
 from .propagation.base import Propagator
 from .propagation.descriptors import working_spacing
 from .propagation.registry import Request, make_propagator, require_generalists
+from .ranks import Ranks
 from .refinement import refine_cohort
 from .refinement.fusion import fused, running_mean, voxel_weights
 from .sampling import PatchSource
@@ -63,6 +65,7 @@ def run(
     completed: int = -1,
     features: Path | None = None,
     judge: CohortJudge | None = None,
+    together: bool = False,
 ) -> Iterator[CaseResult]:
     """Segment a cohort from its labelled cases.
 
@@ -77,9 +80,10 @@ def run(
         features: folder where a generalist's features are kept over runs; None: they are not kept.
         judge: chooses the best weights of a round on labelled scans, as the published protocol does; None: the last
             weights are used.
+        together: share the work with the processes that torchrun or srun started with this one; they share the store.
 
     Yields:
-        a result for every case and round, round 0 first.
+        a result for every case and round, round 0 first; in the first process only.
 
     Raises:
         ValueError: no cases, no labelled case, an empty template, or a device, learner or specialist that is not there.
@@ -92,31 +96,32 @@ def run(
     if not cases:
         raise ValueError("no unlabelled case to segment: add scans to the project")
     require_generalists(config)
-    fabric = make_fabric(config.device, "32-true" if config.precision == "auto" else config.precision)
+    fabric = make_fabric(config.device, "32-true" if config.precision == "auto" else config.precision, together)
+    ranks = Ranks(fabric)
     if config.rounds:  # unknown names and absent checkpoints are refused before anything is written
         learner_named(config.learner).check(config, fabric.device, observer)
         require_specialist(config.specialist)
     plan = plan_of(cases, labelled, classes, config, store, fabric)
     if plan.precision != "32-true":
-        fabric = make_fabric(config.device, plan.precision)
+        fabric = make_fabric(config.device, plan.precision, together)
     if config.rounds:
         make_specialist(config.specialist, plan, learner_named(config.learner).with_distance)
     cohort = Cohort(cases, labelled, plan, store)
     progress = Progress(observer, cohort, config)
 
-    propagate(cohort, config, fabric.device, progress, features)
-    if completed < 0:
+    propagate(cohort, config, fabric, progress, features)
+    if completed < 0 and ranks.first:
         yield from results(cohort, 0, config, progress)
 
     for number in range(1, config.rounds + 1):
         trained = train(cohort, number, config, fabric, progress, judge)
         predict(cohort, number, trained, config, fabric, progress)
-        if number > completed:
+        if number > completed and ranks.first:
             yield from results(cohort, number, config, progress)
         if number < config.rounds:
-            refine(cohort, number, config, progress)
+            ranks.once(partial(refine, cohort, number, config, progress))
     if config.rounds:
-        look_again(cohort, config, fabric, observer, features)
+        ranks.once(partial(look_again, cohort, config, observer, features))
     progress.finish()
 
 
@@ -136,16 +141,19 @@ def plan_of(
         spacing = working_spacing(geometries, config.registration.largest_grid)
         memory = usable_memory(fabric.device)
         kind = fabric.device.type
-        plan = make_plan(geometries, template.image, template.label.array, classes, config, spacing, kind, memory)
+        plan = make_plan(
+            geometries, template.image, template.label.array, classes, config, spacing, kind, memory, fabric.world_size
+        )
         return plan_to_json(plan)
 
-    return Plan.model_validate(store.once(compute, "plan.json"))
+    ranks = Ranks(fabric)
+    ranks.once(lambda: store.once(compute, "plan.json"))
+    return Plan.model_validate(store.json("plan.json"))
 
 
-def propagate(
-    cohort: Cohort, config: TrainingConfig, device: torch.device, progress: Progress, cache: Path | None
-) -> None:
+def propagate(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progress, cache: Path | None) -> None:
     """Round 0: the generalist carries the template's label to every case; argmax = first pseudo-label."""
+    device, ranks = fabric.device, Ranks(fabric)
     ready: dict[str, tuple[Propagator, Any]] = {}
 
     def on(where: torch.device) -> tuple[Propagator, Any]:
@@ -158,16 +166,16 @@ def propagate(
         propagator, prepared = on(where)
         return propagator.propagate(prepared, case.load(), cohort.grid(case.geometry))
 
-    for position, case in enumerate(cohort.cases):
+    for position, case in ranks.share(cohort.cases, progress.observer):
         if not cohort.store.has("propagation", f"{case.id}.json"):
-            stop_if_asked(progress.observer)
             found = or_on_cpu(carry, device, progress.observer, f"propagation to {case.id}")
             cohort.save_propagation(case.id, found)
         _first_pseudo_label(cohort, case.id, config)
         progress.step("propagation", position + 1, len(cohort.cases))
-    if not cohort.store.has("template-signature.npy"):
+    if ranks.first and not cohort.store.has("template-signature.npy"):
         propagator, prepared = or_on_cpu(on, device, progress.observer, "the template")
         cohort.store.save_array(propagator.template_signature(prepared), "template-signature.npy")
+    ranks.wait()
 
 
 def _first_pseudo_label(cohort: Cohort, case_id: str, config: TrainingConfig) -> None:
@@ -205,14 +213,19 @@ def train(
         model.train()  # predicting switched the dropout off
         return value
 
-    distances = learner_named(config.learner).with_distance
+    distances, ranks = learner_named(config.learner).with_distance, Ranks(fabric)
+    if ranks.count > 1:  # what all read is made once
+        for _, case_id in ranks.share(cohort.ids, progress.observer):
+            cohort.image(case_id)
+        ranks.once(lambda: cohort.labelled_cases(config.seed, distances))
+        ranks.once(lambda: cohort.carried_cases(config.seed, config.carried_share, distances))
     labelled = cohort.labelled_cases(config.seed, distances)
     labelled += cohort.carried_cases(config.seed, config.carried_share, distances)
     pseudo = cohort.pseudo_cases(number, config.seed)
     observer = progress.training(number)
     start_from = _weights_to_begin_with(cohort.store, number, config)
     while True:
-        source = PatchSource(labelled, pseudo, cohort.plan, config, number)
+        source = PatchSource(labelled, pseudo, cohort.plan, config, number, fabric.world_size)
         try:
             judged = None if judge is None else value_of
             arguments = (number, source, cohort.plan, config, cohort.store, fabric, observer, start_from, judged)
@@ -222,7 +235,7 @@ def train(
             return learner
         except (RuntimeError, MemoryError) as error:
             plan = smaller(cohort.plan)
-            if plan is None or not is_out_of_memory(error):
+            if plan is None or not is_out_of_memory(error) or fabric.world_size > 1:
                 raise
             observer.event(
                 "warning", text=f"out of memory ({error}); going on with batch {plan.batch}, patch {plan.patch}"
@@ -251,10 +264,9 @@ def predict(
         passes = config.test_time_passes
         return predict_probabilities(model, image, cohort.plan, runner, passes, seed, agreement=agreement), agreement
 
-    for position, case_id in enumerate(cohort.ids):
+    for position, case_id in Ranks(fabric).share(cohort.ids, progress.observer):
         names = ("probabilities", str(number), f"{case_id}.npy")
         if not cohort.store.has(*names):
-            stop_if_asked(progress.observer)
             image = cohort.image(case_id)
             what = f"prediction of {case_id}"
             found, agreement = or_on_cpu(predict_on, fabric.device, progress.observer, what)
@@ -273,9 +285,7 @@ def refine(cohort: Cohort, number: int, config: TrainingConfig, progress: Progre
     progress.step(f"refinement {number}", 1, 1)
 
 
-def look_again(
-    cohort: Cohort, config: TrainingConfig, fabric: Fabric, observer: Observer, features: Path | None
-) -> None:
+def look_again(cohort: Cohort, config: TrainingConfig, observer: Observer, features: Path | None) -> None:
     """Predict the labelled cases besides the template, to say what was learned: Dice with their labels.
 
     They are predicted as the others are, with what is carried over from the template, but not from themselves.

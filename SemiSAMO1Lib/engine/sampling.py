@@ -1,4 +1,4 @@
-"""Batches for the training loop: one labelled patch beside the pseudo-labelled ones, keyed by iteration and rank."""
+"""Batches for the training loop: labelled patches beside pseudo-labelled ones, keyed by iteration and place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from .planning import Plan
 
 
 class PatchSource:
-    """Draws the batch of any iteration; the same arguments always give the same batch."""
+    """Draws the batch of any iteration; the same arguments always give the same batch.
+
+    The global batch is the same however many processes share it: a process draws the places rank, rank + ranks, ...
+    """
 
     def __init__(
         self,
@@ -22,20 +25,45 @@ class PatchSource:
         plan: Plan,
         config: TrainingConfig,
         number: int,
+        ranks: int = 1,
     ) -> None:
+        """
+        Args:
+            labelled, pseudo: what is drawn from.
+            plan, config: size of the patches and of the batch, what is varied.
+            number: of the round.
+            ranks: processes that share the batch.
+
+        Raises:
+            ValueError: they are more than the batch has patches.
+        """
+        if ranks > min(plan.labelled, plan.batch):
+            raise ValueError(
+                f"a batch of {plan.labelled} labelled and {plan.batch} pseudo-labelled patches cannot be shared by "
+                f"{ranks} processes. Go on with fewer, or start a new training."
+            )
         self.labelled = labelled
         self.pseudo = pseudo or labelled
         self.plan = plan
         self.config = config
         self.number = number
+        self.ranks = ranks
 
     def __call__(self, iteration: int, rank: int) -> Batch:
-        labelled = [self._draw(self.labelled, iteration, rank, 0)]
-        pseudo = [self._draw(self.pseudo, iteration, rank, 1 + i) for i in range(self.plan.batch)]
-        return Batch(collate(labelled), collate(pseudo))
+        plan = self.plan
+        # the first labelled patch, the pseudo-labelled ones, then the other labelled ones
+        first = [0, *range(1 + plan.batch, plan.batch + plan.labelled)][rank :: self.ranks]
+        others = range(1, 1 + plan.batch)[rank :: self.ranks]
+        return Batch(
+            collate([self._draw(self.labelled, iteration, place) for place in first]),
+            collate([self._draw(self.pseudo, iteration, place) for place in others]),
+            (*first, *others),
+            self.ranks * len(first) / plan.labelled,
+            self.ranks * len(others) / plan.batch,
+        )
 
-    def _draw(self, cases: Sequence[TrainingCase], iteration: int, rank: int, position: int) -> Patches:
-        generator = np.random.default_rng([self.config.seed, self.number, iteration, rank, position])
+    def _draw(self, cases: Sequence[TrainingCase], iteration: int, position: int) -> Patches:
+        generator = np.random.default_rng([self.config.seed, self.number, iteration, 0, position])
         turn = iteration + position
         foreground = None
         if turn % 2 == 0:  # in every place of the batch every other patch lies on foreground, classes in turn

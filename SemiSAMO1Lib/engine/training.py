@@ -6,23 +6,29 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from .config import TrainingConfig
 from .data.store import Store
 from .learners import Batch, Learner, learner_named
-from .observer import Observer, stop_if_asked
+from .learners.streams import hash_key
+from .observer import Observer, Stopped
 from .planning import Plan
+from .ranks import Ranks, started_together
 
 #: Returns the batch of an iteration for a rank.
 Sample = Callable[[int, int], Batch]
 
 #: Says how good a learner's network is, larger is better.
 Judge = Callable[[Learner], float]
+
+#: How long a process waits for another.
+LONGEST_WAIT = timedelta(days=1)
 
 #: Iterations between two judgements, as published.
 JUDGED_EVERY = 200
@@ -43,7 +49,8 @@ def train_round(
 
     Args:
         number: the round, from 1.
-        sample: gives the batch of an iteration; keyed by the iteration, so that a resumed run sees the same.
+        sample: gives a process' part of the batch of an iteration; keyed by the iteration, so that a resumed run sees
+            the same.
         plan, config: what to train, and how.
         store: holds `checkpoints/round-<n>.pt` while training and `weights/round-<n>.pt` at its end.
         fabric: device, precision, ranks.
@@ -72,9 +79,10 @@ def train_round(
         observer.event("note", text=f"round {number}: going on from iteration {first}")
     elif start_from is not None:
         learner.load_state_dict({**store.tensors("weights", start_from)["learner"], "steps": 0})
+    ranks = Ranks(fabric)
     saved = reported = time.monotonic()
     for iteration in range(first, config.iterations):
-        generator = torch.Generator().manual_seed(hash_key(config.seed, number, iteration, fabric.global_rank))
+        generator = torch.Generator().manual_seed(hash_key(config.seed, number, iteration, 0))
         batch = sample(iteration, fabric.global_rank).to(fabric.device)
         losses = learner.step(batch, iteration / config.iterations, generator)
         now, done = time.monotonic(), iteration + 1
@@ -83,16 +91,22 @@ def train_round(
         if now - reported >= 1 or done == config.iterations:
             reported = now
             observer.event("losses", round=number, iteration=done, of=config.iterations, losses=losses)
-        if judge is not None and (done % JUDGED_EVERY == 0 or done == config.iterations):
+        if judge is not None and ranks.first and (done % JUDGED_EVERY == 0 or done == config.iterations):
             _keep_best(number, done, learner, judge, store, observer)
-        if done < config.iterations and (now - saved >= config.checkpoint_seconds or observer.should_stop()):
-            if fabric.is_global_zero:
+        if done == config.iterations:
+            break
+        stop = ranks.any(observer.should_stop())
+        if stop or ranks.any(now - saved >= config.checkpoint_seconds):
+            if ranks.first:
                 store.save_tensors(_snapshot(learner, done), *checkpoint)
             saved = now
-            stop_if_asked(observer)
-    if fabric.is_global_zero:
+        if stop:
+            ranks.wait()
+            raise Stopped
+    if ranks.first:
         store.save_tensors({"learner": learner.state_dict()}, *weights)
         store.remove(*checkpoint)
+    ranks.wait()
     return learner
 
 
@@ -127,20 +141,38 @@ def _of_this_architecture(store: Store, *names: str) -> Iterator[None]:
         ) from error
 
 
-def hash_key(*numbers: int) -> int:
-    """One 63-bit seed from several numbers, spread well."""
-    return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def make_fabric(device: str, precision: str) -> Fabric:
+def make_fabric(device: str, precision: str, together: bool = False) -> Fabric:
     """A Fabric on one named device: 'auto', 'cpu', 'cuda' or 'cuda:0'.
 
+    Args:
+        device: its name.
+        precision: '32-true' or 'bf16-mixed'.
+        together: connect the processes that torchrun or srun started with this one; each has a device of its own.
+
     Raises:
-        ValueError: there is no such device here.
+        ValueError: there is no such device here, or one GPU was named for several processes.
     """
     kind, number = require_device(device)
-    devices: Any = [int(number)] if number else 1
-    return Fabric(accelerator=kind, devices=devices, precision=precision)  # type: ignore[arg-type]
+    count, here = started_together() if together else (1, 1)
+    if count == 1:
+        devices: Any = [int(number)] if number else 1
+        return Fabric(accelerator=kind, devices=devices, precision=precision)  # type: ignore[arg-type]
+    if number:
+        raise ValueError(
+            f"{count} processes cannot share {device}; give --device cuda, and each takes a GPU of its own"
+        )
+    # one waits for another as long as the slowest case takes, not half an hour
+    strategy = DDPStrategy(process_group_backend="nccl" if kind == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    nodes = count // here
+    fabric = Fabric(
+        accelerator=kind,
+        strategy=strategy,
+        devices=here,
+        num_nodes=nodes,
+        precision=precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
 
 
 def require_device(device: str) -> tuple[str, str]:

@@ -65,20 +65,29 @@ def resume(
         JobError: it runs, does not respond, is finished, or belongs to another computer.
     """
     with locked(job.path.parent / ".launch.lock"):
-        seen = observe(job)
-        if seen.state is State.FINISHED:
-            raise JobError(f"{job.id} is finished; there is nothing to resume")
-        if seen.state is State.NOT_RESPONDING:
-            raise JobError(f"{job.id} does not respond, but its process {seen.pid} is alive. Wait, or end it first.")
-        if seen.state.active and job.status.exists():
-            raise JobError(f"{job.id} is {seen.state} (process {seen.pid})")
-        if not seen.here:
-            raise JobError(f"{job.id} ran on another computer; resume it there")
-        other = running_training(job.path.parent)
-        if other is not None and other != job:
-            raise JobError(f"training {other.id} is under way in this project")
-        job.cancel_request.unlink(missing_ok=True)
+        require_resumable(job)
         return _launch(job, python, low_priority, environment)
+
+
+def require_resumable(job: JobFolder) -> None:
+    """Make a job ready to be gone on with: an earlier wish to stop it is forgotten.
+
+    Raises:
+        JobError: it runs, does not respond, is finished, or belongs to another computer.
+    """
+    seen = observe(job)
+    if seen.state is State.FINISHED:
+        raise JobError(f"{job.id} is finished; there is nothing to resume")
+    if seen.state is State.NOT_RESPONDING:
+        raise JobError(f"{job.id} does not respond, but its process {seen.pid} is alive. Wait, or end it first.")
+    if seen.state.active and job.status.exists():
+        raise JobError(f"{job.id} is {seen.state} (process {seen.pid})")
+    if not seen.here:
+        raise JobError(f"{job.id} ran on another computer; resume it there")
+    other = running_training(job.path.parent)
+    if other is not None and other != job:
+        raise JobError(f"training {other.id} is under way in this project")
+    job.cancel_request.unlink(missing_ok=True)
 
 
 def cancel(job: JobFolder) -> Observed:

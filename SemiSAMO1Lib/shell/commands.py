@@ -13,6 +13,7 @@ from rich.table import Table
 from .. import __version__, files
 from ..choices import PRESETS
 from ..job import JobError, JobFolder, JobKind, Observed, State, cancel, kill, observe, resume, running_training, start
+from ..job.launcher import require_resumable
 from ..job.watch import all_jobs, trainings
 from ..project import Project, ProjectError, Role
 from ..project.advising import FEWEST
@@ -188,6 +189,7 @@ def train(
     from ..engine.config import make_config
     from ..engine.learners import full_name, learner_named
     from ..engine.propagation.registry import require_generalists
+    from ..engine.ranks import started_together
     from ..engine.specialists import require_specialist
     from ..engine.training import require_device
     from ..project.training import request_training
@@ -213,11 +215,19 @@ def train(
     require_generalists(wanted)
     learner_named(wanted.learner).require(wanted)
     one = Project(project)
-    if (other := running_training(one.jobs)) is not None:
-        raise JobError(f"training {other.id} is under way in this project. Wait for it, or stop it: semisamo1 cancel")
-    if go_on:
-        parameters["continue_from"] = current_training(one).id
-    job = request_training(one, {**parameters, "keep_rounds": keep_rounds})
+
+    def request() -> JobFolder:
+        if (other := running_training(one.jobs)) is not None:
+            raise JobError(
+                f"training {other.id} is under way in this project. Wait for it, or stop it: semisamo1 cancel"
+            )
+        earlier = {"continue_from": current_training(one).id} if go_on else {}
+        return request_training(one, {**parameters, **earlier, "keep_rounds": keep_rounds})
+
+    if started_together()[0] > 1:
+        _do_together(request, wanted.device, as_json)
+        return
+    job = request()
     start(job)
     _watch(job, detach, as_json)
 
@@ -231,9 +241,31 @@ def resume_command(
     as_json: Json = False,
 ) -> None:
     """Go on with a training that was stopped or interrupted."""
+    from ..engine.ranks import started_together
+    from ..tasks.train import config_of
+
     found = _job(project, job, lambda seen: seen.state in (State.INTERRUPTED, State.FAILED))
+    if started_together()[0] > 1:
+
+        def ready() -> JobFolder:
+            require_resumable(found)
+            return found
+
+        _do_together(ready, config_of(found).device, as_json)
+        return
     resume(found)
     _watch(found, detach, as_json)
+
+
+def _do_together(prepare: Callable[[], JobFolder], device: str, as_json: bool) -> None:
+    """A training in this process and those that torchrun or srun started with it; the first says what came of it."""
+    from ..tasks.together import work_together
+
+    job, code, first = work_together(prepare, device)
+    if first:
+        _watch(job, False, as_json)
+    elif code:
+        raise typer.Exit(code)
 
 
 def _watch(job: JobFolder, detach: bool, as_json: bool) -> None:

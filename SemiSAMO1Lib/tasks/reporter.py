@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from typing import Any
@@ -12,10 +13,15 @@ from ..job.watch import HEARTBEAT_S, State
 
 
 class Reporter:
-    """Tells the world what a job does; an observer for the engine. A context manager: the thread beats inside."""
+    """Tells the world what a job does; an observer for the engine. A context manager: the thread beats inside.
 
-    def __init__(self, job: JobFolder) -> None:
-        self.job = job
+    Args:
+        job: what is told of.
+        together: the job is shared with the processes that torchrun or srun started with this one.
+    """
+
+    def __init__(self, job: JobFolder, together: bool = False) -> None:
+        self.job, self.together = job, together
         self._lock = threading.Lock()
         self._stop_beating = threading.Event()
         self._started = time.monotonic()
@@ -106,3 +112,18 @@ class Reporter:
         with self._lock:
             self._status["heartbeat"] = time.time()
             files.write_json(self.job.status, self._status)
+
+
+class Follower(Reporter):
+    """Says nothing and writes nothing, but is asked to stop as the first process is."""
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def event(self, kind: str, **fields: Any) -> None: ...
+
+    def end(self, state: State, message: str = "", stopped: bool = False) -> None:
+        if state is State.FAILED:
+            print(message, file=sys.stderr, flush=True)

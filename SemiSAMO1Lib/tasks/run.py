@@ -12,7 +12,7 @@ from ..engine.observer import Stopped
 from ..job.folder import JobFolder, JobKind
 from ..job.watch import State
 from ..lock import Locked, locked
-from .reporter import Reporter
+from .reporter import Follower, Reporter
 
 #: Exit codes of the worker.
 FINISHED, FAILED, STOPPED = 0, 1, 3
@@ -29,23 +29,29 @@ _TASKS: dict[str, tuple[str, str]] = {
 }
 
 
-def work(folder: Path, low_priority: bool = False) -> int:
-    """Do a job; whatever happens, its status says so. Returns the exit code."""
+def work(folder: Path, low_priority: bool = False, reporter: Reporter | None = None) -> int:
+    """Do a job; whatever happens, its status says so. Returns the exit code.
+
+    Args:
+        folder: of the job.
+        low_priority: let other programs go first.
+        reporter: tells the world; None: an ordinary one.
+    """
     job = JobFolder(Path(folder).resolve())
     if low_priority:
         processes.lower_priority()
-    with Reporter(job) as reporter:
+    with reporter or Reporter(job) as told:
         try:
             task = _task(job.spec()["kind"])
-            task(job, reporter)
+            task(job, told)
         except Stopped as stop:
-            reporter.end(State.INTERRUPTED, str(stop), stopped=True)
+            told.end(State.INTERRUPTED, str(stop), stopped=True)
             return STOPPED
         except Exception as error:
             print(traceback.format_exc(), flush=True)
-            reporter.end(State.FAILED, f"{_explained(error)} Log: {job.log}")
+            told.end(State.FAILED, f"{_explained(error)} Log: {job.log}")
             return FAILED
-        reporter.end(State.FINISHED)
+        told.end(State.FINISHED)
         return FINISHED
 
 
@@ -62,6 +68,8 @@ def _alone(task: Callable[[JobFolder, Reporter], None]) -> Callable[[JobFolder, 
     """One trainer per project, whoever started it."""
 
     def run(job: JobFolder, reporter: Reporter) -> None:
+        if isinstance(reporter, Follower):
+            return task(job, reporter)  # the first process holds the lock for all
         try:
             with locked(job.path.parent / ".trainer.lock", patience_s=5.0):
                 task(job, reporter)

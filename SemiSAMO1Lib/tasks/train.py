@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from contextlib import nullcontext
 from importlib import metadata
 from typing import Any
 
@@ -37,28 +38,62 @@ class ResumeError(RuntimeError):
 
 def train(job: JobFolder, reporter: Reporter) -> None:
     """Run or resume a training job."""
+    from ..engine.ranks import Ranks
+    from ..engine.training import make_fabric
+
     spec = job.spec()
     config = config_of(job)
-    versions = _prepare_torch(spec, config)
-    reporter.handshake(library=__version__, device=config.device, **versions)
-    _sweep(job)
+    versions = _prepare_torch(spec, config, reporter.together)
+    ranks = Ranks(make_fabric(config.device, "32-true", reporter.together))
+    reporter.handshake(library=__version__, device=config.device, processes=ranks.count, **versions)
+    if ranks.first:
+        _sweep(job)
     inputs = read_inputs(job)
-    _same_versions(job, versions, config)
-    files.write_json(job.work / "config.json", config.model_dump(mode="json"))
-    inputs = _settle_skipped(job, inputs, reporter)
-    _require_disk(job, inputs, config)
+    if ranks.first:
+        _same_versions(job, versions, config)
+        files.write_json(job.work / "config.json", config.model_dump(mode="json"))
+        inputs = _settle_skipped(job, inputs, reporter)
+        _require_disk(job, inputs, config)
+        _begin_with(job, config, inputs.class_map.classes)
+    ranks.wait()
+    if not ranks.first:
+        inputs = _settle_skipped(job, inputs, reporter)
+    _segment(job, inputs, config, reporter, ranks.first)
+    if ranks.first:
+        _finish(job, inputs)
+
+
+def _segment(job: JobFolder, inputs: Inputs, config: TrainingConfig, reporter: Reporter, writes: bool) -> None:
+    """Run the engine; results are written by the first process alone."""
     from ..engine.rounds import run
 
-    writer = ResultWriter(job, inputs, keep_rounds=bool(spec["parameters"].get("keep_rounds")))
+    keep_rounds = bool(job.spec()["parameters"].get("keep_rounds"))
+    writer = ResultWriter(job, inputs, keep_rounds) if writes else None
+    complete = completed_round(job)
     store = Store(job.work)
-    classes = inputs.class_map.classes
-    _begin_with(job, config, classes)
     to_look_again = config.rounds > 0 and len(inputs.labelled) > 1 and not store.has("labelled.json")
-    if writer.complete < config.rounds or to_look_again:  # else a worker was killed after all that
-        features = job.project / "cache" / "features"
-        with WithCurves(reporter, job.path / "curves") as seen:
-            for result in run(inputs.cases, inputs.labelled, classes, config, store, seen, writer.complete, features):
-                writer.add(result)
+    if complete >= config.rounds and not to_look_again:
+        return  # a worker was killed after all that
+    features = job.project / "cache" / "features"
+    with WithCurves(reporter, job.path / "curves") if writes else nullcontext(reporter) as seen:
+        for result in run(
+            inputs.cases,
+            inputs.labelled,
+            inputs.class_map.classes,
+            config,
+            store,
+            seen,
+            complete,
+            features,
+            together=reporter.together,
+        ):
+            assert writer is not None, "results come in the first process alone"
+            writer.add(result)
+
+
+def _finish(job: JobFolder, inputs: Inputs) -> None:
+    """What was learned about labelled cases, the new predictions in force, the report; working files go."""
+    store = Store(job.work)
     if store.has("labelled.json"):
         rows = store.json("labelled.json")
         values = inputs.class_map.values[1:]
@@ -69,8 +104,13 @@ def train(job: JobFolder, reporter: Reporter) -> None:
     from .report import write_report
 
     write_report(job, job.path / "report.html")
-    if not spec["parameters"].get("keep_rounds"):
+    if not job.spec()["parameters"].get("keep_rounds"):
         _remove_working_files(job)
+
+
+def completed_round(job: JobFolder) -> int:
+    """The last round whose results are all written; -1 before there is one."""
+    return int(files.read_json(job.index)["round"]) if job.index.exists() else -1
 
 
 def _begin_with(job: JobFolder, config: TrainingConfig, classes: int) -> None:
@@ -121,8 +161,7 @@ class ResultWriter:
         self.inputs = inputs
         self.keep_rounds = keep_rounds
         self._rows: list[dict[str, Any]] = []
-        index = files.read_json(job.index) if job.index.exists() else {"round": -1}
-        self.complete = int(index["round"])
+        self.complete = completed_round(job)
         self._remove_superseded()
 
     def add(self, result: CaseResult) -> None:
@@ -214,13 +253,17 @@ def _unreadable(case: EngineCase) -> str | None:
     return None
 
 
-def _prepare_torch(spec: dict[str, Any], config: TrainingConfig) -> dict[str, str]:
-    """Threads and determinism as job.json fixes them; returns the versions in use."""
+def _prepare_torch(spec: dict[str, Any], config: TrainingConfig, together: bool) -> dict[str, str]:
+    """Threads and determinism as job.json fixes them; returns the versions in use. Processes of one computer share its
+    threads."""
     import monai
     import numpy as np
     import torch
 
-    torch.set_num_threads(config.threads or int(spec["threads"]))
+    from ..engine.ranks import started_together
+
+    here = started_together()[1] if together else 1
+    torch.set_num_threads(max(1, (config.threads or int(spec["threads"])) // here))
     if spec["deterministic"]:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """The learners beside the mean teacher: every term of their losses by hand in float64, and where gradients go."""
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -77,13 +78,13 @@ def sigmoid(x):
 
 def cross_entropy(logits, target, weight):
     each = -(target * np.log(softmax(logits))).sum(1)
-    return (each * weight[:, 0]).sum() / weight.sum()
+    return np.mean([(e * w[0]).sum() / w.sum() for e, w in zip(each, weight, strict=True)])
 
 
 def dice(probabilities, target, weight):
     each = []
-    for value in range(probabilities.shape[1]):
-        p, q, w = probabilities[:, value], target[:, value], weight[:, 0]
+    for sample, value in itertools.product(range(len(target)), range(probabilities.shape[1])):
+        p, q, w = probabilities[sample, value], target[sample, value], weight[sample, 0]
         each.append(1 - (2 * (w * p * q).sum() + 1e-5) / ((w * p * p).sum() + (w * q * q).sum() + 1e-5))
     return np.mean(each)
 
@@ -126,7 +127,7 @@ class ByHand:
         return Patches(*(tensor(arrays[name]) for name in ("image", "target", "weight")))
 
     def terms(self, one, progress=0.5):
-        return one.terms(self.batch, self.outputs, progress, noise())
+        return one.terms(self.batch, self.outputs, progress, one.streams(self.batch, noise()))
 
     def gradients(self, value):
         """By the name of the output; zeros where there is none."""
@@ -157,7 +158,10 @@ def with_factors(progress):
 @pytest.mark.parametrize("name", sorted(with_factors(0)))
 def test_factors(name, progress):
     one, batch = learner(name), measured_batch(0)
-    found = {key: term.factor for key, term in one.terms(batch, one.outputs(batch), progress, noise()).items()}
+    found = {
+        key: term.factor
+        for key, term in one.terms(batch, one.outputs(batch), progress, one.streams(batch, noise())).items()
+    }
     assert found == pytest.approx(with_factors(progress)[name], abs=1e-12), f"{name} at t / t_max = {progress}"
 
 
@@ -370,7 +374,7 @@ def shown_to_the_teacher(**changes):
     one, batch = learner("uncertainty_mean_teacher", **changes), random_batch(0)
     passes = one.config.uncertainty_passes
     one.teacher = FixedTeacher(np.zeros((passes + 1, 3, 8, 8, 8)))
-    one.terms(batch, one.outputs(batch), 0.5, noise())
+    one.terms(batch, one.outputs(batch), 0.5, one.streams(batch, noise()))
     return batch.pseudo.image, one.teacher.shown
 
 
@@ -406,6 +410,11 @@ def test_uncertainty_gives_the_labelled_patch_no_gradient():
 # ---------------------------------------------------------------------- adversarial
 
 
+def learned_from(one, case):
+    """The losses of one step of the discriminator."""
+    return one.after_step(case.batch, case.outputs, one.streams(case.batch, noise()))
+
+
 class FixedDiscriminator(nn.Module):
     """Logits that are a known function of what it sees; it learns an offset."""
 
@@ -413,6 +422,11 @@ class FixedDiscriminator(nn.Module):
         super().__init__()
         self.offset = nn.Parameter(torch.tensor([0.3, -0.2], dtype=torch.float64))
         self.shown = []
+
+    @property
+    def module(self):
+        """As Fabric gives the network that it wrapped."""
+        return self
 
     def forward(self, probabilities, image):
         self.shown.append((probabilities.detach().clone(), image.clone()))
@@ -455,19 +469,19 @@ def test_discriminator_learns_by_hand():
     """Cross-entropy over all patches: labelled ones are 1, unlabelled ones 0."""
     case = ByHand()
     right = [*softmax(logits_of(case.labelled))[:, 1], *softmax(logits_of(case.pseudo))[:, 0]]
-    found = adversarial().after_step(case.batch, case.outputs)["discriminator"]
+    found = learned_from(adversarial(), case)["discriminator"]
     assert found == pytest.approx(-np.log(right).mean(), rel=1e-6)
 
 
 def test_step_of_the_discriminator_gives_the_student_no_gradient():
     case = ByHand()
-    adversarial().after_step(case.batch, case.outputs)
+    learned_from(adversarial(), case)
     assert all(leaf.grad is None for leaf in case.leaves.values()), "the discriminator's step reached the student"
 
 
 def test_step_of_the_student_leaves_the_discriminator():
     one = learner("adversarial")
-    one.after_step = lambda batch, outputs: {}
+    one.after_step = lambda *_: {}
     before = flat(one.discriminator)
     one.step(random_batch(0), 0.9, noise())
     assert torch.equal(flat(one.discriminator), before), "only the discriminator's own step may change it"
@@ -475,7 +489,7 @@ def test_step_of_the_student_leaves_the_discriminator():
 
 def test_step_of_the_student_gives_the_discriminator_no_gradient():
     one = learner("adversarial")
-    one.after_step = lambda batch, outputs: {}
+    one.after_step = lambda *_: {}
     one.step(random_batch(0), 0.9, noise())
     assert all(p.grad is None for p in one.discriminator.parameters()), "the student's loss reached the discriminator"
 
@@ -493,7 +507,7 @@ def test_discriminator_learns_to_tell_a_fixed_batch():
 
     before = float(loss())
     for _ in range(18):
-        one.after_step(batch, outputs)
+        one.after_step(batch, outputs, one.streams(batch, noise()))
     assert float(loss()) < 0.9 * before, f"18 steps brought the loss from {before:.3f} to {float(loss()):.3f}"
 
 
@@ -532,15 +546,15 @@ def test_discriminator_drops_half_of_its_channels():
 def test_discriminator_learns_with_dropout():
     one, batch = learner("adversarial"), random_batch(0)
     outputs = Outputs(batch.labelled.target, batch.pseudo.target)
-    one.terms(batch, outputs, 0.5, noise())
-    one.after_step(batch, outputs)
+    one.terms(batch, outputs, 0.5, one.streams(batch, noise()))
+    one.after_step(batch, outputs, one.streams(batch, noise()))
     assert one.discriminator.training, "after it judged it was left without dropout"
 
 
 def test_discriminator_judges_the_student_without_dropout():
     one, batch = learner("adversarial"), random_batch(0)
     outputs = Outputs(batch.labelled.target, batch.pseudo.target)
-    values = [float(one.terms(batch, outputs, 0.5, noise())["consistency"].value) for _ in range(2)]
+    values = [float(one.terms(batch, outputs, 0.5, one.streams(batch, noise()))["consistency"].value) for _ in range(2)]
     assert values[0] == values[1], "the same predictions were judged differently: dropout is on"
 
 

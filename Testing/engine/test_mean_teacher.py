@@ -159,20 +159,22 @@ def test_targets_of_voxels_without_weight_do_not_matter(part):
 
 def test_noise_is_clamped():
     image = torch.zeros(1, 1, 32, 32, 32)
-    noise = with_noise(image, torch.Generator().manual_seed(0))
+    noise = with_noise(image, [torch.Generator().manual_seed(0)])
     assert float(noise.abs().max()) == pytest.approx(0.2, abs=1e-6), "clamp(0.1 · N(0, 1), ±0.2)"
 
 
 def test_noise_has_the_published_deviation():
-    noise = with_noise(torch.zeros(1, 1, 32, 32, 32), torch.Generator().manual_seed(0))
+    noise = with_noise(torch.zeros(1, 1, 32, 32, 32), [torch.Generator().manual_seed(0)])
     assert float(noise.std()) == pytest.approx(0.1 * 0.9595, abs=0.003), "0.1 · N(0, 1), cut at two deviations"
 
 
 def test_noise_comes_from_the_generator_alone():
     image = torch.zeros(1, 1, 8, 8, 8)
-    first = with_noise(image, torch.Generator().manual_seed(3))
+    first = with_noise(image, [torch.Generator().manual_seed(3)])
     torch.rand(5)
-    assert torch.equal(first, with_noise(image, torch.Generator().manual_seed(3))), "noise depends on the global state"
+    assert torch.equal(first, with_noise(image, [torch.Generator().manual_seed(3)])), (
+        "noise depends on the global state"
+    )
 
 
 def test_learning_rate_decays():

@@ -248,18 +248,57 @@ def test_classes_come_in_turn(batch, classes, monkeypatch):
         assert max(counts) - min(counts) <= 1, f"place {place} of the batch lies on the classes {counts} times"
 
 
-def test_source_is_keyed_by_iteration_and_rank():
+def test_source_is_keyed_by_iteration_and_place():
     one = case(image=smooth_noise(SHAPE, 0))
     source = PatchSource([one], [one], tiny_plan(), tiny_config(), 1)
     source(4, 0)
-    assert same(source(7, 1).pseudo, PatchSource([one], [one], tiny_plan(), tiny_config(), 1)(7, 1).pseudo)
+    assert same(source(7, 0).pseudo, PatchSource([one], [one], tiny_plan(), tiny_config(), 1)(7, 0).pseudo)
 
 
-@pytest.mark.parametrize("other", [(8, 0), (7, 1)])
-def test_iterations_and_ranks_differ(other):
+def test_iterations_differ():
     one = case(image=smooth_noise(SHAPE, 0))
     source = PatchSource([one], [one], tiny_plan(), tiny_config(), 1)
-    assert not same(source(7, 0).pseudo, source(*other).pseudo), "another iteration or rank saw the same patch"
+    assert not same(source(7, 0).pseudo, source(8, 0).pseudo), "another iteration saw the same patch"
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_processes_share_one_batch(ranks):
+    """Together they draw what one alone draws, each patch once."""
+    one, plan = case(image=smooth_noise(SHAPE, 0)), tiny_plan(batch=5, labelled=4)
+    whole = PatchSource([one], [one], plan, tiny_config(), 1)(7, 0)
+    parts = [PatchSource([one], [one], plan, tiny_config(), 1, ranks)(7, rank) for rank in range(ranks)]
+    assert sorted(place for part in parts for place in part.places) == sorted(whole.places)
+    for part in parts:
+        both = torch.cat([part.labelled.image, part.pseudo.image])
+        of_whole = torch.cat([whole.labelled.image, whole.pseudo.image])
+        wanted = of_whole[[list(whole.places).index(place) for place in part.places]]
+        assert torch.equal(both, wanted), "a process sees other patches than one alone would see"
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_averages_over_the_processes_are_means_over_the_batch(ranks):
+    one, plan = case(), tiny_plan(batch=5, labelled=4)
+    parts = [PatchSource([one], [one], plan, tiny_config(), 1, ranks)(0, rank) for rank in range(ranks)]
+    values = {place: float(place) ** 2 for place in range(9)}
+
+    def average(of_labelled):
+        means = []
+        for part in parts:
+            count = len(part.labelled.image)
+            places, share = part.places[:count], part.labelled_share
+            if not of_labelled:
+                places, share = part.places[count:], part.pseudo_share
+            means.append(share * np.mean([values[place] for place in places]))
+        return np.mean(means)
+
+    labelled, pseudo = average(True), average(False)
+    assert labelled == pytest.approx(np.mean([values[p] for p in (0, 6, 7, 8)]))
+    assert pseudo == pytest.approx(np.mean([values[p] for p in range(1, 6)]))
+
+
+def test_more_processes_than_patches_are_refused():
+    with pytest.raises(ValueError, match="cannot be shared by 3 processes"):
+        PatchSource([case()], [case()], tiny_plan(batch=4, labelled=2), tiny_config(), 1, ranks=3)
 
 
 def test_batch_has_one_labelled_and_the_planned_pseudo_patches():

@@ -12,9 +12,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..specialists.dropout import dropped_by, with_sample_dropout
 from .averaged import AveragedLearner, Outputs, Term
 from .base import Batch
 from .schedules import consistency_ramp
+from .streams import Streams
 
 #: What the discriminator says.
 UNLABELLED, LABELLED = 0, 1
@@ -25,29 +27,37 @@ class Adversarial(AveragedLearner):
 
     def setup(self, fabric: Fabric) -> None:
         super().setup(fabric)
-        network = Discriminator(self.plan.classes)
+        network = with_sample_dropout(Discriminator(self.plan.classes))
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.9, 0.99))
         self.discriminator, self.discriminator_optimizer = fabric.setup(network, optimizer)
 
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, generator: torch.Generator) -> dict[str, Term]:
-        del generator
-        self.discriminator.eval().requires_grad_(False)  # now it judges; it learns after the student's step
-        verdict = self.discriminator(F.softmax(outputs.pseudo, 1), batch.pseudo.image).float()
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
+        del streams
+        # now it judges, and learns after the student's step: by itself, so that no process waits for its gradients
+        judge = self.discriminator.module.eval().requires_grad_(False)
+        with self.fabric.autocast():
+            verdict = judge(F.softmax(outputs.pseudo, 1), batch.pseudo.image).float()
         deceived = F.cross_entropy(verdict, torch.full((len(verdict),), LABELLED, device=verdict.device))
         factor = self.config.consistency * consistency_ramp(progress)
-        return {**self.learned(batch, outputs, progress), "consistency": Term(factor, deceived)}
+        return {**self.learned(batch, outputs, progress), "consistency": Term(factor, batch.pseudo_share * deceived)}
 
-    def after_step(self, batch: Batch, outputs: Outputs) -> dict[str, float]:
+    def after_step(self, batch: Batch, outputs: Outputs, streams: Streams) -> dict[str, Tensor]:
         """One step of the discriminator on both kinds of predictions."""
         self.discriminator.train().requires_grad_(True)
         said = F.softmax(torch.cat([outputs.labelled, outputs.pseudo]).detach(), 1)
-        verdict = self.discriminator(said, torch.cat([batch.labelled.image, batch.pseudo.image])).float()
-        kinds = [LABELLED] * len(outputs.labelled) + [UNLABELLED] * len(outputs.pseudo)
-        loss = F.cross_entropy(verdict, torch.tensor(kinds, device=verdict.device))
+        with dropped_by(streams.dropout):
+            verdict = self.discriminator(said, torch.cat([batch.labelled.image, batch.pseudo.image])).float()
+        labelled, pseudo = (
+            F.cross_entropy(part, torch.full((len(part),), kind, device=part.device))
+            for part, kind in zip(
+                verdict.split((len(outputs.labelled), len(outputs.pseudo))), (LABELLED, UNLABELLED), strict=True
+            )
+        )
+        loss = self.of_all(batch, labelled, pseudo)
         self.discriminator_optimizer.zero_grad()
         self.fabric.backward(loss)
         self.discriminator_optimizer.step()
-        return {"discriminator": float(loss.detach())}
+        return {"discriminator": loss.detach()}
 
     def state_dict(self) -> dict[str, Any]:
         own = {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..specialists import make_specialist
+from ..specialists.dropout import dropped_by
 from ..specialists.heads import LogitsOnly
 from .base import Batch, Learner, make_optimizer
 from .losses import supervised_loss
 from .schedules import ema_decay, poly, pseudo_ramp
+from .streams import Streams, streams_of
 
 #: Gradients longer than this are shortened.
 LONGEST_GRADIENT = 12.0
@@ -55,14 +57,19 @@ class AveragedLearner(Learner):
         self.steps = 0
 
     @abstractmethod
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, generator: torch.Generator) -> dict[str, Term]:
-        """The parts of the loss by name. `progress` is t / t_max, the generator the source of all noise."""
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
+        """The parts of the loss by name, each so that its average over the processes is that of the global batch.
+
+        `progress` is t / t_max, the streams are the source of all noise.
+        """
 
     def step(self, batch: Batch, progress: float, generator: torch.Generator) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * poly(progress)
-        outputs = self.outputs(batch)
-        terms = self.terms(batch, outputs, progress, generator)
+        streams = self.streams(batch, generator)
+        with dropped_by(self.seen_streams(streams).dropout):
+            outputs = self.outputs(batch)
+        terms = self.terms(batch, outputs, progress, streams)
         total = torch.stack([term.factor * term.value for term in terms.values()]).sum()
         self.optimizer.zero_grad()
         self.fabric.backward(total)
@@ -70,9 +77,40 @@ class AveragedLearner(Learner):
         self.optimizer.step()
         update_average(self.teacher, self.student, ema_decay(self.steps, self._largest_decay()))
         self.steps += 1
-        further = self.after_step(batch, outputs)
-        values = torch.stack([total.detach(), *(term.value.detach() for term in terms.values())]).tolist()
-        return {**dict(zip(["total", *terms], values, strict=True)), **further}
+        further = self.after_step(batch, outputs, streams)
+        found = {"total": total.detach(), **{name: term.value.detach() for name, term in terms.items()}, **further}
+        return dict(zip(found, self.mean_of_all(torch.stack(list(found.values()))).tolist(), strict=True))
+
+    def streams(self, batch: Batch, generator: torch.Generator) -> Streams:
+        """The sources of noise of a batch's samples."""
+        labelled = len(batch.labelled.image)
+        places = batch.places if batch.places is not None else range(labelled + self.pseudo_samples(batch))
+        return streams_of(generator, places, labelled, self.fabric.device)
+
+    def pseudo_samples(self, batch: Batch) -> int:
+        return len(batch.pseudo.image)
+
+    def seen_streams(self, streams: Streams) -> Streams:
+        """Those of the samples that `outputs` shows to the student."""
+        return streams
+
+    def of_all(self, batch: Batch, labelled: Tensor, pseudo: Tensor) -> Tensor:
+        """The mean over all samples, from those over the labelled and over the pseudo-labelled ones here."""
+        here = (len(batch.labelled.image), len(batch.pseudo.image))
+        of_labelled, of_pseudo = here if batch.places is None else (self.plan.labelled, self.plan.batch)
+        weighted = of_labelled * batch.labelled_share * labelled + of_pseudo * batch.pseudo_share * pseudo
+        return weighted / (of_labelled + of_pseudo)
+
+    def total(self, count: Tensor) -> Tensor:
+        """A number summed over all processes, divided by how many they are: sums that are divided by it have, averaged
+        over the processes, the quotient of the global sums."""
+        return self.mean_of_all(count.detach().float())
+
+    def mean_of_all(self, value: Tensor) -> Tensor:
+        """Mean over the processes."""
+        found = self.fabric.all_reduce(value, reduce_op="mean")
+        assert isinstance(found, Tensor)
+        return found
 
     def outputs(self, batch: Batch) -> Outputs:
         """The student's answer to the whole batch, in one pass."""
@@ -84,23 +122,35 @@ class AveragedLearner(Learner):
         distances, logits = (one.float() for one in found)
         return Outputs(logits[:count], logits[count:], distances[:count], distances[count:])
 
-    def after_step(self, batch: Batch, outputs: Outputs) -> dict[str, float]:
+    def after_step(self, batch: Batch, outputs: Outputs, streams: Streams) -> dict[str, Tensor]:
         """What else learns in a step, after the student; returns further losses by name."""
-        del batch, outputs
+        del batch, outputs, streams
         return {}
 
     def learned(self, batch: Batch, outputs: Outputs, progress: float) -> dict[str, Term]:
         """L_sup + w(t) L_pseudo of the method, section 1.3."""
-        labelled, pseudo = batch.labelled, batch.pseudo
+        pseudo = batch.pseudo
         factor = self.config.pseudo_weight * pseudo_ramp(progress, self.config.pseudo_ramp)
         return {
-            "supervised": Term(1.0, supervised_loss(outputs.labelled, labelled.target, labelled.weight)),
-            "pseudo": Term(factor, supervised_loss(outputs.pseudo, pseudo.target, pseudo.weight)),
+            "supervised": Term(1.0, self.supervised(batch, outputs)),
+            "pseudo": Term(factor, batch.pseudo_share * supervised_loss(outputs.pseudo, pseudo.target, pseudo.weight)),
         }
 
-    def taught(self, image: Tensor) -> Tensor:
-        """Class probabilities of the running average, without gradients; its dropout stays on."""
-        with torch.no_grad(), self.fabric.autocast():
+    def supervised(self, batch: Batch, outputs: Outputs) -> Tensor:
+        """L_sup."""
+        labelled = batch.labelled
+        return batch.labelled_share * supervised_loss(outputs.labelled, labelled.target, labelled.weight)
+
+    def taught(self, image: Tensor, streams: Streams) -> Tensor:
+        """Class probabilities of the running average, without gradients; its dropout stays on.
+
+        Args:
+            image: (B, 1, z, y, x): all pseudo-labelled samples, or several views of all of them, view by view.
+            streams: of the batch.
+        """
+        dropout = streams.pseudo.dropout
+        views = len(image) // max(len(dropout), 1)
+        with torch.no_grad(), self.fabric.autocast(), dropped_by([*dropout] * views):
             found = self.teacher(image)
         logits = found[1] if self.with_distance else found
         return F.softmax(logits.float(), 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,13 +19,22 @@ from ..planning import Plan
 
 @dataclass
 class Batch:
-    """What one step sees: patches with a person's label, and patches with a pseudo-label."""
+    """What one step of one process sees: patches with a person's label, and patches with a pseudo-label.
+
+    Attributes:
+        places: of the samples in the global batch, labelled ones first; None: this is the global batch.
+        labelled_share, pseudo_share: what a mean over the samples here counts, so that the average over the processes
+            is the mean over the global batch.
+    """
 
     labelled: Patches
     pseudo: Patches
+    places: Sequence[int] | None = None
+    labelled_share: float = 1.0
+    pseudo_share: float = 1.0
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.labelled.to(device), self.pseudo.to(device))
+        return replace(self, labelled=self.labelled.to(device), pseudo=self.pseudo.to(device))
 
 
 class Learner(ABC):

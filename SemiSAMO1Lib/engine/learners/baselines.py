@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from .averaged import AveragedLearner, Outputs, Term
 from .base import Batch
-from .losses import supervised_loss
+from .streams import Streams
 
 
 class SupervisedOnly(AveragedLearner):
@@ -16,15 +14,21 @@ class SupervisedOnly(AveragedLearner):
         logits = self.student(batch.labelled.image).float()
         return Outputs(logits, logits[:0])
 
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, generator: torch.Generator) -> dict[str, Term]:
-        del progress, generator
-        labelled = batch.labelled
-        return {"supervised": Term(1.0, supervised_loss(outputs.labelled, labelled.target, labelled.weight))}
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
+        del progress, streams
+        return {"supervised": Term(1.0, self.supervised(batch, outputs))}
+
+    def seen_streams(self, streams: Streams) -> Streams:
+        return streams.firsts
+
+    def pseudo_samples(self, batch: Batch) -> int:
+        del batch
+        return 0
 
 
 class PseudoOnly(AveragedLearner):
     """L = L_sup + w(t) · L_pseudo, without any consistency."""
 
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, generator: torch.Generator) -> dict[str, Term]:
-        del generator
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
+        del streams
         return self.learned(batch, outputs, progress)

@@ -17,6 +17,7 @@ from .averaged import AveragedLearner, Outputs, Term
 from .base import Batch
 from .losses import dice_loss
 from .schedules import consistency_ramp
+from .streams import Streams
 
 #: Steepness with which a distance becomes a mask.
 STEEPNESS = 1500.0
@@ -30,18 +31,24 @@ class DualTask(AveragedLearner):
 
     with_distance: ClassVar[bool] = True
 
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, generator: torch.Generator) -> dict[str, Term]:
-        del generator
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
+        del streams
         labelled = batch.labelled
         assert outputs.labelled_distance is not None and outputs.pseudo_distance is not None, "with_distance is set"
         assert labelled.distance is not None, "labelled cases come with distance maps when with_distance is set"
+        share = batch.labelled_share
         near, far = outputs.labelled_distance[:, 1:], outputs.pseudo_distance[:, 1:]
-        said = F.softmax(torch.cat([outputs.labelled, outputs.pseudo]), 1)[:, 1:]
-        agreement = F.mse_loss(as_mask(torch.cat([near, far])), said)
+        agreement = self.of_all(
+            batch,
+            *(
+                F.mse_loss(as_mask(distance), F.softmax(logits, 1)[:, 1:])
+                for distance, logits in ((near, outputs.labelled), (far, outputs.pseudo))
+            ),
+        )
         return {
             **self.learned(batch, outputs, progress),
-            "distance_mask": Term(1.0, dice_loss(as_mask(near), labelled.target[:, 1:], labelled.weight)),
-            "distance": Term(DISTANCE_FACTOR, distance_loss(near, labelled.distance, labelled.weight)),
+            "distance_mask": Term(1.0, share * dice_loss(as_mask(near), labelled.target[:, 1:], labelled.weight)),
+            "distance": Term(DISTANCE_FACTOR, share * distance_loss(near, labelled.distance, labelled.weight)),
             "consistency": Term(self.config.consistency * consistency_ramp(progress), agreement),
         }
 
@@ -52,6 +59,8 @@ def as_mask(distance: Tensor) -> Tensor:
 
 
 def distance_loss(distance: Tensor, true: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean squared error of distances (B, C - 1, ...); NaN in `true`: a class that the case lacks, no term."""
+    """Weighted mean squared error of distances (B, C - 1, ...) of each sample, averaged; NaN in `true`: a class that
+    the case lacks, no term."""
     there = ~true.isnan() * weight
-    return ((distance - true.nan_to_num()).square() * there).sum() / there.sum().clamp(min=1)
+    axes = (1, 2, 3, 4)
+    return (((distance - true.nan_to_num()).square() * there).sum(axes) / there.sum(axes).clamp(min=1)).mean()

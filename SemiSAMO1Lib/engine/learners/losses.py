@@ -10,14 +10,16 @@ SMOOTH = 1e-5
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean of -sum_c q_c log p_c; 0 where no voxel has weight."""
+    """Weighted mean of -sum_c q_c log p_c of each sample, averaged; 0 for one where no voxel has weight."""
     each = -(target * F.log_softmax(logits, 1)).sum(1, keepdim=True)
-    return (each * weight).sum() / weight.sum().clamp(min=1.0)
+    axes = (1, 2, 3, 4)
+    return ((each * weight).sum(axes) / weight.sum(axes).clamp(min=1.0)).mean()
 
 
 def dice_loss(probabilities: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean over classes (background too) of 1 - (2 Σ w p q + s) / (Σ w p² + Σ w q² + s); method, section 1.3."""
-    axes = (0, 2, 3, 4)
+    """Mean over samples and classes (background too) of 1 - (2 Σ w p q + s) / (Σ w p² + Σ w q² + s); method, section
+    1.3. Each sample by itself: the loss of a batch does not depend on how it is shared by processes."""
+    axes = (2, 3, 4)
     overlap = (weight * probabilities * target).sum(axes)
     size = (weight * probabilities.square()).sum(axes) + (weight * target.square()).sum(axes)
     return (1 - (2 * overlap + SMOOTH) / (size + SMOOTH)).mean()

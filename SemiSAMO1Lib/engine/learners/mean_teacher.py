@@ -6,6 +6,7 @@ L = L_sup + λ(t) · L_cons + w(t) · L_pseudo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from .averaged import AveragedLearner, Outputs, Term
 from .base import Batch
 from .losses import consistency_loss
 from .schedules import consistency_ramp, sigmoid_ramp
+from .streams import Streams
 
 #: The teacher sees the image plus noise of this deviation, clamped to twice of it.
 TEACHER_NOISE = 0.1
@@ -23,16 +25,17 @@ TEACHER_NOISE = 0.1
 class MeanTeacher(AveragedLearner):
     """The student learns from labels and pseudo-labels, and from what its running average says of another view."""
 
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, generator: torch.Generator) -> dict[str, Term]:
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
         factor = self.config.consistency * self.consistency_ramp(progress)
         said = F.softmax(outputs.pseudo, 1)
-        value = self.consistency(said, batch.pseudo.image, progress, generator)
+        value = self.consistency(said, batch, progress, streams)
         return {**self.learned(batch, outputs, progress), "consistency": Term(factor, value)}
 
-    def consistency(self, said: Tensor, image: Tensor, progress: float, generator: torch.Generator) -> Tensor:
+    def consistency(self, said: Tensor, batch: Batch, progress: float, streams: Streams) -> Tensor:
         """L_cons between the student's probabilities and the teacher's on a noisy view."""
         del progress
-        return consistency_loss(said, self.taught(with_noise(image, generator)))
+        view = with_noise(batch.pseudo.image, streams.pseudo.noise)
+        return batch.pseudo_share * consistency_loss(said, self.taught(view, streams))
 
     def consistency_ramp(self, progress: float) -> float:
         """λ(t) / λ_max."""
@@ -42,23 +45,25 @@ class MeanTeacher(AveragedLearner):
 class UncertaintyMeanTeacher(MeanTeacher):
     """Only voxels of which the teacher is sure over T stochastic passes (noise and dropout) have to agree."""
 
-    def consistency(self, said: Tensor, image: Tensor, progress: float, generator: torch.Generator) -> Tensor:
+    def consistency(self, said: Tensor, batch: Batch, progress: float, streams: Streams) -> Tensor:
         passes = self.config.uncertainty_passes
-        views = torch.cat([with_noise(image, generator) for _ in range(passes + 1)])
-        wanted, *others = self.taught(views).chunk(passes + 1)
+        views = torch.cat([with_noise(batch.pseudo.image, streams.pseudo.noise) for _ in range(passes + 1)])
+        wanted, *others = self.taught(views, streams).chunk(passes + 1)
         mean = torch.stack(others).mean(0)
         entropy = -(mean * (mean + 1e-6).log()).sum(1, keepdim=True)
         limit = (0.75 + 0.25 * sigmoid_ramp(progress)) * math.log(said.shape[1])
-        return masked_consistency(said, wanted, entropy < limit)
+        sure = entropy < limit
+        return masked_consistency(said, wanted, sure, self.total(sure.sum()))
 
 
-def masked_consistency(said: Tensor, wanted: Tensor, sure: Tensor) -> Tensor:
+def masked_consistency(said: Tensor, wanted: Tensor, sure: Tensor, count: Tensor) -> Tensor:
     """Squared difference of probabilities (B, C, ...) where `sure` (B, 1, ...), over C · the number of sure voxels."""
     squared = (said - wanted).square() * sure
-    return squared.sum() / (said.shape[1] * sure.sum()).clamp(min=1)
+    return squared.sum() / (said.shape[1] * count).clamp(min=1)
 
 
-def with_noise(image: Tensor, generator: torch.Generator) -> Tensor:
-    """The image plus clamp(0.1 · N(0, 1), ±0.2)."""
-    noise = torch.randn(image.shape, generator=generator).to(image.device) * TEACHER_NOISE
+def with_noise(image: Tensor, streams: Sequence[torch.Generator]) -> Tensor:
+    """The image (B, 1, z, y, x) plus clamp(0.1 · N(0, 1), ±0.2), each sample by its own stream."""
+    drawn = [torch.randn(one.shape, generator=stream) for one, stream in zip(image, streams, strict=True)]
+    noise = torch.stack(drawn).to(image.device) * TEACHER_NOISE
     return image + noise.clamp(-2 * TEACHER_NOISE, 2 * TEACHER_NOISE)

@@ -22,6 +22,7 @@ from .averaged import Outputs, Term
 from .base import Batch
 from .mean_teacher import MeanTeacher, UncertaintyMeanTeacher
 from .schedules import ramp_down, sigmoid_ramp, steep_ramp
+from .streams import Streams
 
 #: Logits of a mask prompt stay within this.
 LARGEST_LOGIT = 10.0
@@ -47,34 +48,39 @@ class SemiSam(MeanTeacher):
     def check(cls, config: TrainingConfig, device: torch.device, observer: Observer) -> None:
         assistants_of(config, device, observer)
 
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, generator: torch.Generator) -> dict[str, Term]:
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
         said = F.softmax(outputs.pseudo, 1)
         factor = self.config.assistance.weight * ramp_down(progress)
-        value = self.assisted(said, batch.pseudo.image, generator)
-        return {**super().terms(batch, outputs, progress, generator), "assisted": Term(factor, value)}
+        value = self.assisted(said, batch.pseudo.image, streams)
+        return {**super().terms(batch, outputs, progress, streams), "assisted": Term(factor, value)}
 
     def consistency_ramp(self, progress: float) -> float:
         return steep_ramp(progress)
 
-    def assisted(self, said: Tensor, image: Tensor, generator: torch.Generator) -> Tensor:
+    def assisted(self, said: Tensor, image: Tensor, streams: Streams) -> Tensor:
         """Mean squared difference between the student's probabilities and the generalists' masks."""
-        errors = [(p - mean).square().mean() for p, mean, _ in self.answers(said, image, generator)]
-        return torch.stack(errors).mean() if errors else said.new_zeros(())
+        errors = [(p - mean).square().mean() for p, mean, _ in self.answers(said, image, streams)]
+        return self.mean_answer(errors, said)
 
-    def answers(self, said: Tensor, image: Tensor, generator: torch.Generator) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def mean_answer(self, values: list[Tensor], said: Tensor) -> Tensor:
+        """Mean over the answers of all processes; 0 where nothing was asked."""
+        count = self.total(torch.tensor(len(values), device=said.device))
+        return torch.stack(values).sum() / count if values else said.new_zeros(())
+
+    def answers(self, said: Tensor, image: Tensor, streams: Streams) -> list[tuple[Tensor, Tensor, Tensor]]:
         """What the generalists say of every foreground class that the student sees.
 
         Args:
             said: (B, C, z, y, x) the student's probabilities.
             image: (B, 1, z, y, x).
-            generator: draws the points.
+            streams: draw the points.
 
         Returns:
             for each patch and class: the student's probability (z, y, x), with gradient; mean and entropy (nats) of the
             generalists' answers, without.
         """
         found = []
-        for patch, probabilities in zip(image, said, strict=True):
+        for patch, probabilities, generator in zip(image, said, streams.pseudo.noise, strict=True):
             asked = [
                 (value, questions)
                 for value in range(1, len(probabilities))
@@ -104,17 +110,17 @@ class SemiSamUncertainty(SemiSam, UncertaintyMeanTeacher):
 class SemiSamPlus(SemiSam):
     """Several answers of one or more generalists; where they disagree they count less (method, section 3)."""
 
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, generator: torch.Generator) -> dict[str, Term]:
-        terms = super().terms(batch, outputs, progress, generator)
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
+        terms = super().terms(batch, outputs, progress, streams)
         factor = self.config.assistance.weight * sigmoid_ramp(1 - progress)
         return {**terms, "assisted": Term(factor, terms["assisted"].value)}
 
     def consistency_ramp(self, progress: float) -> float:
         return sigmoid_ramp(progress)
 
-    def assisted(self, said: Tensor, image: Tensor, generator: torch.Generator) -> Tensor:
-        losses = [confident_difference(p, mean, doubt) for p, mean, doubt in self.answers(said, image, generator)]
-        return torch.stack(losses).mean() if losses else said.new_zeros(())
+    def assisted(self, said: Tensor, image: Tensor, streams: Streams) -> Tensor:
+        losses = [confident_difference(p, mean, doubt) for p, mean, doubt in self.answers(said, image, streams)]
+        return self.mean_answer(losses, said)
 
     def questions(self, probability: Tensor, generator: torch.Generator) -> list[Prompts]:
         return questions_of(probability, self.config.assistance, self.config.assistance.answers, generator)

@@ -248,7 +248,8 @@ def _local_fits(case: Described, found: Sequence[tuple[Described, Deformation]],
 
 def _averaged(values: Tensor) -> Tensor:
     """Mean over the neighbourhood of every node; beyond the border there is nothing."""
-    return torch.nn.functional.avg_pool3d(values[None, None], NEIGHBOURHOOD, 1, NEIGHBOURHOOD // 2)[0, 0]
+    padded = torch.nn.functional.pad(values, [NEIGHBOURHOOD // 2] * 6)  # by hand: a scan may be smaller than that
+    return torch.nn.functional.avg_pool3d(padded[None, None], NEIGHBOURHOOD, 1)[0, 0]
 
 
 def _own_signature(template: Prepared) -> NDArray[np.float16]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from ..planning import Plan
+from .dropout import with_sample_dropout
 from .heads import LogitsOnly, TwoHeads
 from .networks import dynunet, vnet
 from .unet_3d import unet_3d, unet_3d_sdf
@@ -40,6 +41,10 @@ def make_specialist(name: str, plan: Plan, with_distance: bool = False) -> nn.Mo
         ValueError: an unknown name, naming those there are.
     """
     require_specialist(name)
+    return with_sample_dropout(_made(name, plan, with_distance))
+
+
+def _made(name: str, plan: Plan, with_distance: bool) -> nn.Module:
     if name in WITH_DISTANCE:
         return SPECIALISTS[name](plan) if with_distance else LogitsOnly(SPECIALISTS[name](plan))
     if with_distance and name == "unet_3d":

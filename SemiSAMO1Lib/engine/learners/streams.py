@@ -1,0 +1,50 @@
+"""Where the chance of a training step comes from: one stream for each sample, whatever process it lies in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Generators of the samples of a batch, labelled ones first.
+
+    Attributes:
+        noise: on the CPU, of everything that is drawn there.
+        dropout: on the device of the networks.
+        labelled: how many samples are labelled.
+    """
+
+    noise: Sequence[torch.Generator]
+    dropout: Sequence[torch.Generator]
+    labelled: int
+
+    @property
+    def firsts(self) -> Streams:
+        """Those of the labelled samples alone."""
+        return Streams(self.noise[: self.labelled], self.dropout[: self.labelled], self.labelled)
+
+    @property
+    def pseudo(self) -> Streams:
+        """Those of the pseudo-labelled samples alone."""
+        return Streams(self.noise[self.labelled :], self.dropout[self.labelled :], 0)
+
+
+def streams_of(generator: torch.Generator, places: Sequence[int], labelled: int, device: torch.device) -> Streams:
+    """The streams of the samples at `places` of the global batch; `generator` is that of the iteration, the same in
+    every process."""
+
+    def made(kind: int, where: torch.device) -> list[torch.Generator]:
+        seed = generator.initial_seed()
+        return [torch.Generator(where).manual_seed(hash_key(seed, place, kind)) for place in places]
+
+    return Streams(made(0, torch.device("cpu")), made(1, device), labelled)
+
+
+def hash_key(*numbers: int) -> int:
+    """One 63-bit seed from several numbers, spread well."""
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> np.uint64(1))

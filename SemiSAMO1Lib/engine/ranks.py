@@ -1,0 +1,75 @@
+"""Processes that do one run together: who does which case, who writes, and that all stop when one does.
+
+torchrun or srun starts them (docs/scaling.md); Lightning Fabric connects them. They share the project's folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from .observer import Observer, Stopped
+
+T = TypeVar("T")
+
+
+def started_together() -> tuple[int, int]:
+    """How many processes torchrun or srun started with this one, and how many of them on this computer; (1, 1) else."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    count = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    return count, count // int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+
+
+class Ranks:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        number: this one, from 0.
+        count: how many there are.
+        first: this is the one that writes what there is once: plan, weights, results, events.
+    """
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric = fabric
+        self.number, self.count = fabric.global_rank, fabric.world_size
+        self.first = fabric.is_global_zero
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.count > 1:
+            self._fabric.barrier()
+
+    def any(self, here: bool) -> bool:
+        """True in every process where it is true in one of them; all have to ask."""
+        if self.count == 1:
+            return here
+        asked = self._fabric.all_reduce(torch.tensor(float(here), device=self._fabric.device), reduce_op="sum")
+        assert isinstance(asked, Tensor)
+        return bool(asked.item() > 0)
+
+    def share(self, items: Sequence[T], observer: Observer) -> Iterator[tuple[int, T]]:
+        """This process' part of the items, with their positions among all; at its end all wait for each other.
+
+        Raises:
+            Stopped: in all of them, when one was asked to stop.
+        """
+        stopped = False
+        for position in range(self.number, len(items), self.count):
+            if stopped := observer.should_stop():
+                break
+            yield position, items[position]
+        if self.any(stopped):
+            raise Stopped
+        self.wait()
+
+    def once(self, do: Callable[[], object]) -> None:
+        """The first one does it, the others wait for it."""
+        if self.first:
+            do()
+        self.wait()

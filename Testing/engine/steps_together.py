@@ -1,0 +1,58 @@
+"""Some steps of every learner in one of several processes: the first prints the losses and, of all, the averages.
+
+torchrun --standalone --nproc-per-node 3 Testing/engine/steps_together.py
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+from engine_helpers import smooth_noise, tiny_config, tiny_plan
+
+from SemiSAMO1Lib.engine.cohort import signed_distances
+from SemiSAMO1Lib.engine.data.patches import TrainingCase, find_centres
+from SemiSAMO1Lib.engine.learners import learner_named
+from SemiSAMO1Lib.engine.ranks import Ranks
+from SemiSAMO1Lib.engine.sampling import PatchSource
+from SemiSAMO1Lib.engine.training import make_fabric
+
+STEPS = 3
+SHAPE = (16, 16, 16)
+LEARNERS = ("mean_teacher", "uncertainty_mean_teacher", "adversarial", "dual_task", "supervised_only", "pseudo_only")
+
+
+def case(seed: int) -> TrainingCase:
+    image = smooth_noise(SHAPE, seed)
+    label = np.digitize(smooth_noise(SHAPE, seed + 1), (0.0, 0.8)).astype(np.uint8)
+    centres = find_centres(label, 3, np.random.default_rng(seed))
+    weight = np.ones(SHAPE, np.float32)
+    return TrainingCase(image, label, weight, centres, 1.0, signed_distances(label, 3, (1.0, 1.0, 1.0)))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    fabric = make_fabric("cpu", "32-true", together=True)
+    ranks = Ranks(fabric)
+    plan, config = tiny_plan(batch=6, labelled=6), tiny_config(iterations=10)
+    found = {}
+    for name in LEARNERS:
+        fabric.seed_everything(7, workers=False, verbose=False)
+        learner = learner_named(name)(plan, config)
+        learner.setup(fabric)
+        source = PatchSource([case(0), case(2)], [case(4), case(6), case(8)], plan, config, 1, ranks.count)
+        losses = []
+        for iteration in range(STEPS):
+            generator = torch.Generator().manual_seed(iteration)
+            losses.append(learner.step(source(iteration, ranks.number), 0.5, generator))
+        average = torch.cat([one.detach().flatten() for one in learner.inference_model().parameters()])
+        averages = fabric.all_gather(average).reshape(ranks.count, -1)
+        apart = float((averages - averages[0]).abs().max())
+        found[name] = {"losses": losses, "averages_apart": apart, "average": float(average.double().sum())}
+    if ranks.first:
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

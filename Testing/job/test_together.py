@@ -1,0 +1,227 @@
+"""A training by several processes on one machine (gloo): the same answer, each case once, killed and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from job_helpers import events_of
+
+from SemiSAMO1Lib import files
+from SemiSAMO1Lib.engine.evaluation.metrics import dice
+from SemiSAMO1Lib.engine.observer import Silent
+from SemiSAMO1Lib.engine.ranks import Ranks
+from SemiSAMO1Lib.image_io import read_volume
+from SemiSAMO1Lib.job import JobFolder, State, observe
+from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
+from SemiSAMO1Lib.project import Project
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY = {
+    "patch_voxels": 4096,
+    "filters": 4,
+    "device": "cpu",
+    "precision": "32-true",
+    "batch": 6,
+    "labelled_batch": 6,
+    "rounds": 2,
+    "iterations": 12,
+}
+
+#: Processes of the trainings that are compared.
+COUNTS = (1, 2, 3)
+
+
+def together(count: int, *words: object) -> list[str]:
+    """The command that starts `count` processes of the shell, as docs/scaling.md has it."""
+    run = [sys.executable, "-m"]
+    if count > 1:
+        run += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
+    return [*run, "SemiSAMO1Lib.cli", *map(str, words)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def done(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+
+
+def new_project(folder: Path) -> Path:
+    """Four phantoms, the first of them labelled."""
+    write_cohort(folder / "cohort", 4, settings=PhantomSettings(spacing_mm=(4.5, 4.0, 4.0)))
+    project = Project.create(folder / "project")
+    label = folder / "cohort" / "labels" / "phantom_000.nrrd"
+    done(together(1, "init", project.folder, "--images", folder / "cohort" / "images"))
+    done(together(1, "template", project.folder, "--case", "phantom_000", "--labels", label))
+    return project.folder
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[int, JobFolder]:
+    """The same training by one, two and three processes."""
+    found = {}
+    for count in COUNTS:
+        folder = tmp_path_factory.mktemp(f"by{count}")
+        project = new_project(folder)
+        files.write_json(folder / "tiny.json", TINY)
+        ended = done(together(count, "train", project, "--config", folder / "tiny.json", "--keep-rounds"))
+        job = JobFolder(project / "jobs" / "0002-train")
+        assert ended.returncode == 0, f"{count} processes: {ended.stdout[-2000:]}{ended.stderr[-4000:]}"
+        found[count] = job
+    return found
+
+
+def predictions(job: JobFolder, number: int) -> dict[str, np.ndarray]:
+    folders = sorted((job.results / str(number)).iterdir())
+    return {folder.name: read_volume(folder / "prediction.seg.nrrd").array for folder in folders}
+
+
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_the_training_is_finished_and_says_how_many_worked_on_it(trainings: dict[int, JobFolder], count: int) -> None:
+    first = events_of(trainings[count])[0]
+    assert observe(trainings[count]).state is State.FINISHED and first["processes"] == count
+
+
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_the_first_pseudo_labels_are_the_same_bit_for_bit(trainings: dict[int, JobFolder], count: int) -> None:
+    for name in ("probabilities/0", "pseudo/1"):
+        for path in sorted((trainings[1].work / name).iterdir()):
+            other = trainings[count].work / name / path.name
+            assert path.read_bytes() == other.read_bytes(), (
+                f"{name}/{path.name} differs between 1 and {count} processes"
+            )
+
+
+@pytest.mark.parametrize("count", COUNTS[1:])
+@pytest.mark.parametrize("number", [1, 2])
+def test_later_rounds_agree(trainings: dict[int, JobFolder], count: int, number: int) -> None:
+    alone, shared = predictions(trainings[1], number), predictions(trainings[count], number)
+    assert sorted(alone) == sorted(shared) and len(alone) == 3
+    found = [dice(alone[case] == value, shared[case] == value) for case in alone for value in (1, 2, 3)]
+    assert np.mean(found) >= 0.99, f"round {number}: Dice {np.mean(found):.3f} between 1 and {count} processes"
+
+
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_losses_agree_for_one_global_batch(trainings: dict[int, JobFolder], count: int) -> None:
+    def last(job: JobFolder) -> dict[str, float]:
+        ends = [e for e in events_of(job) if e["kind"] == "losses" and e["round"] == 1]
+        losses: dict[str, float] = ends[-1]["losses"]
+        return losses
+
+    assert last(trainings[count]) == pytest.approx(last(trainings[1]), rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def steps() -> dict[int, Any]:
+    """Some steps of every learner by one and by three processes."""
+    script, found = str(ROOT / "Testing" / "engine" / "steps_together.py"), {}
+    for count in (1, 3):
+        run = ["torch.distributed.run", "--standalone", "--nproc-per-node", "3", script]
+        ended = done([sys.executable, "-m", *run] if count > 1 else [sys.executable, script])
+        assert ended.returncode == 0, ended.stderr[-4000:]
+        found[count] = json.loads(ended.stdout.strip().splitlines()[-1])
+    return found
+
+
+LEARNERS = ["mean_teacher", "uncertainty_mean_teacher", "adversarial", "dual_task", "supervised_only", "pseudo_only"]
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_every_learners_losses_do_not_depend_on_how_the_batch_is_shared(steps: dict[int, Any], learner: str) -> None:
+    for alone, shared in zip(steps[1][learner]["losses"], steps[3][learner]["losses"], strict=True):
+        assert shared == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_every_process_has_the_same_average(steps: dict[int, Any], learner: str) -> None:
+    assert steps[3][learner]["averages_apart"] == 0, "the running averages of the processes have gone apart"
+
+
+# ---------------------------------------------------------------------- killed, stopped, gone on with
+
+
+@pytest.fixture
+def under_way(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], JobFolder]]:
+    """A long training by two processes, somewhere in its first round; and the process that started them."""
+    project = new_project(tmp_path)
+    files.write_json(tmp_path / "long.json", {**TINY, "iterations": 3000, "rounds": 1, "checkpoint_seconds": 1})
+    command = together(2, "train", project, "--config", tmp_path / "long.json")
+    with open(tmp_path / "log", "wb") as log:
+        starter = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
+    job = JobFolder(project / "jobs" / "0002-train")
+    deadline = time.monotonic() + 120
+    while not (job.work / "checkpoints").is_dir() or not any((job.work / "checkpoints").iterdir()):
+        assert starter.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-4000:]
+        time.sleep(0.2)
+    yield starter, job
+    starter.terminate()
+    starter.wait(60)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that one started (Linux)."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(one) for one in found]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the other process by /proc, which Linux has")
+def test_a_process_that_dies_interrupts_the_training_which_others_go_on_with(
+    under_way: tuple[subprocess.Popen[bytes], JobFolder],
+) -> None:
+    starter, job = under_way
+    first = files.read_json(job.status)["pid"]
+    (other,) = [pid for pid in children(starter.pid) if pid != first]
+    os.kill(other, signal.SIGKILL)
+    assert starter.wait(60) != 0
+    deadline = time.monotonic() + 60
+    while observe(job).state is not State.INTERRUPTED:
+        assert time.monotonic() < deadline, f"the job is {observe(job).state}"
+        time.sleep(0.2)
+    done_before = torch.load(job.work / "checkpoints" / "round-1.pt")["iteration"]
+    config = files.read_json(job.work / "config.json")
+    files.write_json(job.work / "config.json", {**config, "iterations": done_before + 5})  # the end is near
+    ended = done(together(3, "resume", job.project))
+    assert ended.returncode == 0 and observe(job).state is State.FINISHED, ended.stderr[-4000:]
+    notes = [event["text"] for event in events_of(job) if event["kind"] == "note"]
+    assert f"round 1: going on from iteration {done_before}" in notes
+
+
+def test_all_stop_when_one_is_asked(under_way: tuple[subprocess.Popen[bytes], JobFolder]) -> None:
+    starter, job = under_way
+    done(together(1, "cancel", job.project))
+    starter.wait(60)
+    seen = observe(job)
+    assert seen.state is State.INTERRUPTED and "stopped as asked" in seen.message
+
+
+class OneOf:
+    """A Fabric as one of several processes sees it, which are asked one after the other."""
+
+    def __init__(self, number: int, count: int) -> None:
+        self.global_rank, self.world_size, self.is_global_zero = number, count, number == 0
+        self.device = torch.device("cpu")
+
+    def all_reduce(self, value: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        return value
+
+    def barrier(self) -> None: ...
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_every_case_is_done_exactly_once(count: int) -> None:
+    cases = [f"case_{number}" for number in range(5)]
+    shares = [list(Ranks(OneOf(number, count)).share(cases, Silent())) for number in range(count)]  # type: ignore[arg-type]
+    assert sorted(one for share in shares for one in share) == list(enumerate(cases))
