@@ -17,13 +17,20 @@ from .observer import Observer, Stopped
 
 T = TypeVar("T")
 
+#: What came of a thing that one does for all.
+_DONE, _STOPPED, _FAILED = 0, 1, 2
+
 
 def started_together() -> tuple[int, int]:
     """How many processes torchrun or srun started with this one, and how many of them on this computer; (1, 1) else."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if by_torchrun():
         return int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     count = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     return count, count // int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+
+
+def by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 class Ranks:
@@ -45,13 +52,13 @@ class Ranks:
         if self.count > 1:
             self._fabric.barrier()
 
-    def any(self, here: bool) -> bool:
-        """True in every process where it is true in one of them; all have to ask."""
+    def largest(self, here: int) -> int:
+        """The largest of a number over all processes; all have to ask."""
         if self.count == 1:
             return here
-        asked = self._fabric.all_reduce(torch.tensor(float(here), device=self._fabric.device), reduce_op="sum")
+        asked = self._fabric.all_gather(torch.tensor(here, device=self._fabric.device))
         assert isinstance(asked, Tensor)
-        return bool(asked.item() > 0)
+        return int(asked.max())
 
     def share(self, items: Sequence[T], observer: Observer) -> Iterator[tuple[int, T]]:
         """This process' part of the items, with their positions among all; at its end all wait for each other.
@@ -64,12 +71,25 @@ class Ranks:
             if stopped := observer.should_stop():
                 break
             yield position, items[position]
-        if self.any(stopped):
+        if self.largest(int(stopped)):
             raise Stopped
-        self.wait()
 
     def once(self, do: Callable[[], object]) -> None:
-        """The first one does it, the others wait for it."""
+        """The first one does it, the others wait for it.
+
+        Raises:
+            Stopped, RuntimeError: in all of them, when the first one could not.
+        """
+        error: Exception | None = None
         if self.first:
-            do()
-        self.wait()
+            try:
+                do()
+            except Exception as met:
+                error = met
+        came_to = self.largest(_STOPPED if isinstance(error, Stopped) else _FAILED if error is not None else _DONE)
+        if error is not None:
+            raise error
+        if came_to == _STOPPED:
+            raise Stopped
+        if came_to == _FAILED:
+            raise RuntimeError("the first process met an error; it says which")

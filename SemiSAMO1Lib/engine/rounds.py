@@ -44,7 +44,7 @@ from .propagation.registry import Request, make_propagator, require_generalists
 from .ranks import Ranks
 from .refinement import refine_cohort
 from .refinement.fusion import fused, running_mean, voxel_weights
-from .sampling import PatchSource
+from .sampling import PatchSource, require_shares
 from .specialists import make_specialist, require_specialist
 from .training import make_fabric, train_round
 
@@ -105,6 +105,7 @@ def run(
     if plan.precision != "32-true":
         fabric = make_fabric(config.device, plan.precision, together)
     if config.rounds:
+        require_shares(plan, ranks.count)
         make_specialist(config.specialist, plan, learner_named(config.learner).with_distance)
     cohort = Cohort(cases, labelled, plan, store)
     progress = Progress(observer, cohort, config)

@@ -37,11 +37,7 @@ class PatchSource:
         Raises:
             ValueError: they are more than the batch has patches.
         """
-        if ranks > min(plan.labelled, plan.batch):
-            raise ValueError(
-                f"a batch of {plan.labelled} labelled and {plan.batch} pseudo-labelled patches cannot be shared by "
-                f"{ranks} processes. Go on with fewer, or start a new training."
-            )
+        require_shares(plan, ranks)
         self.labelled = labelled
         self.pseudo = pseudo or labelled
         self.plan = plan
@@ -76,4 +72,13 @@ class PatchSource:
             self.config.augmentation,
             generator,
             foreground,
+        )
+
+
+def require_shares(plan: Plan, ranks: int) -> None:
+    """Raise ValueError when so many processes cannot share a batch."""
+    if ranks > min(plan.labelled, plan.batch):
+        raise ValueError(
+            f"a batch of {plan.labelled} labelled and {plan.batch} pseudo-labelled patches cannot be shared by {ranks} "
+            "processes. Go on with fewer, or start a new training with these."
         )

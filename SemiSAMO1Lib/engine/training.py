@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from .config import TrainingConfig
@@ -19,13 +20,16 @@ from .learners import Batch, Learner, learner_named
 from .learners.streams import hash_key
 from .observer import Observer, Stopped
 from .planning import Plan
-from .ranks import Ranks, started_together
+from .ranks import Ranks, by_torchrun, started_together
 
 #: Returns the batch of an iteration for a rank.
 Sample = Callable[[int, int], Batch]
 
 #: Says how good a learner's network is, larger is better.
 Judge = Callable[[Learner], float]
+
+#: A wish to save is 1, to save and stop:
+_STOP = 2
 
 #: How long a process waits for another.
 LONGEST_WAIT = timedelta(days=1)
@@ -95,12 +99,12 @@ def train_round(
             _keep_best(number, done, learner, judge, store, observer)
         if done == config.iterations:
             break
-        stop = ranks.any(observer.should_stop())
-        if stop or ranks.any(now - saved >= config.checkpoint_seconds):
+        wish = _STOP if observer.should_stop() else int(now - saved >= config.checkpoint_seconds)
+        if wish := ranks.largest(wish):  # to save, or to save and stop: all do the same
             if ranks.first:
                 store.save_tensors(_snapshot(learner, done), *checkpoint)
             saved = now
-        if stop:
+        if wish == _STOP:
             ranks.wait()
             raise Stopped
     if ranks.first:
@@ -162,7 +166,11 @@ def make_fabric(device: str, precision: str, together: bool = False) -> Fabric:
             f"{count} processes cannot share {device}; give --device cuda, and each takes a GPU of its own"
         )
     # one waits for another as long as the slowest case takes, not half an hour
-    strategy = DDPStrategy(process_group_backend="nccl" if kind == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    strategy = DDPStrategy(
+        cluster_environment=None if by_torchrun() else SLURMEnvironment(),
+        process_group_backend="nccl" if kind == "cuda" else "gloo",
+        timeout=LONGEST_WAIT,
+    )
     nodes = count // here
     fabric = Fabric(
         accelerator=kind,

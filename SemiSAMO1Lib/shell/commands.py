@@ -259,13 +259,14 @@ def resume_command(
 
 def _do_together(prepare: Callable[[], JobFolder], device: str, as_json: bool) -> None:
     """A training in this process and those that torchrun or srun started with it; the first says what came of it."""
-    from ..tasks.together import work_together
+    from ..tasks.together import leave, work_together
 
-    job, code, first = work_together(prepare, device)
-    if first:
+    job, code = work_together(prepare, device)
+    try:
         _watch(job, False, as_json)
-    elif code:
-        raise typer.Exit(code)
+    finally:
+        if code:
+            leave(code)
 
 
 def _watch(job: JobFolder, detach: bool, as_json: bool) -> None:

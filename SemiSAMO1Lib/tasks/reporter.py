@@ -127,3 +127,5 @@ class Follower(Reporter):
     def end(self, state: State, message: str = "", stopped: bool = False) -> None:
         if state is State.FAILED:
             print(message, file=sys.stderr, flush=True)
+            with open(self.job.log, "a", encoding="utf-8") as log:
+                log.write(f"one of the processes failed: {message}\n")

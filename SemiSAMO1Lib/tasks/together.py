@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from ..job.folder import JobFolder
 from .reporter import Follower, Reporter
-from .run import work
+from .run import FAILED, STOPPED, work
+
+#: Seconds that a process which failed lets the first one say why.
+GRACE_S = 5.0
 
 
-def work_together(prepare: Callable[[], JobFolder], device: str) -> tuple[JobFolder, int, bool]:
+def work_together(prepare: Callable[[], JobFolder], device: str) -> tuple[JobFolder, int]:
     """Do a training in this process and in those that were started with it.
 
     Args:
@@ -18,17 +25,40 @@ def work_together(prepare: Callable[[], JobFolder], device: str) -> tuple[JobFol
         device: 'auto', 'cpu' or 'cuda'.
 
     Returns:
-        the job, this process' exit code, and whether this is the first process.
+        the job and the exit code, in the first process; the others have ended.
+
+    Raises:
+        what `prepare` raises, in the first process.
     """
     from ..engine.ranks import Ranks
     from ..engine.training import make_fabric
 
     fabric = make_fabric(device, "32-true", together=True)
-    ranks = Ranks(fabric)
-    made = prepare() if ranks.first else None
-    job = JobFolder(Path(fabric.broadcast(str(made.path) if made is not None else "")))
-    kind = Reporter if ranks.first else Follower
+    ranks, refused = Ranks(fabric), None
+    path = ""
     if ranks.first:
-        with open(job.log, "a", encoding="utf-8") as log:
-            log.write(f"{ranks.count} processes work on this; what they say is where torchrun or srun puts it\n")
-    return job, work(job.path, reporter=kind(job, together=True)), ranks.first
+        try:
+            path = str(prepare().path)
+        except Exception as error:  # the others must not wait for a job that will never be
+            refused = error
+    path = fabric.broadcast(path)
+    if refused is not None:
+        raise refused
+    if not path:
+        leave(0)
+    job = JobFolder(Path(path))
+    if not ranks.first:
+        code = work(job.path, reporter=Follower(job, together=True))
+        if code == FAILED:
+            time.sleep(GRACE_S)  # whoever sees this one fail ends all; the first may be about to say why
+        leave(0 if code == STOPPED else code)
+    with open(job.log, "a", encoding="utf-8") as log:
+        log.write(f"{ranks.count} processes work on this; what they say is where torchrun or srun puts it\n")
+    return job, work(job.path, reporter=Reporter(job, together=True))
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once: an orderly end would wait for processes that may wait for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

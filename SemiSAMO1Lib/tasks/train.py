@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from ..engine.config import TrainingConfig, make_config
 from ..engine.data.store import Store
 from ..engine.observer import stop_if_asked
 from ..image_io import write_volume
-from ..job.folder import JobFolder
+from ..job.folder import JobFolder, usable_cores
 from ..project import Project
 from ..project.label_writer import write_segmentation
 from .curves import WithCurves
@@ -54,7 +55,7 @@ def train(job: JobFolder, reporter: Reporter) -> None:
         files.write_json(job.work / "config.json", config.model_dump(mode="json"))
         inputs = _settle_skipped(job, inputs, reporter)
         _require_disk(job, inputs, config)
-        _begin_with(job, config, inputs.class_map.classes)
+        _begin_with(job, config, inputs.class_map.classes, ranks.count)
     ranks.wait()
     if not ranks.first:
         inputs = _settle_skipped(job, inputs, reporter)
@@ -113,7 +114,7 @@ def completed_round(job: JobFolder) -> int:
     return int(files.read_json(job.index)["round"]) if job.index.exists() else -1
 
 
-def _begin_with(job: JobFolder, config: TrainingConfig, classes: int) -> None:
+def _begin_with(job: JobFolder, config: TrainingConfig, classes: int, processes: int) -> None:
     """Take over plan and weights of the earlier training that this one goes on from. Raises ResumeError."""
     start = job.inputs / "start"
     if not start.is_dir() or (job.work / "plan.json").exists():
@@ -129,9 +130,11 @@ def _begin_with(job: JobFolder, config: TrainingConfig, classes: int) -> None:
         )
     from ..engine.rounds import EARLIER
 
-    for source, target in (("weights.pt", job.work / "weights" / EARLIER), ("plan.json", job.work / "plan.json")):
-        with files.atomic_path(target) as temporary:
-            shutil.copyfile(start / source, temporary)
+    each = max(1, plan["batch"] // plan.get("labelled", 1))  # the batch is that of as many processes as there are now
+    shared = {"labelled": config.labelled_batch or processes, "batch": config.batch or each * processes}
+    with files.atomic_path(job.work / "weights" / EARLIER) as temporary:
+        shutil.copyfile(start / "weights.pt", temporary)
+    files.write_json(job.work / "plan.json", {**plan, **shared})
 
 
 def _remove_working_files(job: JobFolder) -> None:
@@ -262,8 +265,10 @@ def _prepare_torch(spec: dict[str, Any], config: TrainingConfig, together: bool)
 
     from ..engine.ranks import started_together
 
-    here = started_together()[1] if together else 1
-    torch.set_num_threads(max(1, (config.threads or int(spec["threads"])) // here))
+    threads = config.threads or int(spec["threads"])
+    if together:  # srun may have given each process cores of its own; those of torchrun share all there are
+        threads = usable_cores() if "SLURM_CPUS_PER_TASK" in os.environ else threads // started_together()[1]
+    torch.set_num_threads(max(1, threads))
     if spec["deterministic"]:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -138,11 +138,11 @@ def resample_labels(volume: Volume, target: Geometry) -> NDArray[Any]:
     copied = copy_on_lattice(volume, target)
     if copied is not None:
         return copied.array
-    points = space_points(target)
-    best = np.zeros(target.shape, volume.array.dtype)
+    points, array = space_points(target), volume.array
+    best = np.zeros(target.shape, array.dtype)
     share = np.full(target.shape, -1.0, np.float32)
-    for value in np.unique(volume.array):
-        one = torch.from_numpy((volume.array == value).astype(np.float32))[None]
+    for value in np.unique(array):
+        one = torch.from_numpy((array == value).astype(np.float32))[None]
         here = sample(one, volume.geometry, points, padding="zeros")[0].numpy()
         better = here > share
         best[better], share[better] = value, here[better]

@@ -42,7 +42,7 @@ class CachedFeatures:
             try:
                 return _read(path)
             except (OSError, KeyError, ValueError, TypeError, RuntimeError):
-                path.unlink()  # damaged: computed anew
+                path.unlink(missing_ok=True)  # damaged: computed anew
         found = self.generalist.features(volume)
         self.computed += 1
         if path is not None:

@@ -211,7 +211,8 @@ class RegistrationPropagator:
             vote = share * (trust + 1e-6) * sample(fit[None], case.coarse.geometry, points)[0]
             votes.append((one, there, vote))
             weight += vote
-            confidence = torch.maximum(confidence, trust)
+            confidence += vote * trust
+        confidence /= weight.clamp(min=1e-12)
         probabilities = torch.empty(self.classes, *grid.shape, dtype=torch.float16, device=self.device)
         background = torch.ones(grid.shape, device=self.device)  # background is what no class has
         for value in range(1, self.classes):  # one class at a time: memory does not grow with their number

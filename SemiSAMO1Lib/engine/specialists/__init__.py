@@ -46,7 +46,8 @@ def make_specialist(name: str, plan: Plan, with_distance: bool = False) -> nn.Mo
 
 def _made(name: str, plan: Plan, with_distance: bool) -> nn.Module:
     if name in WITH_DISTANCE:
-        return SPECIALISTS[name](plan) if with_distance else LogitsOnly(SPECIALISTS[name](plan))
+        network = SPECIALISTS[name](plan)
+        return network if with_distance else LogitsOnly(network, network.get_submodule("final2"))
     if with_distance and name == "unet_3d":
         return unet_3d_sdf(plan)
     if with_distance:

@@ -19,11 +19,18 @@ class TwoHeads(nn.Module):
 
 
 class LogitsOnly(nn.Module):
-    """A network's logits without its distance map."""
+    """A network's logits without its distance map.
 
-    def __init__(self, network: nn.Module) -> None:
+    Args:
+        network: gives (distances, logits).
+        unused: its part that gives the distances alone; it is not trained (several processes wait for every gradient).
+    """
+
+    def __init__(self, network: nn.Module, unused: nn.Module | None = None) -> None:
         super().__init__()
         self.network = network
+        if unused is not None:
+            unused.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
         _, logits = self.network(image)
