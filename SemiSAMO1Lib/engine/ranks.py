@@ -93,3 +93,8 @@ class Ranks:
             raise Stopped
         if came_to == _FAILED:
             raise RuntimeError("the first process met an error; it says which")
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error says that another process is gone: NCCL has a class for it, gloo names itself in the text."""
+    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)

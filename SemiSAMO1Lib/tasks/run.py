@@ -49,6 +49,9 @@ def work(folder: Path, low_priority: bool = False, reporter: Reporter | None = N
             return STOPPED
         except Exception as error:
             print(traceback.format_exc(), flush=True)
+            if told.together and _another_is_gone(error):
+                told.end(State.INTERRUPTED, "another process of this training ended; resume it")
+                return FAILED
             told.end(State.FAILED, f"{_explained(error)} Log: {job.log}")
             return FAILED
         told.end(State.FINISHED)
@@ -77,6 +80,12 @@ def _alone(task: Callable[[JobFolder, Reporter], None]) -> Callable[[JobFolder, 
             raise RuntimeError(f"another training of this project is under way ({error.holder})") from error
 
     return run
+
+
+def _another_is_gone(error: Exception) -> bool:
+    from ..engine.ranks import lost_another
+
+    return lost_another(error)
 
 
 def _explained(error: Exception) -> str:

@@ -20,7 +20,7 @@ from job_helpers import events_of
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.engine.evaluation.metrics import dice
 from SemiSAMO1Lib.engine.observer import Silent
-from SemiSAMO1Lib.engine.ranks import Ranks
+from SemiSAMO1Lib.engine.ranks import Ranks, lost_another
 from SemiSAMO1Lib.image_io import read_volume
 from SemiSAMO1Lib.job import JobFolder, State, observe
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
@@ -212,6 +212,13 @@ def test_all_stop_when_one_is_asked(under_way: tuple[subprocess.Popen[bytes], Jo
     starter.wait(60)
     seen = observe(job)
     assert seen.state is State.INTERRUPTED and "stopped as asked" in seen.message
+
+
+def test_an_error_of_gloo_is_known_for_what_it_is() -> None:
+    """As torch words it when the other end is gone; the errors of our own work are none of these."""
+    text = "[/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:51896."
+    assert lost_another(RuntimeError(text)) and lost_another(torch.distributed.DistBackendError("NCCL error"))
+    assert not lost_another(RuntimeError("round 1: the loss is not a number"))
 
 
 class OneOf:
