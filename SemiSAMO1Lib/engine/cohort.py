@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from scipy import ndimage
 
 from ..volume import Geometry, Volume
 from .cases import EngineCase, LabelledCase, Propagation
-from .data.carried import carry_template
 from .data.grids import canonical, resample_image, resample_labels, with_spacing
 from .data.intensities import scale_intensities
 from .data.patches import TrainingCase, find_centres
@@ -135,50 +133,22 @@ class Cohort:
         """
         found = []
         for position, case in enumerate(self.labelled):
-            image, label, weight = self._kept(("labelled", case.id), partial(self._labelled, case))
+            image, label, weight = self._labelled(case)
             centres = find_centres(label, self.plan.classes, np.random.default_rng([seed, 0, position]))
             distances = self._distances(case.id, label) if with_distances else None
             found.append(TrainingCase(image, label, weight, centres, case.weight, distances))
         return found
 
-    def _labelled(self, case: LabelledCase) -> tuple[NDArray[Any], ...]:
-        """Image, label, and 1 where the label is known, on the training grid."""
-        grid = self.grid(case.image.geometry)
-        known = Volume(case.known_voxels().astype(np.uint8), case.label.geometry)
-        return self.scaled(case.image, grid), resample_labels(case.label, grid), resample_labels(known, grid)
-
-    def _kept(self, names: tuple[str, str], make: Callable[[], tuple[NDArray[Any], ...]]) -> list[NDArray[Any]]:
-        """Image, label and weight that are made once, kept on disk and mapped from there."""
-        files = [(names[0], kind, f"{names[1]}.npy") for kind in ("image", "label", "weight")]
-        if not self.store.has(*files[-1]):
-            for array, file in zip(make(), files, strict=True):
-                self.store.save_array(array, *file)
-        return [self.store.array(*file) for file in files]
-
-    def carried_cases(self, seed: int, share: float, with_distances: bool = False) -> list[TrainingCase]:
-        """The template carried to every case, as further labelled training data; computed once and kept on disk.
-
-        Args:
-            seed: of the patch centres.
-            share: of the labelled patches that are drawn from these, >= 0 and < 1.
-            with_distances: signed distance maps too.
-        """
-        if share == 0 or not self.has_deformations():
-            return []
-        chance = share / (1 - share) * sum(case.weight for case in self.labelled) / len(self.cases)
-        found = []
-        for position, case_id in enumerate(self.ids):
-            image, label, known = self._kept(("carried", case_id), partial(self._carried, case_id))
-            centres = find_centres(label, self.plan.classes, np.random.default_rng([seed, 1, position]))
-            distances = self._distances(f"carried-{case_id}", label) if with_distances else None
-            found.append(TrainingCase(image, label, known, centres, chance, distances))
-        return found
-
-    def _carried(self, case_id: str) -> tuple[NDArray[Any], ...]:
-        image, label, known = self._kept(("labelled", self.labelled[0].id), partial(self._labelled, self.labelled[0]))
-        there, grid = self.grid(self.labelled[0].image.geometry), self.grid(self.case(case_id).geometry)
-        to_template = self.deformation(case_id).to_template
-        return carry_template(image, label, np.asarray(known) > 0, there, self.image(case_id), grid, to_template)
+    def _labelled(self, case: LabelledCase) -> list[NDArray[Any]]:
+        """Image, label, and 1 where the label is known, on the training grid: made once, mapped from disk."""
+        names = [("labelled", kind, f"{case.id}.npy") for kind in ("image", "label", "weight")]
+        if not self.store.has(*names[-1]):
+            grid = self.grid(case.image.geometry)
+            known = Volume(case.known_voxels().astype(np.uint8), case.label.geometry)
+            made = self.scaled(case.image, grid), resample_labels(case.label, grid), resample_labels(known, grid)
+            for array, name in zip(made, names, strict=True):
+                self.store.save_array(array, *name)
+        return [self.store.array(*name) for name in names]
 
 
 def signed_distances(label: NDArray[Any], classes: int, spacing: tuple[float, float, float]) -> NDArray[np.float16]:

@@ -94,7 +94,6 @@ class TrainingConfig(_Strict):
     pseudo_ramp: float = Field(0.3, gt=0, le=1, description="share of a round in which w(t) reaches 1")
     pseudo_weight: float = Field(1.0, ge=0, description="factor of L_pseudo; 0: as in SemiSAM and SemiSAM+")
     uncertainty_passes: int = Field(8, ge=2, le=64, description="T of uncertainty_mean_teacher")
-    carried_share: float = Field(0.0, ge=0, lt=1, description="labelled patches of the template carried to other scans")
     soft_pseudo_labels: bool = Field(False, description="train on probabilities weighted by confidence, not on argmax")
     training_voxels: int = Field(1_000_000, ge=10_000, description="voxels of the median case on the training grid")
     patch_voxels: int = Field(200_000, ge=4_096, description="voxels of a patch at most")

@@ -219,9 +219,7 @@ def train(
         for _, case_id in ranks.share(cohort.ids, progress.observer):
             cohort.image(case_id)
         ranks.once(lambda: cohort.labelled_cases(config.seed, distances))
-        ranks.once(lambda: cohort.carried_cases(config.seed, config.carried_share, distances))
     labelled = cohort.labelled_cases(config.seed, distances)
-    labelled += cohort.carried_cases(config.seed, config.carried_share, distances)
     pseudo = cohort.pseudo_cases(number, config.seed)
     observer = progress.training(number)
     start_from = _weights_to_begin_with(cohort.store, number, config)

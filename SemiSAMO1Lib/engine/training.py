@@ -17,7 +17,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from .config import TrainingConfig
 from .data.store import Store
 from .learners import Batch, Learner, learner_named
-from .learners.streams import hash_key
+from .learners.generators import hash_key
 from .observer import Observer, Stopped
 from .planning import Plan
 from .ranks import Ranks, by_torchrun, started_together
@@ -28,8 +28,8 @@ Sample = Callable[[int, int], Batch]
 #: Says how good a learner's network is, larger is better.
 Judge = Callable[[Learner], float]
 
-#: A wish to save is 1, to save and stop:
-_STOP = 2
+#: What a process wishes between two iterations; the largest wish of all is done by all.
+_NOTHING, _SAVE, _STOP = 0, 1, 2
 
 #: How long a process waits for another.
 LONGEST_WAIT = timedelta(days=1)
@@ -86,7 +86,7 @@ def train_round(
     ranks = Ranks(fabric)
     saved = reported = time.monotonic()
     for iteration in range(first, config.iterations):
-        generator = torch.Generator().manual_seed(hash_key(config.seed, number, iteration, 0))
+        generator = torch.Generator().manual_seed(hash_key(config.seed, number, iteration))
         batch = sample(iteration, fabric.global_rank).to(fabric.device)
         losses = learner.step(batch, iteration / config.iterations, generator)
         now, done = time.monotonic(), iteration + 1
@@ -99,8 +99,9 @@ def train_round(
             _keep_best(number, done, learner, judge, store, observer)
         if done == config.iterations:
             break
-        wish = _STOP if observer.should_stop() else int(now - saved >= config.checkpoint_seconds)
-        if wish := ranks.largest(wish):  # to save, or to save and stop: all do the same
+        due = now - saved >= config.checkpoint_seconds
+        wish = ranks.largest(_STOP if observer.should_stop() else _SAVE if due else _NOTHING)
+        if wish != _NOTHING:
             if ranks.first:
                 store.save_tensors(_snapshot(learner, done), *checkpoint)
             saved = now

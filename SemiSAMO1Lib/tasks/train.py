@@ -140,7 +140,7 @@ def _begin_with(job: JobFolder, config: TrainingConfig, classes: int, processes:
 def _remove_working_files(job: JobFolder) -> None:
     """A finished training keeps its plan, weights, transforms and facts; images and probabilities can be made again."""
     made_again = ("propagation", "images", "probabilities", "pseudo", "weights-of-voxels", "confidence", "signatures")
-    for name in (*made_again, "distances", "passes", "carried", "labelled"):
+    for name in (*made_again, "distances", "passes", "labelled"):
         shutil.rmtree(job.work / name, ignore_errors=True)
 
 

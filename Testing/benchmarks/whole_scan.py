@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cohorts import wait
 from common import keep, machine, reference_of, scans
 from numpy.typing import NDArray
-from one_label import Scores, by_case, name_of, new_project, scored, wait
+from one_label import Scores, by_case, name_of, new_project, scored
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 

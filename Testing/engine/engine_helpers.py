@@ -14,7 +14,7 @@ from SemiSAMO1Lib.engine.config import AugmentationConfig, TrainingConfig
 from SemiSAMO1Lib.engine.data.intensities import IntensityPlan
 from SemiSAMO1Lib.engine.data.patches import Patches
 from SemiSAMO1Lib.engine.learners import Batch
-from SemiSAMO1Lib.engine.learners.streams import Streams, streams_of
+from SemiSAMO1Lib.engine.learners.generators import Generators, generators_of
 from SemiSAMO1Lib.engine.planning import Plan
 from SemiSAMO1Lib.engine.propagation.deformable import Deformation
 from SemiSAMO1Lib.volume import Geometry, Volume
@@ -108,9 +108,9 @@ def random_batch(iteration: int, rank: int = 0, classes: int = 3) -> Batch:
     return Batch(random_patches(1, classes, seed), random_patches(1, classes, seed + 50))
 
 
-def pseudo_streams(count: int, seed: int = 0) -> Streams:
+def pseudo_generators(count: int, seed: int = 0) -> Generators:
     """Sources of noise of a batch of pseudo-labelled samples alone."""
-    return streams_of(torch.Generator().manual_seed(seed), range(count), 0, torch.device("cpu"))
+    return generators_of(torch.Generator().manual_seed(seed), range(count), 0, torch.device("cpu"))
 
 
 def identity_deformation(geometry: Geometry, **changes: Any) -> Deformation:

@@ -127,7 +127,7 @@ class ByHand:
         return Patches(*(tensor(arrays[name]) for name in ("image", "target", "weight")))
 
     def terms(self, one, progress=0.5):
-        return one.terms(self.batch, self.outputs, progress, one.streams(self.batch, noise()))
+        return one.terms(self.batch, self.outputs, progress, one.generators(self.batch, noise()))
 
     def gradients(self, value):
         """By the name of the output; zeros where there is none."""
@@ -160,7 +160,7 @@ def test_factors(name, progress):
     one, batch = learner(name), measured_batch(0)
     found = {
         key: term.factor
-        for key, term in one.terms(batch, one.outputs(batch), progress, one.streams(batch, noise())).items()
+        for key, term in one.terms(batch, one.outputs(batch), progress, one.generators(batch, noise())).items()
     }
     assert found == pytest.approx(with_factors(progress)[name], abs=1e-12), f"{name} at t / t_max = {progress}"
 
@@ -374,7 +374,7 @@ def shown_to_the_teacher(**changes):
     one, batch = learner("uncertainty_mean_teacher", **changes), random_batch(0)
     passes = one.config.uncertainty_passes
     one.teacher = FixedTeacher(np.zeros((passes + 1, 3, 8, 8, 8)))
-    one.terms(batch, one.outputs(batch), 0.5, one.streams(batch, noise()))
+    one.terms(batch, one.outputs(batch), 0.5, one.generators(batch, noise()))
     return batch.pseudo.image, one.teacher.shown
 
 
@@ -412,7 +412,7 @@ def test_uncertainty_gives_the_labelled_patch_no_gradient():
 
 def learned_from(one, case):
     """The losses of one step of the discriminator."""
-    return one.after_step(case.batch, case.outputs, one.streams(case.batch, noise()))
+    return one.after_step(case.batch, case.outputs, one.generators(case.batch, noise()))
 
 
 class FixedDiscriminator(nn.Module):
@@ -507,7 +507,7 @@ def test_discriminator_learns_to_tell_a_fixed_batch():
 
     before = float(loss())
     for _ in range(18):
-        one.after_step(batch, outputs, one.streams(batch, noise()))
+        one.after_step(batch, outputs, one.generators(batch, noise()))
     assert float(loss()) < 0.9 * before, f"18 steps brought the loss from {before:.3f} to {float(loss()):.3f}"
 
 
@@ -546,15 +546,17 @@ def test_discriminator_drops_half_of_its_channels():
 def test_discriminator_learns_with_dropout():
     one, batch = learner("adversarial"), random_batch(0)
     outputs = Outputs(batch.labelled.target, batch.pseudo.target)
-    one.terms(batch, outputs, 0.5, one.streams(batch, noise()))
-    one.after_step(batch, outputs, one.streams(batch, noise()))
+    one.terms(batch, outputs, 0.5, one.generators(batch, noise()))
+    one.after_step(batch, outputs, one.generators(batch, noise()))
     assert one.discriminator.training, "after it judged it was left without dropout"
 
 
 def test_discriminator_judges_the_student_without_dropout():
     one, batch = learner("adversarial"), random_batch(0)
     outputs = Outputs(batch.labelled.target, batch.pseudo.target)
-    values = [float(one.terms(batch, outputs, 0.5, one.streams(batch, noise()))["consistency"].value) for _ in range(2)]
+    values = [
+        float(one.terms(batch, outputs, 0.5, one.generators(batch, noise()))["consistency"].value) for _ in range(2)
+    ]
     assert values[0] == values[1], "the same predictions were judged differently: dropout is on"
 
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from engine_helpers import Recorder, pseudo_streams, random_batch, tiny_config, tiny_plan
+from engine_helpers import Recorder, pseudo_generators, random_batch, tiny_config, tiny_plan
 from lightning_fabric import Fabric
 from torch import nn
 
@@ -112,7 +112,7 @@ def prediction(seen=((1, 2),), classes=3, side=4, seed=0):
 
 def asked_of(one, said, seed=0):
     image = torch.zeros(len(said), 1, *said.shape[2:])
-    return one.assisted(said, image, pseudo_streams(len(image), seed))
+    return one.assisted(said, image, pseudo_generators(len(image), seed))
 
 
 def value_of(one, said):
@@ -131,7 +131,7 @@ def test_factor_of_the_masks(register, name, phase, progress):
     """SemiSAM: 0.1 exp(-5 t); SemiSAM+: 0.1 ramp(t_max - t) = 0.1 exp(-5 t²); t from 0 to 1."""
     register("fake", says(0.5))
     one, batch = learner(name), random_batch(0, classes=2)
-    found = one.terms(batch, one.outputs(batch), progress, one.streams(batch, noise()))["assisted"].factor
+    found = one.terms(batch, one.outputs(batch), progress, one.generators(batch, noise()))["assisted"].factor
     assert found == pytest.approx(0.1 * math.exp(-5 * phase(progress)), abs=1e-12), f"t / t_max = {progress}"
 
 
@@ -144,7 +144,7 @@ def test_factor_of_the_consistency(register, name, phase, progress):
     """SemiSAM: 0.1 exp(-5 (1 - t)), method, section 2; SemiSAM+: the sigmoid ramp, 0.1 exp(-5 (1 - t)²)."""
     register("fake", says(0.5))
     one, batch = learner(name), random_batch(0, classes=2)
-    found = one.terms(batch, one.outputs(batch), progress, one.streams(batch, noise()))["consistency"].factor
+    found = one.terms(batch, one.outputs(batch), progress, one.generators(batch, noise()))["consistency"].factor
     assert found == pytest.approx(0.1 * math.exp(-5 * phase(progress)), abs=1e-12), f"t / t_max = {progress}"
 
 
@@ -152,9 +152,9 @@ def test_factor_of_the_consistency(register, name, phase, progress):
 def test_weight_of_the_masks_is_configured(register, name):
     register("fake", says(0.5))
     one, batch = learner(name, weight=0.7), random_batch(0, classes=2)
-    assert one.terms(batch, one.outputs(batch), 0.0, one.streams(batch, noise()))["assisted"].factor == pytest.approx(
-        0.7
-    )
+    assert one.terms(batch, one.outputs(batch), 0.0, one.generators(batch, noise()))[
+        "assisted"
+    ].factor == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("name", ASSISTED)
@@ -179,7 +179,9 @@ def test_consistency_with_a_teacher_that_is_sure_of_nothing(register, name, coun
     register("fake", says(0.5))
     one, batch = learner(name), random_batch(0, classes=2)
     one.teacher = Unsure()
-    found = float(one.terms(batch, one.outputs(batch), 0.5, one.streams(batch, noise()))["consistency"].value.detach())
+    found = float(
+        one.terms(batch, one.outputs(batch), 0.5, one.generators(batch, noise()))["consistency"].value.detach()
+    )
     assert (found > 0) == counts, f"consistency term {found}"
 
 
@@ -226,7 +228,7 @@ def test_disagreement_of_two_generalists_is_doubt(register, answers, mean):
     for name, answer in zip(("fake", "other"), answers, strict=True):
         register(name, says(answer))
     one, said = learner("semisam_plus", ("fake", "other"), classes=3), prediction(seen=((1,),))
-    doubt = one.answers(said, torch.zeros(1, 1, 4, 4, 4), pseudo_streams(1))[0][2]
+    doubt = one.answers(said, torch.zeros(1, 1, 4, 4, 4), pseudo_generators(1))[0][2]
     assert float(doubt.mean()) == pytest.approx(entropy(mean), rel=1e-10), f"answers {answers}"
 
 
@@ -320,7 +322,7 @@ def test_entropy_of_a_sure_answer_is_zero(p):
 def test_masks_have_a_gradient_in_the_student(register, name):
     register("fake", says(0.9))
     one, batch = learner(name), random_batch(0, classes=2)
-    one.terms(batch, one.outputs(batch), 0.5, one.streams(batch, noise()))["assisted"].value.backward()
+    one.terms(batch, one.outputs(batch), 0.5, one.generators(batch, noise()))["assisted"].value.backward()
     reached = [bool(p.grad is not None and p.grad.any()) for p in one.student.parameters() if p.ndim == 5]
     assert all(reached), f"the masks' term reaches {sum(reached)} of {len(reached)} convolutions"
 
@@ -526,7 +528,7 @@ def test_every_generalist_gets_the_same_questions(register):
 def test_generalists_see_the_patch_that_is_asked_about(register):
     fake = register("fake", says(0.5))
     image = torch.randn(2, 1, 4, 4, 4)
-    learner("semisam", classes=3).assisted(prediction(seen=((1,), (2,))), image, pseudo_streams(len(image)))
+    learner("semisam", classes=3).assisted(prediction(seen=((1,), (2,))), image, pseudo_generators(len(image)))
     assert torch.equal(torch.cat([seen for seen, _ in fake.asked]), image), "one call per patch, with its own image"
 
 
@@ -550,7 +552,7 @@ def test_the_assisted_term_needs_no_targets(register, name):
     one, batch = learner(name), random_batch(0, classes=2)
     one.learned = lambda *arguments: {}  # L_sup and L_pseudo, the only readers of labels and pseudo-labels
     blind = Batch(NoTarget(batch.labelled.image), NoTarget(batch.pseudo.image))
-    one.terms(blind, one.outputs(batch), 0.5, one.streams(batch, noise()))
+    one.terms(blind, one.outputs(batch), 0.5, one.generators(batch, noise()))
 
 
 @pytest.mark.parametrize("name", ASSISTED)
@@ -671,7 +673,7 @@ def test_an_image_is_encoded_once(name, prompts):
     one = learner(name, ("sam-med3d",), classes=3, prompts=prompts, answers=3)
     shown, hook = encodings(one)
     said = prediction(seen=((1, 2), (1, 2))).float()
-    one.assisted(said, torch.randn(2, 1, 4, 4, 4), pseudo_streams(2))
+    one.assisted(said, torch.randn(2, 1, 4, 4, 4), pseudo_generators(2))
     hook.remove()
     assert len(shown) == 2, f"two patches were encoded {len(shown)} times"
 
@@ -679,7 +681,7 @@ def test_an_image_is_encoded_once(name, prompts):
 def test_a_patch_without_prompts_is_not_encoded():
     one = learner("semisam", ("sam-med3d",), classes=3)
     shown, hook = encodings(one)
-    one.assisted(prediction(seen=((), (1,))).float(), torch.randn(2, 1, 4, 4, 4), pseudo_streams(2))
+    one.assisted(prediction(seen=((), (1,))).float(), torch.randn(2, 1, 4, 4, 4), pseudo_generators(2))
     hook.remove()
     assert len(shown) == 1
 
@@ -687,14 +689,14 @@ def test_a_patch_without_prompts_is_not_encoded():
 @pytest.mark.parametrize("prompts", ["points", "mask", "both"])
 def test_answers_of_sam_med3d_lie_between_zero_and_one(prompts):
     one = learner("semisam", ("sam-med3d",), classes=3, prompts=prompts)
-    answers = one.answers(prediction().float(), torch.randn(1, 1, 4, 4, 4), pseudo_streams(1))
+    answers = one.answers(prediction().float(), torch.randn(1, 1, 4, 4, 4), pseudo_generators(1))
     assert all(0 <= float(mean.min()) <= float(mean.max()) <= 1 for _, mean, _ in answers)
 
 
 @pytest.mark.parametrize("name", ASSISTED)
 def test_masks_of_sam_med3d_have_a_gradient_in_the_student(name):
     one, batch = learner(name, ("sam-med3d",)), random_batch(0, classes=2)
-    one.terms(batch, one.outputs(batch), 0.5, one.streams(batch, noise()))["assisted"].value.backward()
+    one.terms(batch, one.outputs(batch), 0.5, one.generators(batch, noise()))["assisted"].value.backward()
     assert any(bool(p.grad is not None and p.grad.any()) for p in one.student.parameters())
 
 
@@ -710,7 +712,7 @@ def test_sam_med3d_beside_another_generalist(register):
     register("fake", says(1.0))
     said, image = prediction(seen=((1,),)).float(), torch.randn(1, 1, 4, 4, 4)
     means = [
-        learner("semisam", names, classes=3).answers(said, image, pseudo_streams(len(image)))[0][1]
+        learner("semisam", names, classes=3).answers(said, image, pseudo_generators(len(image)))[0][1]
         for names in (("sam-med3d",), ("sam-med3d", "fake"))
     ]
     assert torch.allclose(means[1], ((means[0] + 1) / 2).to(means[1].dtype), atol=1e-6)

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from ..specialists.dropout import dropped_by, with_sample_dropout
 from .averaged import AveragedLearner, Outputs, Term
 from .base import Batch
+from .generators import Generators
 from .schedules import consistency_ramp
-from .streams import Streams
 
 #: What the discriminator says.
 UNLABELLED, LABELLED = 0, 1
@@ -31,8 +31,8 @@ class Adversarial(AveragedLearner):
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.9, 0.99))
         self.discriminator, self.discriminator_optimizer = fabric.setup(network, optimizer)
 
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
-        del streams
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, generators: Generators) -> dict[str, Term]:
+        del generators
         # now it judges, and learns after the student's step: by itself, so that no process waits for its gradients
         judge = self.discriminator.module.eval().requires_grad_(False)
         with self.fabric.autocast():
@@ -41,11 +41,11 @@ class Adversarial(AveragedLearner):
         factor = self.config.consistency * consistency_ramp(progress)
         return {**self.learned(batch, outputs, progress), "consistency": Term(factor, batch.pseudo_share * deceived)}
 
-    def after_step(self, batch: Batch, outputs: Outputs, streams: Streams) -> dict[str, Tensor]:
+    def after_step(self, batch: Batch, outputs: Outputs, generators: Generators) -> dict[str, Tensor]:
         """One step of the discriminator on both kinds of predictions."""
         self.discriminator.train().requires_grad_(True)
         said = F.softmax(torch.cat([outputs.labelled, outputs.pseudo]).detach(), 1)
-        with dropped_by(streams.dropout):
+        with dropped_by(generators.dropout):
             verdict = self.discriminator(said, torch.cat([batch.labelled.image, batch.pseudo.image])).float()
         labelled, pseudo = (
             F.cross_entropy(part, torch.full((len(part),), kind, device=part.device))

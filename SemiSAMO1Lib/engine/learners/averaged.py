@@ -16,9 +16,9 @@ from ..specialists import make_specialist
 from ..specialists.dropout import dropped_by
 from ..specialists.heads import LogitsOnly
 from .base import Batch, Learner, make_optimizer
+from .generators import Generators, generators_of
 from .losses import supervised_loss
 from .schedules import ema_decay, poly, pseudo_ramp
-from .streams import Streams, streams_of
 
 #: Gradients longer than this are shortened.
 LONGEST_GRADIENT = 12.0
@@ -57,19 +57,19 @@ class AveragedLearner(Learner):
         self.steps = 0
 
     @abstractmethod
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, generators: Generators) -> dict[str, Term]:
         """The parts of the loss by name, each so that its average over the processes is that of the global batch.
 
-        `progress` is t / t_max, the streams are the source of all noise.
+        `progress` is t / t_max, the generators are the source of all noise.
         """
 
     def step(self, batch: Batch, progress: float, generator: torch.Generator) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * poly(progress)
-        streams = self.streams(batch, generator)
-        with dropped_by(self.seen_streams(streams).dropout):
+        generators = self.generators(batch, generator)
+        with dropped_by(self.seen_generators(generators).dropout):
             outputs = self.outputs(batch)
-        terms = self.terms(batch, outputs, progress, streams)
+        terms = self.terms(batch, outputs, progress, generators)
         total = torch.stack([term.factor * term.value for term in terms.values()]).sum()
         self.optimizer.zero_grad()
         self.fabric.backward(total)
@@ -77,22 +77,22 @@ class AveragedLearner(Learner):
         self.optimizer.step()
         update_average(self.teacher, self.student, ema_decay(self.steps, self._largest_decay()))
         self.steps += 1
-        further = self.after_step(batch, outputs, streams)
+        further = self.after_step(batch, outputs, generators)
         found = {"total": total.detach(), **{name: term.value.detach() for name, term in terms.items()}, **further}
         return dict(zip(found, self.mean_of_all(torch.stack(list(found.values()))).tolist(), strict=True))
 
-    def streams(self, batch: Batch, generator: torch.Generator) -> Streams:
+    def generators(self, batch: Batch, generator: torch.Generator) -> Generators:
         """The sources of noise of a batch's samples."""
         labelled = len(batch.labelled.image)
         places = batch.places if batch.places is not None else range(labelled + self.pseudo_samples(batch))
-        return streams_of(generator, places, labelled, self.fabric.device)
+        return generators_of(generator, places, labelled, self.fabric.device)
 
     def pseudo_samples(self, batch: Batch) -> int:
         return len(batch.pseudo.image)
 
-    def seen_streams(self, streams: Streams) -> Streams:
+    def seen_generators(self, generators: Generators) -> Generators:
         """Those of the samples that `outputs` shows to the student."""
-        return streams
+        return generators
 
     def of_all(self, batch: Batch, labelled: Tensor, pseudo: Tensor) -> Tensor:
         """The mean over all samples, from those over the labelled and over the pseudo-labelled ones here."""
@@ -122,9 +122,9 @@ class AveragedLearner(Learner):
         distances, logits = (one.float() for one in found)
         return Outputs(logits[:count], logits[count:], distances[:count], distances[count:])
 
-    def after_step(self, batch: Batch, outputs: Outputs, streams: Streams) -> dict[str, Tensor]:
+    def after_step(self, batch: Batch, outputs: Outputs, generators: Generators) -> dict[str, Tensor]:
         """What else learns in a step, after the student; returns further losses by name."""
-        del batch, outputs, streams
+        del batch, outputs, generators
         return {}
 
     def learned(self, batch: Batch, outputs: Outputs, progress: float) -> dict[str, Term]:
@@ -141,14 +141,14 @@ class AveragedLearner(Learner):
         labelled = batch.labelled
         return batch.labelled_share * supervised_loss(outputs.labelled, labelled.target, labelled.weight)
 
-    def taught(self, image: Tensor, streams: Streams) -> Tensor:
+    def taught(self, image: Tensor, generators: Generators) -> Tensor:
         """Class probabilities of the running average, without gradients; its dropout stays on.
 
         Args:
             image: (B, 1, z, y, x): all pseudo-labelled samples, or several views of all of them, view by view.
-            streams: of the batch.
+            generators: of the batch.
         """
-        dropout = streams.pseudo.dropout
+        dropout = generators.of_pseudo.dropout
         views = len(image) // max(len(dropout), 1)
         with torch.no_grad(), self.fabric.autocast(), dropped_by([*dropout] * views):
             found = self.teacher(image)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .averaged import AveragedLearner, Outputs, Term
 from .base import Batch
-from .streams import Streams
+from .generators import Generators
 
 
 class SupervisedOnly(AveragedLearner):
@@ -14,12 +14,12 @@ class SupervisedOnly(AveragedLearner):
         logits = self.student(batch.labelled.image).float()
         return Outputs(logits, logits[:0])
 
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
-        del progress, streams
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, generators: Generators) -> dict[str, Term]:
+        del progress, generators
         return {"supervised": Term(1.0, self.supervised(batch, outputs))}
 
-    def seen_streams(self, streams: Streams) -> Streams:
-        return streams.firsts
+    def seen_generators(self, generators: Generators) -> Generators:
+        return generators.of_labelled
 
     def pseudo_samples(self, batch: Batch) -> int:
         del batch
@@ -29,6 +29,6 @@ class SupervisedOnly(AveragedLearner):
 class PseudoOnly(AveragedLearner):
     """L = L_sup + w(t) · L_pseudo, without any consistency."""
 
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
-        del streams
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, generators: Generators) -> dict[str, Term]:
+        del generators
         return self.learned(batch, outputs, progress)

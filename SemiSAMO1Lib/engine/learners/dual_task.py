@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from .averaged import AveragedLearner, Outputs, Term
 from .base import Batch
+from .generators import Generators
 from .losses import dice_loss
 from .schedules import consistency_ramp
-from .streams import Streams
 
 #: Steepness with which a distance becomes a mask.
 STEEPNESS = 1500.0
@@ -31,8 +31,8 @@ class DualTask(AveragedLearner):
 
     with_distance: ClassVar[bool] = True
 
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
-        del streams
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, generators: Generators) -> dict[str, Term]:
+        del generators
         labelled = batch.labelled
         assert outputs.labelled_distance is not None and outputs.pseudo_distance is not None, "with_distance is set"
         assert labelled.distance is not None, "labelled cases come with distance maps when with_distance is set"

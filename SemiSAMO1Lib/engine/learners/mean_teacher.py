@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from .averaged import AveragedLearner, Outputs, Term
 from .base import Batch
+from .generators import Generators
 from .losses import consistency_loss
 from .schedules import consistency_ramp, sigmoid_ramp
-from .streams import Streams
 
 #: The teacher sees the image plus noise of this deviation, clamped to twice of it.
 TEACHER_NOISE = 0.1
@@ -25,17 +25,17 @@ TEACHER_NOISE = 0.1
 class MeanTeacher(AveragedLearner):
     """The student learns from labels and pseudo-labels, and from what its running average says of another view."""
 
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, generators: Generators) -> dict[str, Term]:
         factor = self.config.consistency * self.consistency_ramp(progress)
         said = F.softmax(outputs.pseudo, 1)
-        value = self.consistency(said, batch, progress, streams)
+        value = self.consistency(said, batch, progress, generators)
         return {**self.learned(batch, outputs, progress), "consistency": Term(factor, value)}
 
-    def consistency(self, said: Tensor, batch: Batch, progress: float, streams: Streams) -> Tensor:
+    def consistency(self, said: Tensor, batch: Batch, progress: float, generators: Generators) -> Tensor:
         """L_cons between the student's probabilities and the teacher's on a noisy view."""
         del progress
-        view = with_noise(batch.pseudo.image, streams.pseudo.noise)
-        return batch.pseudo_share * consistency_loss(said, self.taught(view, streams))
+        view = with_noise(batch.pseudo.image, generators.of_pseudo.noise)
+        return batch.pseudo_share * consistency_loss(said, self.taught(view, generators))
 
     def consistency_ramp(self, progress: float) -> float:
         """λ(t) / λ_max."""
@@ -45,10 +45,10 @@ class MeanTeacher(AveragedLearner):
 class UncertaintyMeanTeacher(MeanTeacher):
     """Only voxels of which the teacher is sure over T stochastic passes (noise and dropout) have to agree."""
 
-    def consistency(self, said: Tensor, batch: Batch, progress: float, streams: Streams) -> Tensor:
+    def consistency(self, said: Tensor, batch: Batch, progress: float, generators: Generators) -> Tensor:
         passes = self.config.uncertainty_passes
-        views = torch.cat([with_noise(batch.pseudo.image, streams.pseudo.noise) for _ in range(passes + 1)])
-        wanted, *others = self.taught(views, streams).chunk(passes + 1)
+        views = torch.cat([with_noise(batch.pseudo.image, generators.of_pseudo.noise) for _ in range(passes + 1)])
+        wanted, *others = self.taught(views, generators).chunk(passes + 1)
         mean = torch.stack(others).mean(0)
         entropy = -(mean * (mean + 1e-6).log()).sum(1, keepdim=True)
         limit = (0.75 + 0.25 * sigmoid_ramp(progress)) * math.log(said.shape[1])
@@ -62,8 +62,8 @@ def masked_consistency(said: Tensor, wanted: Tensor, sure: Tensor, count: Tensor
     return squared.sum() / (said.shape[1] * count).clamp(min=1)
 
 
-def with_noise(image: Tensor, streams: Sequence[torch.Generator]) -> Tensor:
-    """The image (B, 1, z, y, x) plus clamp(0.1 · N(0, 1), ±0.2), each sample by its own stream."""
-    drawn = [torch.randn(one.shape, generator=stream) for one, stream in zip(image, streams, strict=True)]
+def with_noise(image: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """The image (B, 1, z, y, x) plus clamp(0.1 · N(0, 1), ±0.2), each sample by its own generator."""
+    drawn = [torch.randn(one.shape, generator=generator) for one, generator in zip(image, generators, strict=True)]
     noise = torch.stack(drawn).to(image.device) * TEACHER_NOISE
     return image + noise.clamp(-2 * TEACHER_NOISE, 2 * TEACHER_NOISE)

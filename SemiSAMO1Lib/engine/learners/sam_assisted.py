@@ -20,9 +20,9 @@ from ..generalists.sam_med3d.generalist import RANDOM
 from ..observer import Observer
 from .averaged import Outputs, Term
 from .base import Batch
+from .generators import Generators
 from .mean_teacher import MeanTeacher, UncertaintyMeanTeacher
 from .schedules import ramp_down, sigmoid_ramp, steep_ramp
-from .streams import Streams
 
 #: Logits of a mask prompt stay within this.
 LARGEST_LOGIT = 10.0
@@ -48,18 +48,18 @@ class SemiSam(MeanTeacher):
     def check(cls, config: TrainingConfig, device: torch.device, observer: Observer) -> None:
         assistants_of(config, device, observer)
 
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, generators: Generators) -> dict[str, Term]:
         said = F.softmax(outputs.pseudo, 1)
         factor = self.config.assistance.weight * ramp_down(progress)
-        value = self.assisted(said, batch.pseudo.image, streams)
-        return {**super().terms(batch, outputs, progress, streams), "assisted": Term(factor, value)}
+        value = self.assisted(said, batch.pseudo.image, generators)
+        return {**super().terms(batch, outputs, progress, generators), "assisted": Term(factor, value)}
 
     def consistency_ramp(self, progress: float) -> float:
         return steep_ramp(progress)
 
-    def assisted(self, said: Tensor, image: Tensor, streams: Streams) -> Tensor:
+    def assisted(self, said: Tensor, image: Tensor, generators: Generators) -> Tensor:
         """Mean squared difference between the student's probabilities and the generalists' masks."""
-        errors = [(p - mean).square().mean() for p, mean, _ in self.answers(said, image, streams)]
+        errors = [(p - mean).square().mean() for p, mean, _ in self.answers(said, image, generators)]
         return self.mean_answer(errors, said)
 
     def mean_answer(self, values: list[Tensor], said: Tensor) -> Tensor:
@@ -67,20 +67,20 @@ class SemiSam(MeanTeacher):
         count = self.total(torch.tensor(len(values), device=said.device))
         return torch.stack(values).sum() / count if values else said.new_zeros(())
 
-    def answers(self, said: Tensor, image: Tensor, streams: Streams) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def answers(self, said: Tensor, image: Tensor, generators: Generators) -> list[tuple[Tensor, Tensor, Tensor]]:
         """What the generalists say of every foreground class that the student sees.
 
         Args:
             said: (B, C, z, y, x) the student's probabilities.
             image: (B, 1, z, y, x).
-            streams: draw the points.
+            generators: draw the points.
 
         Returns:
             for each patch and class: the student's probability (z, y, x), with gradient; mean and entropy (nats) of the
             generalists' answers, without.
         """
         found = []
-        for patch, probabilities, generator in zip(image, said, streams.pseudo.noise, strict=True):
+        for patch, probabilities, generator in zip(image, said, generators.of_pseudo.noise, strict=True):
             asked = [
                 (value, questions)
                 for value in range(1, len(probabilities))
@@ -110,16 +110,16 @@ class SemiSamUncertainty(SemiSam, UncertaintyMeanTeacher):
 class SemiSamPlus(SemiSam):
     """Several answers of one or more generalists; where they disagree they count less (method, section 3)."""
 
-    def terms(self, batch: Batch, outputs: Outputs, progress: float, streams: Streams) -> dict[str, Term]:
-        terms = super().terms(batch, outputs, progress, streams)
+    def terms(self, batch: Batch, outputs: Outputs, progress: float, generators: Generators) -> dict[str, Term]:
+        terms = super().terms(batch, outputs, progress, generators)
         factor = self.config.assistance.weight * sigmoid_ramp(1 - progress)
         return {**terms, "assisted": Term(factor, terms["assisted"].value)}
 
     def consistency_ramp(self, progress: float) -> float:
         return sigmoid_ramp(progress)
 
-    def assisted(self, said: Tensor, image: Tensor, streams: Streams) -> Tensor:
-        losses = [confident_difference(p, mean, doubt) for p, mean, doubt in self.answers(said, image, streams)]
+    def assisted(self, said: Tensor, image: Tensor, generators: Generators) -> Tensor:
+        losses = [confident_difference(p, mean, doubt) for p, mean, doubt in self.answers(said, image, generators)]
         return self.mean_answer(losses, said)
 
     def questions(self, probability: Tensor, generator: torch.Generator) -> list[Prompts]:

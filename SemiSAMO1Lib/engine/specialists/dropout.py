@@ -11,37 +11,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_STREAMS: ContextVar[Sequence[torch.Generator] | None] = ContextVar("streams", default=None)
+_GENERATORS: ContextVar[Sequence[torch.Generator] | None] = ContextVar("generators", default=None)
 
 
 @contextmanager
-def dropped_by(streams: Sequence[torch.Generator]) -> Iterator[None]:
+def dropped_by(generators: Sequence[torch.Generator]) -> Iterator[None]:
     """Within it each row of a batch is dropped by its own generator; several rows may share one."""
-    token = _STREAMS.set(streams)
+    token = _GENERATORS.set(generators)
     try:
         yield
     finally:
-        _STREAMS.reset(token)
+        _GENERATORS.reset(token)
 
 
 class SampleDropout(nn.Module):
-    """nn.Dropout, or nn.Dropout3d (`channels`), that draws from the streams of `dropped_by` where there are some."""
+    """nn.Dropout, or nn.Dropout3d (`channels`), that draws from the generators of `dropped_by` where there are some."""
 
-    def __init__(self, share: float, channels: bool) -> None:
+    def __init__(self, p: float, channels: bool) -> None:
         super().__init__()
-        self.share, self.channels = share, channels
+        self.p, self.channels = p, channels
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.share == 0:
+        if not self.training or self.p == 0:
             return x
-        streams = _STREAMS.get()
-        if streams is None:
-            return F.dropout3d(x, self.share) if self.channels else F.dropout(x, self.share)
+        generators = _GENERATORS.get()
+        if generators is None:
+            return F.dropout3d(x, self.p) if self.channels else F.dropout(x, self.p)
         shape = (*x.shape[:2], *[1] * (x.ndim - 2)) if self.channels else x.shape
         kept = torch.empty(shape, dtype=x.dtype, device=x.device)
-        for row, stream in zip(kept, streams, strict=True):
-            row.bernoulli_(1 - self.share, generator=stream)
-        return x * kept.div_(1 - self.share)
+        for row, generator in zip(kept, generators, strict=True):
+            row.bernoulli_(1 - self.p, generator=generator)
+        return x * kept.div_(1 - self.p)
 
 
 def with_sample_dropout(network: nn.Module) -> nn.Module:

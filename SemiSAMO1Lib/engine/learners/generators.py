@@ -1,4 +1,4 @@
-"""Where the chance of a training step comes from: one stream for each sample, whatever process it lies in."""
+"""Where the chance of a training step comes from: a generator for each sample, whatever process it lies in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Streams:
+class Generators:
     """Generators of the samples of a batch, labelled ones first.
 
     Attributes:
@@ -24,25 +24,25 @@ class Streams:
     labelled: int
 
     @property
-    def firsts(self) -> Streams:
+    def of_labelled(self) -> Generators:
         """Those of the labelled samples alone."""
-        return Streams(self.noise[: self.labelled], self.dropout[: self.labelled], self.labelled)
+        return Generators(self.noise[: self.labelled], self.dropout[: self.labelled], self.labelled)
 
     @property
-    def pseudo(self) -> Streams:
+    def of_pseudo(self) -> Generators:
         """Those of the pseudo-labelled samples alone."""
-        return Streams(self.noise[self.labelled :], self.dropout[self.labelled :], 0)
+        return Generators(self.noise[self.labelled :], self.dropout[self.labelled :], 0)
 
 
-def streams_of(generator: torch.Generator, places: Sequence[int], labelled: int, device: torch.device) -> Streams:
-    """The streams of the samples at `places` of the global batch; `generator` is that of the iteration, the same in
+def generators_of(generator: torch.Generator, places: Sequence[int], labelled: int, device: torch.device) -> Generators:
+    """The generators of the samples at `places` of the global batch; `generator` is that of the iteration, the same in
     every process."""
 
     def made(kind: int, where: torch.device) -> list[torch.Generator]:
         seed = generator.initial_seed()
         return [torch.Generator(where).manual_seed(hash_key(seed, place, kind)) for place in places]
 
-    return Streams(made(0, torch.device("cpu")), made(1, device), labelled)
+    return Generators(made(0, torch.device("cpu")), made(1, device), labelled)
 
 
 def hash_key(*numbers: int) -> int:
