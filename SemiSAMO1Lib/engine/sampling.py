@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from .config import TrainingConfig
 from .data.patches import Patches, TrainingCase, collate, draw_case, draw_patch
 from .learners import Batch
 from .planning import Plan
+
+#: Returns a process' part of the batch of an iteration, given the iteration and the rank.
+Sample = Callable[[int, int], Batch]
 
 
 class PatchSource:
@@ -73,6 +77,21 @@ class PatchSource:
             generator,
             foreground,
         )
+
+
+def drawn_ahead(sample: Sample, first: int, last: int, rank: int) -> Generator[Batch, None, None]:
+    """The batches of the iterations first .. last - 1; while one is learned from, a thread draws the next.
+
+    What the drawing raises comes out of the iteration that asked for it. Close the iterator when it is left early.
+    """
+    with ThreadPoolExecutor(1, "patches") as drawing:
+        following = drawing.submit(sample, first, rank) if first < last else None
+        for iteration in range(first, last):
+            assert following is not None, "submitted before the loop or in its last turn"
+            batch = following.result()
+            if iteration + 1 < last:
+                following = drawing.submit(sample, iteration + 1, rank)
+            yield batch
 
 
 def require_shares(plan: Plan, ranks: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -16,14 +16,12 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from .config import TrainingConfig
 from .data.store import Store
-from .learners import Batch, Learner, learner_named
+from .learners import Learner, learner_named
 from .learners.generators import hash_key
 from .observer import Observer, Stopped
 from .planning import Plan
 from .ranks import Ranks, by_torchrun, started_together
-
-#: Returns the batch of an iteration for a rank.
-Sample = Callable[[int, int], Batch]
+from .sampling import Sample, drawn_ahead
 
 #: Says how good a learner's network is, larger is better.
 Judge = Callable[[Learner], float]
@@ -85,29 +83,30 @@ def train_round(
         learner.load_state_dict({**store.tensors("weights", start_from)["learner"], "steps": 0})
     ranks = Ranks(fabric)
     saved = reported = time.monotonic()
-    for iteration in range(first, config.iterations):
-        generator = torch.Generator().manual_seed(hash_key(config.seed, number, iteration))
-        batch = sample(iteration, fabric.global_rank).to(fabric.device)
-        losses = learner.step(batch, iteration / config.iterations, generator)
-        now, done = time.monotonic(), iteration + 1
-        if not all(map(math.isfinite, losses.values())):
-            raise FloatingPointError(f"round {number}, iteration {done}: the loss is not a number; lower learning_rate")
-        if now - reported >= 1 or done == config.iterations:
-            reported = now
-            observer.event("losses", round=number, iteration=done, of=config.iterations, losses=losses)
-        if judge is not None and ranks.first and (done % JUDGED_EVERY == 0 or done == config.iterations):
-            _keep_best(number, done, learner, judge, store, observer)
-        if done == config.iterations:
-            break
-        due = now - saved >= config.checkpoint_seconds
-        wish = ranks.largest(_STOP if observer.should_stop() else _SAVE if due else _NOTHING)
-        if wish != _NOTHING:
-            if ranks.first:
-                store.save_tensors(_snapshot(learner, done), *checkpoint)
-            saved = now
-        if wish == _STOP:
-            ranks.wait()
-            raise Stopped
+    with closing(drawn_ahead(sample, first, config.iterations, fabric.global_rank)) as batches:
+        for iteration, batch in enumerate(batches, first):
+            generator = torch.Generator().manual_seed(hash_key(config.seed, number, iteration))
+            losses = learner.step(batch.to(fabric.device), iteration / config.iterations, generator)
+            now, done = time.monotonic(), iteration + 1
+            if not all(map(math.isfinite, losses.values())):
+                where = f"round {number}, iteration {done}"
+                raise FloatingPointError(f"{where}: the loss is not a number; lower learning_rate")
+            if now - reported >= 1 or done == config.iterations:
+                reported = now
+                observer.event("losses", round=number, iteration=done, of=config.iterations, losses=losses)
+            if judge is not None and ranks.first and (done % JUDGED_EVERY == 0 or done == config.iterations):
+                _keep_best(number, done, learner, judge, store, observer)
+            if done == config.iterations:
+                break
+            due = now - saved >= config.checkpoint_seconds
+            wish = ranks.largest(_STOP if observer.should_stop() else _SAVE if due else _NOTHING)
+            if wish != _NOTHING:
+                if ranks.first:
+                    store.save_tensors(_snapshot(learner, done), *checkpoint)
+                saved = now
+            if wish == _STOP:
+                ranks.wait()
+                raise Stopped
     if ranks.first:
         store.save_tensors({"learner": learner.state_dict()}, *weights)
         store.remove(*checkpoint)
