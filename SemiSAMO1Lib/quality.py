@@ -93,7 +93,10 @@ class QualityModel:
 
     def standardised(self, classes: Sequence[Mapping[str, float | None]]) -> NDArray[np.float64]:
         """(classes, signals): transformed signals, less their means, in units of their scales."""
-        values = np.array([[transformed(name, one.get(name)) for name in self.names] for one in classes])
+        given = [[math.nan if (value := one.get(name)) is None else value for name in self.names] for one in classes]
+        values = np.array(given, float)
+        shares = [name in SHARES for name in self.names]
+        values[:, shares] = _logits(values[:, shares])
         values = (values - np.array(self.means)) / np.array(self.scales)
         return np.asarray(np.nan_to_num(values, nan=0.0).clip(-4, 4))
 
@@ -107,8 +110,12 @@ def transformed(name: str, value: float | None) -> float:
 
 def logit(dice: float) -> float:
     """Log odds of a Dice value, kept away from 0 and 1."""
-    inside = min(max(dice, _MARGIN), 1 - _MARGIN)
-    return math.log(inside / (1 - inside))
+    return float(_logits(np.array(dice)))
+
+
+def _logits(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    inside = shares.clip(_MARGIN, 1 - _MARGIN)
+    return np.asarray(np.log(inside / (1 - inside)))
 
 
 @functools.cache
@@ -119,16 +126,21 @@ def shipped() -> QualityModel:
 
 @dataclass(frozen=True)
 class Reviewed:
-    """A case that a person decided about: the signals of its classes then, and each one's Dice with the saved label."""
+    """A case that a person decided about: the signals of its classes then, and each one's Dice with the saved label.
+
+    Not `measured`: nobody drew a label; the Dice is what the decision lets one expect.
+    """
 
     signals: tuple[Mapping[str, float | None], ...]
     dice: tuple[float, ...]
+    measured: bool = True
 
 
 def refitted(model: QualityModel, reviewed: Sequence[Reviewed], penalty: float = 20.0) -> QualityModel:
-    """The model fitted to a project's own reviews, towards the one it starts from; `error` is by leaving each case out.
+    """The model fitted to a project's own reviews, towards the one it starts from.
 
-    With fewer than `ENOUGH` reviewed cases the model stays as it is.
+    `error` is by leaving each case out whose Dice was measured; the error of the model that it starts from counts as
+    `ENOUGH` such cases. With fewer than `ENOUGH` reviewed cases the model stays as it is.
     """
     if len(reviewed) < ENOUGH:
         return model
@@ -140,8 +152,10 @@ def refitted(model: QualityModel, reviewed: Sequence[Reviewed], penalty: float =
     squares = [x.T @ x for x in rows]
     misses = [x.T @ (y - x @ start) for x, y in zip(rows, wanted, strict=True)]
     all_squares, all_misses = sum(squares) + stiff, sum(misses)
-    errors = []
+    errors = [model.error] * ENOUGH
     for x, square, miss, case in zip(rows, squares, misses, reviewed, strict=True):
+        if not case.measured:
+            continue
         others = start + np.linalg.solve(all_squares - square, all_misses - miss)
         errors.append(abs(float(np.mean(1 / (1 + np.exp(-x @ others))) - np.mean(case.dice))))
     found = start + np.linalg.solve(all_squares, all_misses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,26 @@ class Geometry:
             return False
         apart = np.abs(self.corners() - other.corners()).max()
         return bool(apart <= SAME_LATTICE_TOLERANCE * min(*self.spacing, *other.spacing))
+
+    def field_apart(self, other: Geometry) -> float | None:
+        """How far the corners of two fields of view are apart, mm; None where they show the same part of space.
+
+        Grids of other voxels may differ by one of the larger voxels; grids of the same size and spacing, in whatever
+        order their axes run, by 0.01 of a voxel: half a voxel is a mistake of somebody's header.
+        """
+        here, there = self._field_corners(), other._field_corners()
+        apart = float(np.linalg.norm(here[:, None] - there[None], axis=2).min(1).max())
+        alike = np.allclose(
+            sorted(zip(self.shape, self.spacing, strict=True)), sorted(zip(other.shape, other.spacing, strict=True))
+        )
+        tolerance = SAME_LATTICE_TOLERANCE * min(self.spacing) if alike else max(*self.spacing, *other.spacing)
+        return apart if apart > tolerance * math.sqrt(3) else None
+
+    def _field_corners(self) -> NDArray[np.float64]:
+        """The eight corners of the outermost voxels, (8, 3) points (x, y, z) in mm."""
+        z, y, x = (n - 0.5 for n in self.shape)
+        indices = np.array([(i, j, k, 1.0) for k in (-0.5, z) for j in (-0.5, y) for i in (-0.5, x)])
+        return np.asarray((indices @ self.index_to_space.T)[:, :3])
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -48,7 +48,7 @@ from .sampling import PatchSource, require_shares
 from .specialists import make_specialist, require_specialist
 from .training import make_fabric, train_round
 
-#: Weights below `weights` of an earlier run that the first round begins with; absent: from scratch.
+#: Weights below `weights` of an earlier run that rounds begin with; absent: from scratch.
 EARLIER = "round-0.pt"
 
 #: Gives a value, larger is better, to a function that gives the class probabilities (C, z, y, x) of an image.
@@ -245,10 +245,10 @@ def train(
 
 
 def _weights_to_begin_with(store: Store, number: int, config: TrainingConfig) -> str | None:
-    """The round before, if it is to go on; in the first round an earlier run's weights, where they were put there."""
-    if number == 1:
-        return EARLIER if store.has("weights", EARLIER) else None
-    return f"round-{number - 1}.pt" if config.warm_start else None
+    """The round before, if it is to go on; else an earlier run's weights, where they were put there."""
+    if config.warm_start and number > 1:
+        return f"round-{number - 1}.pt"
+    return EARLIER if store.has("weights", EARLIER) else None
 
 
 def predict(

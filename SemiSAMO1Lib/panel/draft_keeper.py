@@ -12,7 +12,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ..project import Project, reviews
+from ..project import Project, ProjectError, reviews
 from ..project.drafts import save_draft
 from ..scene.case_view import CaseView
 from ..scene.segmentations import Snapshot, show_status, snapshot
@@ -62,7 +62,7 @@ class DraftKeeper:
         copied = snapshot(view.segmentation, view.scan, project.state.labels)
         view.mark_kept()
         self._writing = self._writer.submit(self._write, project, view.files.case, view.files.training, copied)
-        self._unnoted = view.files.case if view.files.training else ""
+        self._unnoted = view.files.case if view.files.review else ""
         self._note()
 
     def flush(self) -> None:
@@ -77,7 +77,7 @@ class DraftKeeper:
                 copied = snapshot(view.segmentation, view.scan, project.state.labels)
                 self._write(project, view.files.case, view.files.training, copied)
                 view.mark_kept()
-            self._unnoted = view.files.case if view.files.training else ""
+            self._unnoted = view.files.case if view.files.review else ""
         self._note()
 
     def settle(self) -> None:
@@ -91,11 +91,18 @@ class DraftKeeper:
         self._writer.shutdown(wait=True)
 
     def _note(self) -> None:
-        """The case is a draft from now on; tried again on the next tick where the project is locked."""
+        """The case is a draft from now on; tried again on the next tick where the project is locked.
+
+        Raises ProjectError, once, where somebody else decided about the case meanwhile; what was painted is kept.
+        """
         view, project = self._view(), self._project()
         if not self._unnoted or view is None or project is None or view.files.case != self._unnoted:
             return
-        case = reviews.begin_draft(project, self._unnoted, self._reviewer())
+        try:
+            case = view.as_seen = reviews.begin_draft(project, self._unnoted, self._reviewer(), view.as_seen)
+        except ProjectError:
+            self._unnoted = ""
+            raise
         self._unnoted = ""
         show_status(view.segmentation, case.review)
         slicer.util.showStatusMessage(_("What you painted in {case} is kept.").format(case=case.id), 3000)

@@ -15,7 +15,7 @@ from ..job import observe
 from ..job.watch import trainings
 from ..project import Role, reviews
 from ..project.advisor import Ranked
-from ..project.drafts import find_draft
+from ..project.drafts import by_whom, find_draft
 from ..project.label_table import LabelTable
 from ..project.session import Session, ended_in_words
 from ..scene.case_view import CaseFiles, CaseView
@@ -57,6 +57,7 @@ class Panel:
         self.settings, self.session = Settings(), Session()
         self.view: CaseView | None = None
         self._offered: str | None = None
+        self._away = False
         self._advised: list[Ranked] = []
         self.banner = Banner(ui)
         self.setup = SetupSection(ui, self.settings, self.dialogs, self.resources, self._python_changed)
@@ -91,18 +92,22 @@ class Panel:
         self.editor.enter()
         for key in self._keys:
             key.enabled = True
+        self._away = False
         self._timer.start()
         self.tick()
         if self.session.project is None:
             self._tell_of_recent()
 
     def leave(self) -> None:
-        """Another module is shown: no keys, no tool; a training goes on by itself."""
+        """Another module is shown: no keys, no tool; a training goes on by itself. An open case may be painted there
+        too: its drafts go on."""
         self.editor.leave()
         self._keep_work_or_say()
         for key in self._keys:
             key.enabled = False
-        self._timer.stop()
+        self._away = True
+        if self.view is None:
+            self._timer.stop()
 
     def scene_closes(self) -> None:
         self.editor.rest()
@@ -123,6 +128,7 @@ class Panel:
     def close(self) -> None:
         """The panel goes for good. Jobs are separate processes: they are not touched."""
         self.leave()
+        self._timer.stop()
         self.setup.close()
         self._keep_work_or_say()
         if self.view is not None:
@@ -145,19 +151,24 @@ class Panel:
         Painting of it that was not finished is brought back, and said.
         """
         self.close_case()
+        if self.session.project is not None:
+            self.session.project.refresh()
         slicer.util.showStatusMessage(_("Loading {case}...").format(case=files.case))
-        draft = find_draft(self.session.project, files.case) if self.session.project is not None else None
-        self.view = CaseView(replace(files, prediction=draft) if draft is not None else files, table)
-        if draft is not None:
-            text = _("Unfinished painting of {case} was brought back.").format(case=files.case)
+        project = self.session.project
+        draft = find_draft(project, files.case) if project is not None else None
+        self.view = CaseView(replace(files, label=draft) if draft is not None else files, table)
+        if project is not None and draft is not None:
+            who = by_whom(project, files.case)
+            text = _("Unfinished painting of {case}{who} was brought back.").format(case=files.case, who=who)
             self.banner.show(text, _("Discard it"), partial(self._discard, files, table))
         slicer.util.showStatusMessage("")
         if self.session.project is not None:
             case = self.session.project.state.case(files.case)
             saved = case.role is Role.TEMPLATE and case.label_version is not None
             show_status(self.view.segmentation, "accepted" if saved else case.review)
+            self.view.as_seen = case
         self.editor.edit(self.view.segmentation, self.view.scan)
-        self.ui.editorSection.collapsed = bool(files.training)
+        self.ui.editorSection.collapsed = files.review
         return self.view
 
     def keep_work(self) -> None:
@@ -200,6 +211,8 @@ class Panel:
             self.drafts.tick()
         except (RuntimeError, ValueError, OSError) as error:
             self._say_once(str(error))
+        if self._away:
+            return
         try:
             self.moved.tick()
             changed = self.session.poll()
@@ -210,6 +223,7 @@ class Panel:
             self.export.show()
             if changed:
                 self.template.show()
+                self.results.refresh()
                 self._offer_new_predictions()
         except (RuntimeError, ValueError, OSError) as error:  # damaged, locked or gone while it is open
             self._say_once(str(error))

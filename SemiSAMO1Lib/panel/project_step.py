@@ -10,6 +10,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..image_io import write_volume
+from ..project import Case, Role
 from ..project.cases import make_id
 from ..project.session import Session
 from ..scene.volumes import volume_of
@@ -54,6 +55,8 @@ class ProjectStep:
         ui.addFolderButton.connect("clicked(bool)", guard(self.add_folder))
         ui.addVolumeButton.connect("clicked(bool)", guard(self.add_volume))
         ui.stopImportButton.connect("clicked(bool)", guard(session.stop_import))
+        ui.excludeButton.connect("clicked(bool)", guard(self.exclude))
+        ui.caseTable.connect("itemSelectionChanged()", self._show_exclusion)
         self._show_recent()
         self.show()
 
@@ -90,6 +93,26 @@ class ProjectStep:
         self._session.add_files([path])
         self.show()
 
+    def exclude(self) -> None:
+        """Leave the selected case out of the project's work, or take it in again."""
+        project, case = self._session.project, self._selected()
+        if project is None or case is None:
+            return
+        if case.role is Role.EXCLUDED:
+            project.include(case.id)
+            self._banner.show(_("{case} takes part again.").format(case=case.id))
+        else:
+            project.exclude(case.id)
+            text = _("{case} is left out: it is not trained on, predicted or exported. Its label and review are kept.")
+            self._banner.show(text.format(case=case.id))
+        self.show()
+
+    def _selected(self) -> Case | None:
+        """The case of the selected row of the table."""
+        project, row = self._session.project, self._ui.caseTable.currentRow()
+        cases = project.state.cases if project is not None else ()
+        return cases[row] if 0 <= row < len(cases) else None
+
     # ------------------------------------------------------------------ show
 
     def show(self) -> None:
@@ -106,6 +129,7 @@ class ProjectStep:
             (ui.addVolumeButton, adding or no_volume),
         )
         self._show_import()
+        self._show_exclusion()
         if session.project is None:
             ui.projectLabel.text = _("No project is open.")
             self._table.show([])
@@ -120,6 +144,15 @@ class ProjectStep:
         """Asked for when a project is opened, not on each tick: a folder may lie on a share that is away."""
         entries = [(Path(one).name, one) for one in self._settings.recent]
         fill_box(self._ui.recentBox, [(_("choose..."), ""), *entries])
+
+    def _show_exclusion(self) -> None:
+        case = self._selected()
+        excluded = case is not None and case.role is Role.EXCLUDED
+        text = _("Take it in again") if excluded else _("Leave it out")
+        if self._ui.excludeButton.text != text:
+            self._ui.excludeButton.text = text
+        reasons = [] if case is not None else [_("Select a scan in the table.")]
+        explain(self._ui.excludeReasonLabel, (self._ui.excludeButton, reasons))
 
     def _show_import(self) -> None:
         watched = self._session.import_job

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import slicer
 from slicer.i18n import tr as _
 
-from ..project import Case, ProjectError, reviews
+from ..project import Case, Label, ProjectError, Role, reviews
 from ..project.drafts import find_draft
 from ..project.history import unreadable_lines
 from ..project.label_table import LabelTable
 from ..project.label_writer import written
 from ..project.results import changes
+from ..project.reviews import Review
 from ..project.session import Session, template_gaps
 from ..quality import ENOUGH
 from ..scene.case_view import CaseFiles, CaseView
@@ -52,7 +53,7 @@ class ResultsStep:
         self._training: str | None = None
         guard = guarded(banner.show)
         fill_box(ui.filterBox, [(text, name) for name, text in filters().items()])
-        ui.filterBox.connect("currentIndexChanged(int)", guard(self._filtered))
+        ui.filterBox.connect("currentIndexChanged(int)", guard(self.refresh))
         ui.resultCaseBox.connect("activated(int)", guard(self.open))
         ui.previousButton.connect("clicked(bool)", guard(lambda: self.step(-1)))
         ui.nextButton.connect("clicked(bool)", guard(lambda: self.step(1)))
@@ -76,30 +77,41 @@ class ResultsStep:
         self._training = project.state.current_training if project is not None else None
         waiting = [one.case for one in self._session.waiting()]
         self._order = [*waiting, *(case for case in self._session.rated().worst_first() if case not in set(waiting))]
-        self._list_cases()
-        self.show()
+        self.refresh()
 
-    def _filtered(self) -> None:
+    def refresh(self) -> None:
+        """Decisions were made, here or by somebody else: the list says them; its order stays."""
         self._list_cases()
         self.show()
 
     def _list_cases(self) -> None:
-        """The predicted cases that the filter lets through, in the order in which they were offered."""
+        """The cases that the filter lets through, in the order in which they were offered; at the end those that were
+        reviewed and are not predicted any more."""
         project, rated = self._session.project, self._session.rated()
         states = {case.id: case.review for case in project.state.cases} if project is not None else {}
+        reviewed = self._reviewed()
         random = {one.case for one in self._session.waiting() if one.random} if project is not None else set()
         wanted = chosen(self._ui.filterBox) or "all"
         open_now = self.view.files.case if self.view is not None else None
         entries = []
-        for case in self._order:
+        for case in [*(one for one in self._order if one in rated.estimates), *reviewed]:
             estimate, state = rated.estimates.get(case), states.get(case, "not_seen")
-            if estimate is None or (case != open_now and not _lets_through(wanted, estimate.level, state)):
+            level = estimate.level if estimate is not None else ""
+            if case != open_now and not _lets_through(wanted, level, state):
                 continue
-            known = _("nothing found") if estimate.likely is None else _level(estimate.level)
-            marks = [known, *([_("drawn at random")] if case in random else [])]
+            marks = [_("drawn at random")] if case in random else []
+            if estimate is not None:
+                marks.insert(0, _("nothing found") if estimate.likely is None else _level(level))
+            shown = f"  ({', '.join(marks)})" if marks else ""
             decided = "" if state == "not_seen" else f"  {state}"
-            entries.append((f"{case}  ({', '.join(marks)}){decided}", case))
+            entries.append((f"{case}{shown}{decided}", case))
         fill_box(self._ui.resultCaseBox, entries)
+
+    def _reviewed(self) -> list[str]:
+        """Cases that a person accepted, corrected or paints on, and that the current training did not predict."""
+        project, kept = self._session.project, (Review.ACCEPTED, Review.CORRECTED, Review.DRAFT)
+        cases = project.state.with_role(Role.LABELLED, Role.UNLABELLED) if project is not None else []
+        return [case.id for case in cases if case.review in kept and case.id not in self._predicted]
 
     @property
     def training(self) -> str | None:
@@ -112,9 +124,9 @@ class ResultsStep:
 
     @property
     def view(self) -> CaseView | None:
-        """The prediction that is open, if any."""
+        """The case that is open to be reviewed, if any."""
         view = self._open_case()
-        return view if view is not None and view.files.training and view.scan is not None else None
+        return view if view is not None and view.files.review and view.scan is not None else None
 
     # ------------------------------------------------------------------ actions
 
@@ -127,11 +139,15 @@ class ResultsStep:
             self.open()
 
     def open(self) -> None:
-        """Show the chosen case: scan, prediction, uncertainty, at its most uncertain place."""
-        project, identity = self._session.project, chosen(self._ui.resultCaseBox)
-        if project is None or not identity:
+        """Show the chosen case: scan, label or else prediction, uncertainty, at its most uncertain place."""
+        if identity := chosen(self._ui.resultCaseBox):
+            self._open(identity)
+
+    def _open(self, identity: str) -> None:
+        project = self._session.project
+        if project is None:
             return
-        files = CaseFiles.of_prediction(project, self._predicted[identity])
+        files = CaseFiles.for_review(project, identity, self._predicted.get(identity))
         with slicer.util.WaitCursor():
             self._show_case(files, project.state.labels)
         self.show_overlay()
@@ -164,7 +180,7 @@ class ResultsStep:
         found = drawn(view.segmentation, view.scan, project.state.labels)
         absent = ask_absent(self._dialogs, project.state.labels, found.counts)
         if absent is not None:
-            reviews.accept(project, view.files.case, absent, self._reviewer(), view.files.training)
+            reviews.accept(project, view.files.case, absent, self._reviewer(), view.files.training, view.as_seen)
             self._decided()
 
     def correct(self) -> None:
@@ -175,21 +191,38 @@ class ResultsStep:
         found = drawn(view.segmentation, view.scan, project.state.labels)
         if found.overlaps:
             raise ProjectError(" ".join(template_gaps(found.counts, found.table, list(found.overlaps))))
-        absent = ask_absent(self._dialogs, project.state.labels, found.counts)
+        known = project.state.labels.values
+        new = [label for label in found.table if label.value not in known and found.counts.get(label.value)]
+        if new and not self._may_add(new):
+            return
+        # an empty segment that somebody added by the way is no label
+        table = project.state.labels.updated([one for one in found.table if one.value in known or one in new])
+        absent = ask_absent(self._dialogs, table, found.counts)
         if absent is None:
             return
         self._settle()
-        table = project.update_labels(found.table)
-        with slicer.util.WaitCursor(), written(view.files.case, found.labels, table) as path:
-            training = view.files.training
-            reviews.correct(project, view.files.case, path, absent, self._reviewer(), training=training)
+        case, who = view.files.case, self._reviewer()
+        with slicer.util.WaitCursor(), written(case, found.labels, table) as path:
+            if project.refresh().case(case).review in (Review.ACCEPTED, Review.CORRECTED):  # reopened by painting
+                view.as_seen = reviews.begin_draft(project, case, who, view.as_seen)
+            training = view.files.training or None
+            # painted over this very scan: there is no doubt whose it is
+            reviews.correct(project, case, path, absent, who, bool(new), True, training, view.as_seen)
+        project.update_labels(table)
         view.mark_saved()
         self._decided()
+
+    def _may_add(self, new: Sequence[Label]) -> bool:
+        """Ask whether segments that the project does not know are to be labels of it."""
+        names = ", ".join(label.name for label in new)
+        text = _("{names}: no label of this project. A new label is unknown in all other labelled scans.")
+        answers = [_("Go back"), _("Add it to the labels")]
+        return self._dialogs.choose(_("Labels"), text.format(names=names), answers) == 1
 
     def _decide(self, action: Callable[..., Case]) -> None:
         project, view = self._session.project, self.view
         if project is not None and view is not None:
-            action(project, view.files.case, self._reviewer(), view.files.training)
+            action(project, view.files.case, self._reviewer(), view.files.training, view.as_seen)
             self._decided()
 
     def undo(self) -> None:
@@ -202,12 +235,14 @@ class ResultsStep:
                     self._settle()
                     view.mark_saved()
                     reviews.discard_draft(project, view.files.case, self._reviewer())
-                    self.open()
+                    self._open(view.files.case)
+                    self.refresh()
                 return
-            case = reviews.undo(project, view.files.case, self._reviewer())
+            case = view.as_seen = reviews.undo(project, view.files.case, self._reviewer())
             show_status(view.segmentation, case.review)
-            self._list_cases()
-            self.show()
+            if find_draft(project, case.id) is not None:  # the painting of a correction
+                self._open(case.id)
+            self.refresh()
 
     def _decided(self) -> None:
         """Show the next case that waits."""
@@ -228,18 +263,19 @@ class ResultsStep:
             closed = [_("Open a case first.")]
             return closed, closed, closed, closed
         case = project.state.case(view.files.case)
-        now = reviews.Review(case.review)
+        now = Review(case.review)
         decided = [_("This case is {state}; take that back first.").format(state=now.replace("_", " "))]
         painted = [_("You painted changes: save them with Correct, or discard them.")]
         nothing = [_("Nothing was painted.")]
-        new = now in (reviews.Review.NOT_SEEN, reviews.Review.SKIPPED)
+        new = now in (Review.NOT_SEEN, Review.SKIPPED)
         changed = view.changed or find_draft(project, case.id) is not None
-        may_correct = reviews.Review.CORRECTED in reviews.TRANSITIONS[now]
+        # painting reopens what was accepted or corrected
+        may_correct = bool({Review.CORRECTED, Review.DRAFT} & reviews.TRANSITIONS[now])
         return (
             (painted if changed else []) if new else decided,
             ([] if changed else nothing) if may_correct else decided,
             (painted if changed else []) if new else decided,
-            [_("Nothing was decided about this case.")] if now is reviews.Review.NOT_SEEN and not changed else [],
+            [_("Nothing was decided about this case.")] if now is Review.NOT_SEEN and not changed else [],
         )
 
     # ------------------------------------------------------------------ show
@@ -259,8 +295,8 @@ class ResultsStep:
 
     def show(self) -> None:
         ui = self._ui
-        none = [] if self._predicted else [_("There are no predictions yet. Train first.")]
         box = ui.resultCaseBox
+        none = [] if self._predicted or box.count else [_("There are no predictions yet. Train first.")]
         opened = self.view is not None
         last = opened and box.currentIndex + 1 >= box.count
         first = box.currentIndex <= 0
@@ -307,11 +343,13 @@ class ResultsStep:
 
     def _scores(self) -> str:
         view, project = self.view, self._session.project
-        if view is None or project is None or view.files.case not in self._predicted:
+        if view is None or project is None:
             return ""
-        row = self._predicted[view.files.case]
+        row = self._predicted.get(view.files.case)
         state = project.state.case(view.files.case).review
         checked = _("not checked by a person") if state == "not_seen" else state.replace("_", " ")
+        if row is None:
+            return _("A person's label; {state}. The current training did not predict this case.").format(state=checked)
         lines = [_("Predicted by {training}; {checked}.").format(training=row["training"], checked=checked)]
         rated = self._session.rated()
         estimate = rated.estimates[view.files.case]
@@ -319,12 +357,13 @@ class ResultsStep:
         if rated.checked and estimate.likely is not None:
             likely += _(", Dice {likely:.2f} ± {error:.2f}").format(likely=estimate.likely, error=rated.error)
         lines.append(_("Likely quality: {likely}").format(likely=likely))
-        for value, scores in row["scores"]["labels"].items():
-            doubt = "–" if scores["uncertainty"] is None else f"{100 * scores['uncertainty']:.0f} %"
-            name = project.state.labels.name_of(int(value))
-            lines.append(
-                _("{name}: {ml:.2f} ml, uncertainty {doubt}").format(name=name, ml=scores["volume_ml"], doubt=doubt)
-            )
+        for value, scores in row["scores"].get("labels", {}).items():  # an older program wrote no labels
+            doubt, volume = scores.get("uncertainty"), scores.get("volume_ml")
+            said = [_("{ml:.2f} ml").format(ml=volume)] if volume is not None else []
+            said += [_("uncertainty {share:.0%}").format(share=doubt)] if doubt is not None else []
+            if rated.checked and int(value) in estimate.labels:
+                said.append(_("likely Dice {likely:.2f}").format(likely=estimate.labels[int(value)]))
+            lines.append(f"{project.state.labels.name_of(int(value))}: {', '.join(said)}")
         return "\n".join(lines)
 
 

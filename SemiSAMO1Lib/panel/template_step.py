@@ -11,9 +11,11 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ..project import Case, Label, LabelTable, Role
+from ..project import Case, Label, LabelReading, LabelTable, Project, Role
 from ..project.drafts import discard_draft
+from ..project.label_reader import DoubtfulLabel
 from ..project.label_writer import written
+from ..project.reviews import Review
 from ..project.session import Session, template_gaps
 from ..scene.case_view import CaseFiles, CaseView
 from ..scene.segmentations import Drawn, drawn, replace_content
@@ -75,7 +77,7 @@ class TemplateStep:
     def view(self) -> CaseView | None:
         """The case that is open for painting: one that is no prediction."""
         view = self._open_case()
-        return view if view is not None and not view.files.training and view.scan is not None else None
+        return view if view is not None and not view.files.review and view.scan is not None else None
 
     @property
     def _table(self) -> LabelTable:
@@ -100,7 +102,7 @@ class TemplateStep:
         if not project.state.labels.labels:
             project.update_labels([Label(1, _("structure 1"), (230, 159, 0))])
         with slicer.util.WaitCursor():
-            self._show_case(CaseFiles(case.id, "", project.image_path(case), label), project.state.labels)
+            self._show_case(CaseFiles(case.id, "", project.image_path(case), label=label), project.state.labels)
         self.show()
 
     def advise(self) -> None:
@@ -165,12 +167,21 @@ class TemplateStep:
         if project is None or not identity:
             return
         path = Path(self._ui.takeFileEdit.currentPath)
-        reading = project.add_label(
-            identity, path, "template", Role.TEMPLATE, add_labels=True, reviewer=self._reviewer()
-        )
+        try:
+            reading = self._add(project, identity, path, refuse_doubts=True)
+        except DoubtfulLabel as doubt:
+            if self._dialogs.choose(_("Take"), str(doubt), [_("Choose another file"), _("It is right: take it")]) != 1:
+                return
+            reading = self._add(project, identity, path, refuse_doubts=False)
         self._banner.show(" ".join([_("The template is saved. Next: Train."), *reading.notes]))
         self._ui.trainSection.collapsed = False
         self.open()
+
+    def _add(self, project: Project, case: str, path: Path, refuse_doubts: bool) -> LabelReading:
+        who = self._reviewer()
+        return project.add_label(
+            case, path, "template", Role.TEMPLATE, add_labels=True, reviewer=who, refuse_doubts=refuse_doubts
+        )
 
     def _take(self, found: Drawn) -> None:
         assert self._session.project is not None and self.view is not None, "a case is open"
@@ -219,7 +230,9 @@ class TemplateStep:
         ui, project = self._ui, self._session.project
         cases = project.state.cases if project is not None else ()
         first = [case for case in cases if case.role is Role.TEMPLATE]
-        rest = [case for case in cases if case.role in (Role.UNLABELLED, Role.LABELLED)]
+        # what was decided about in the review is opened there
+        decided = (Review.ACCEPTED, Review.CORRECTED, Review.DRAFT)
+        rest = [one for one in cases if one.role in (Role.UNLABELLED, Role.LABELLED) and one.review not in decided]
         places = {one.case: number for number, one in enumerate(self._session.ranking())}
         rest.sort(key=lambda case: places.get(case.id, len(places)))
         entries = [(self._entry(case), case.id) for case in [*first, *rest]]

@@ -131,6 +131,12 @@ def same_name(one: str, other: str) -> bool:
     return unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
 
 
+def mentions(text: str, name: str) -> bool:
+    """Whether a file's name holds this name as a word of its own, as in `scan_7-label` or `label of scan_7`."""
+    where = re.escape(unicodedata.normalize("NFC", name))
+    return re.search(rf"(?<![^\W_]){where}(?![^\W_])", unicodedata.normalize("NFC", text)) is not None
+
+
 def fingerprint(path: Path) -> str:
     """SHA-256 over the size of the file (of a header: and of its data files), its first and last MiB, and 64 KiB at 64
     places between: equal for a moved file, different for a changed one. All of a file up to 6 MiB counts."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from .. import files
 from ..lock import identity
 from ..volume import Volume
+from .cases import make_id
 from .label_table import LabelTable
 from .label_writer import write_segmentation
 from .store import Project
@@ -19,7 +21,7 @@ def draft_file(project: Project, case: str) -> Path:
 
 
 def save_draft(project: Project, case: str, labels: Volume, table: LabelTable, training: str) -> Path:
-    """Write a draft, in place of an older one.
+    """Write a draft, in place of an older one; another person's is put aside as `draft-of-<name>.seg.nrrd`, not lost.
 
     Args:
         project, case: whose.
@@ -28,18 +30,39 @@ def save_draft(project: Project, case: str, labels: Volume, table: LabelTable, t
         training: whose prediction it began from; empty for a label drawn from nothing.
     """
     path = draft_file(project, case)
-    write_segmentation(path, labels, table)
-    files.write_json(path.with_name("draft.json"), {"training": training, **identity()})
+    who = identity()
+    if path.exists() and (theirs := _another_person(project, case)):
+        path.replace(path.with_name(f"draft-of-{make_id(theirs['user'], ())}.seg.nrrd"))
+    write_segmentation(path, labels, table, "draft")
+    files.write_json(path.with_name("draft.json"), {"training": training, **who})
     return path
+
+
+def by_whom(project: Project, case: str) -> str:
+    """` by <user> on <host>, <time>` of another person's draft, for a sentence; empty for one's own."""
+    theirs = _another_person(project, case)
+    return " by {user} on {host}, {time}".format(**theirs) if theirs else ""
+
+
+def _another_person(project: Project, case: str) -> dict[str, str]:
+    """`user`, `host` and `time` of a draft that somebody else painted; empty where nobody else did."""
+    record, me = _record(project, case), identity()
+    found = {key: str(record.get(key)) for key in ("user", "host", "time")}
+    known = {"user", "host"} <= set(record)
+    return found if known and (found["user"], found["host"]) != (me["user"], me["host"]) else {}
+
+
+def _record(project: Project, case: str) -> dict[str, Any]:
+    """Who painted a draft, and when; empty where there is no draft."""
+    try:
+        return dict(files.read_json(draft_file(project, case).with_name("draft.json")))
+    except (OSError, ValueError):
+        return {}
 
 
 def training_of(project: Project, case: str) -> str | None:
     """Whose prediction a case's draft began from; None without a draft, or where it is not known."""
-    path = draft_file(project, case).with_name("draft.json")
-    try:
-        return str(files.read_json(path).get("training", "")) or None
-    except (OSError, ValueError):
-        return None
+    return str(_record(project, case).get("training", "")) or None
 
 
 def restore_draft(project: Project, case: str, labels: Path, training: str | None) -> Path:

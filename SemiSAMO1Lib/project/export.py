@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .label_table import LabelTable
 from .label_writer import write_segmentation
 from .results import Quality, predictions, quality
 from .reviews import Review
-from .store import Project, ProjectError
+from .store import MissingImage, Project, ProjectError
 
 #: Format -> ending of its files. `dicom-seg` needs the original series.
 FORMATS = {"nrrd": ".seg.nrrd", "nifti": ".nii.gz", "dicom-seg": ".dcm"}
@@ -30,7 +31,7 @@ FORMATS = {"nrrd": ".seg.nrrd", "nifti": ".nii.gz", "dicom-seg": ".dcm"}
 TABLE, PREDICTIONS = "volumes.csv", "predictions.csv"
 
 _COLUMNS = ("case", "scan", "file", "what", "origin", "by", "time", "state", "value", "label", "volume_ml")
-_SCORES = ("uncertainty", "likely_dice")
+_SCORES = ("uncertainty_percent", "likely_dice", "likely_dice_error", "likely_dice_checked")
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,10 @@ class Exported:
         origin: template, imported, corrected, accepted or predicted.
         by: the reviewer, or the training.
         time: when it was saved; empty for a prediction.
+        known: the label values that it says something of; others were added later.
         scores: label value -> row of the results, for a prediction.
         likely: label value -> likely Dice, for a prediction.
+        rated: likely quality of all predictions: its error, and whether it was checked on this project's scans.
     """
 
     case: Case
@@ -54,8 +57,10 @@ class Exported:
     origin: str
     by: str
     time: str
+    known: frozenset[int]
     scores: Mapping[str, Any]
     likely: Mapping[int, float]
+    rated: Quality
 
     def read(self) -> Volume:
         """Label values (z, y, x) on the scan's grid."""
@@ -67,10 +72,11 @@ def chosen(project: Project) -> tuple[list[Exported], list[tuple[str, str]]]:
     state = project.refresh()
     rows = predictions(project)
     rated = quality(project, rows)
+    predicted_labels = _predicted_labels(project, rows)
     found, left_out = [], []
     for case in state.cases:
         try:
-            one = _choose(project, case, rows.get(case.id), rated)
+            one = _choose(project, case, rows.get(case.id), rated, predicted_labels)
         except ProjectError as error:
             left_out.append((case.id, str(error)))
             continue
@@ -81,29 +87,45 @@ def chosen(project: Project) -> tuple[list[Exported], list[tuple[str, str]]]:
     return found, left_out
 
 
-def _choose(project: Project, case: Case, row: dict[str, Any] | None, rated: Quality) -> Exported | str:
+def _predicted_labels(project: Project, rows: Mapping[str, dict[str, Any]]) -> frozenset[int]:
+    """The label values that the training of these rows knew."""
+    if not rows:
+        return frozenset()
+    job = JobFolder(project.jobs / next(iter(rows.values()))["training"])
+    return frozenset(LabelTable.from_json(job.spec()["labels"]).values)
+
+
+def _choose(
+    project: Project, case: Case, row: dict[str, Any] | None, rated: Quality, predicted_labels: frozenset[int]
+) -> Exported | str:
     if case.role is Role.EXCLUDED:
         return "excluded"
-    if case.review == Review.REJECTED:
-        return "its prediction was rejected"
+    with suppress(MissingImage):  # of a changed image neither label nor prediction holds
+        project.image_path(case)
     if case.label_version is not None:
         record = project.label_record(case)
         path = project.label_path(case)
         who, when = record.get("reviewer", ""), record.get("time", "")
-        return Exported(case, path, "label", record["origin"], who, when, {}, {})
+        known = frozenset(record["declared"])
+        return Exported(case, path, "label", record["origin"], who, when, known, {}, {}, rated)
+    if case.review == Review.REJECTED:
+        return "its prediction was rejected"
     if row is None or row["prediction"] is None:
         return "no label and no prediction"
     if not row["prediction"].is_file():
         return f"its prediction is missing: {row['prediction']}"
     likely = rated.estimates[case.id].labels
     scores, training = row["scores"].get("labels", {}), row["training"]
-    return Exported(case, row["prediction"], "prediction", "predicted", training, "", scores, likely)
+    path = row["prediction"]
+    return Exported(case, path, "prediction", "predicted", training, "", predicted_labels, scores, likely, rated)
 
 
 def require_output(project: Project, folder: Path, kind: str) -> None:
     """Raise ProjectError for an unknown format, or a folder where an export could overwrite something."""
     if kind not in FORMATS:
         raise ProjectError(f"unknown format {kind!r}; there are: {', '.join(FORMATS)}")
+    if folder.is_file():
+        raise ProjectError(f"{folder} is a file. Give a folder for the segmentations.")
     if folder.resolve() == project.folder.resolve() or project.folder.resolve() in folder.resolve().parents:
         raise ProjectError(f"{folder} is in the project. Export into a folder of its own.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / TABLE).is_file():
@@ -143,10 +165,10 @@ def request_predictions(
     return JobFolder.create(project.jobs, JobKind.PREDICT, parameters, [])
 
 
-def write_labels(path: Path, labels: Volume, table: LabelTable, kind: str) -> None:
-    """Write one segmentation as NRRD (names, colours and codes with it) or NIfTI (values alone)."""
+def write_labels(path: Path, labels: Volume, table: LabelTable, kind: str, review: str | None = None) -> None:
+    """Write one segmentation as NRRD (names, colours, codes and Slicer's status with it) or NIfTI (values alone)."""
     if kind == "nrrd":
-        write_segmentation(path, labels, table)
+        write_segmentation(path, labels, table, review)
     else:
         write_volume(path, labels)
 
@@ -159,7 +181,7 @@ def volumes_of(labels: Volume, table: LabelTable) -> dict[int, float]:
 
 
 def rows_of(one: Exported, labels: Volume, table: LabelTable, file: str) -> Iterator[dict[str, Any]]:
-    """The lines of the table for one case, one a label."""
+    """The lines of the table for one case, one a label; of a label that was added later nothing is said."""
     volumes = volumes_of(labels, table)
     for label in table:
         score = one.scores.get(str(label.value), {})
@@ -176,9 +198,11 @@ def rows_of(one: Exported, labels: Volume, table: LabelTable, file: str) -> Iter
             "state": one.case.review,
             "value": label.value,
             "label": label.name,
-            "volume_ml": f"{volumes[label.value]:.4f}",
-            "uncertainty": "" if uncertainty is None else f"{uncertainty:.4f}",
+            "volume_ml": f"{volumes[label.value]:.4f}" if label.value in one.known else "",
+            "uncertainty_percent": "" if uncertainty is None else f"{100 * uncertainty:.1f}",
             "likely_dice": "" if likely is None else f"{likely:.3f}",
+            "likely_dice_error": "" if likely is None else f"{one.rated.error:.3f}",
+            "likely_dice_checked": "" if likely is None else "yes" if one.rated.checked else "not yet on these scans",
         }
 
 

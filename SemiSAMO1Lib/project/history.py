@@ -28,6 +28,7 @@ class Decision:
         label: label version in force afterwards.
         dice: label value -> Dice between the prediction that was seen and the label that was saved; empty without one.
         signals: label value -> the signals of quality that the prediction had.
+        added: label values that it brought into the label table.
     """
 
     case: str
@@ -41,6 +42,7 @@ class Decision:
     label: int | None
     dice: Mapping[int, float]
     signals: Mapping[int, Mapping[str, float | None]]
+    added: tuple[int, ...] = ()
 
     @property
     def mean_dice(self) -> float | None:
@@ -117,4 +119,5 @@ def _decision(line: dict[str, Any]) -> Decision:
         label=line["label"],
         dice=dice,
         signals={int(value): signals for value, signals in line.get("signals", {}).items()},
+        added=tuple(line.get("added", ())),
     )

@@ -31,6 +31,10 @@ class LabelError(ValueError):
     """A label file that cannot be used as it is; the message says what to do."""
 
 
+class DoubtfulLabel(LabelError):
+    """A label file that can be used, but looks like another scan's; a person who is sure may take it all the same."""
+
+
 @dataclass(frozen=True)
 class Segment:
     """One entry of a segmentation file: where its voxels are, and its value in the project."""
@@ -86,7 +90,7 @@ def read_labels(
         given = ", ".join(f"{segment.value} {segment.name}" for segment in segments)
         notes.append(f"{path.name}: values repeat between its layers; taken as {given}")
     if not merged.array.any() and not allow_empty:
-        raise LabelError(f"{path.name} has no labelled voxel. Paint the template, or choose another file.")
+        raise LabelError(f"{path.name} has no labelled voxel. Paint it, or choose another file.")
     volume, exact, moved = to_grid(merged, reference, path.name)
     present = set(np.unique(volume.array).tolist())
     if present == {0} and not allow_empty:

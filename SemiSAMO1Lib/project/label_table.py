@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 #: Colours given to labels in turn (RGB 0-255), told apart also with the common colour blindnesses.
@@ -39,9 +39,10 @@ class Label:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """All labels of a project, by ascending value."""
+    """All labels of a project, by ascending value; `retired` values were given once and taken out again."""
 
     labels: tuple[Label, ...] = ()
+    retired: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         values = self.values
@@ -67,12 +68,18 @@ class LabelTable:
         for value, name in sorted(found):
             if value not in self.values:
                 labels.append(Label(value, name or f"label {value}", COLOURS[len(labels) % len(COLOURS)]))
-        return LabelTable(tuple(sorted(labels, key=lambda label: label.value)))
+        return replace(self, labels=tuple(sorted(labels, key=lambda label: label.value)))
+
+    def without(self, values: Iterable[int]) -> LabelTable:
+        """The table without some labels; their values are not given again."""
+        gone = set(values) & set(self.values)
+        left = tuple(label for label in self.labels if label.value not in gone)
+        return LabelTable(left, tuple(sorted({*self.retired, *gone})))
 
     @property
     def next_value(self) -> int:
         """A value that was never given in this table."""
-        return max(self.values, default=0) + 1
+        return max((*self.values, *self.retired), default=0) + 1
 
     def updated(self, changed: Iterable[Label]) -> LabelTable:
         """The table with new names, colours and terminology for values that it has, and with further labels.
@@ -86,7 +93,7 @@ class LabelTable:
             raise ValueError("a label needs a name")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two labels are called {twice[0]!r}; give each a name of its own")
-        return LabelTable(tuple(merged[value] for value in sorted(merged)))
+        return replace(self, labels=tuple(merged[value] for value in sorted(merged)))
 
     def to_json(self) -> list[dict[str, Any]]:
         return [

@@ -14,9 +14,22 @@ from ..volume import Volume
 from .label_reader import VALUE_TAG
 from .label_table import Label, LabelTable
 
+#: Slicer's status of a segment, by review state or origin of a label.
+STATUS = {
+    "not_seen": "notstarted",
+    "skipped": "notstarted",
+    "draft": "inprogress",
+    "rejected": "flagged",
+    **dict.fromkeys(("accepted", "corrected", "template", "imported"), "completed"),
+}
 
-def write_segmentation(path: Path, labels: Volume, table: LabelTable) -> None:
+STATUS_TAG = "Segmentation.Status"
+
+
+def write_segmentation(path: Path, labels: Volume, table: LabelTable, review: str | None = None) -> None:
     """Write `labels` (z, y, x), values of `table`, as one shared layer; every label is declared, also an empty one.
+
+    `review`: a key of `STATUS`, which the segments are marked with; None: they have no status.
 
     Raises:
         ValueError: voxels carry a value that the table does not have.
@@ -33,7 +46,7 @@ def write_segmentation(path: Path, labels: Volume, table: LabelTable) -> None:
     }
     extent = " ".join(f"0 {n - 1}" for n in labels.geometry.shape[::-1])
     for number, label in enumerate(table):
-        metadata |= {f"Segment{number}_{key}": text for key, text in _fields(label, extent).items()}
+        metadata |= {f"Segment{number}_{key}": text for key, text in _fields(label, extent, review).items()}
     write_volume(path, Volume(labels.array.astype(kind), labels.geometry), metadata)
 
 
@@ -46,10 +59,12 @@ def written(name: str, labels: Volume, table: LabelTable) -> Iterator[Path]:
         yield path
 
 
-def _fields(label: Label, extent: str) -> dict[str, str]:
+def _fields(label: Label, extent: str, review: str | None) -> dict[str, str]:
     tags = [f"{VALUE_TAG}:{label.value}"]
     if label.terminology:
         tags.append(f"TerminologyEntry:{terminology_entry(label)}")
+    if review is not None:
+        tags.append(f"{STATUS_TAG}:{STATUS[review]}")
     return {
         "ID": f"label_{label.value}",
         "Name": label.name,

@@ -168,7 +168,9 @@ def advice(project: Project, rated: Quality | None = None) -> Advice:
     if not rated.estimates:
         return Advice("train", "there are no predictions yet")
     found = score(project, rated)
-    corrected = sum(one.after == Review.CORRECTED for one in _decided(project).values())
+    corrected, rejected = (
+        sum(one.after == state for one in _decided(project).values()) for state in (Review.CORRECTED, Review.REJECTED)
+    )
     waiting = len(queue(project, rated))
     if found is not None and found.low >= GOOD_ENOUGH:
         return Advice(
@@ -178,13 +180,32 @@ def advice(project: Project, rated: Quality | None = None) -> Advice:
     if corrected and (corrected >= WORTH_A_TRAINING or not waiting):
         cases = "case was" if corrected == 1 else "cases were"
         return Advice("train", f"{corrected} {cases} corrected since the last training; train again with them")
+    if not waiting and rejected:
+        return Advice(
+            "train",
+            f"{rejected} {'prediction was' if rejected == 1 else 'predictions were'} rejected and none corrected; "
+            "label some of these cases by hand and train again",
+        )
     if not waiting:
         return Advice("enough", "every prediction was decided about and none needed a correction")
     if found is None:
-        return Advice(
-            "review", f"correct the worst; a mean is shown after {min(FEWEST * EVERY, len(rated.estimates))} decisions"
-        )
+        return Advice("review", f"correct the worst; {_until_a_mean(project, rated)}")
     return Advice("review", f"the mean Dice may be as low as {found.low:.2f}; correct the worst")
+
+
+def _until_a_mean(project: Project, rated: Quality) -> str:
+    """What the mean still waits for."""
+    needed = min(FEWEST * EVERY, len(rated.estimates))
+    decided = _decided(project)
+    if len(decided) < needed:
+        return f"a mean is shown after {needed} decisions"
+    draws = random_order(_population(project, rated), project.state.current_training)
+    open_ones = [case for case in draws[:FEWEST] if case not in decided]
+    return (
+        f"a mean is shown when {', '.join(open_ones)}, drawn at random, is decided"
+        if open_ones
+        else "a mean is shown after more"
+    )
 
 
 def _population(project: Project, rated: Quality) -> list[str]:

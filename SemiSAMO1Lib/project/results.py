@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import files
-from ..quality import ENOUGH, HIGH, QualityModel, Reviewed, level, refitted, shipped
+from ..quality import ENOUGH, HIGH, MEDIUM, QualityModel, Reviewed, level, refitted, shipped
 from .history import Decision, decisions
 from .store import Project
 
@@ -82,8 +82,7 @@ def quality(project: Project, predicted: Mapping[str, dict[str, Any]]) -> Qualit
     """Estimate every predicted case, with a model that has learned from the project's own reviews."""
     lessons = [lesson for made in decisions(project).values() if made and (lesson := _lesson(made)) is not None]
     model = refitted(shipped(), lessons)
-    estimates = {case: _estimate(row["scores"], model) for case, row in predicted.items()}
-    return Quality(estimates, model.error, len(lessons))
+    return Quality(_estimates(predicted, model), model.error, len(lessons))
 
 
 @dataclass(frozen=True)
@@ -121,30 +120,42 @@ def changes(project: Project, training: str | None = None) -> list[Change]:
     return sorted(found, key=lambda one: (-abs(one.now - (one.before or 0.0)), one.case))
 
 
-def _estimate(scores: Mapping[str, Any], model: QualityModel) -> Estimate:
-    doubt = scores.get("label_uncertainty")
-    rows = {int(value): row["signals"] for value, row in scores.get("labels", {}).items() if row.get("signals")}
-    if doubt is None:
-        return Estimate(None, {}, rows)
-    if not rows:  # results of an older program: certainty alone, which ranks, is all there is
-        return Estimate(1.0 - doubt, {}, {})
-    likely = dict(zip(rows, model.likely(list(rows.values())), strict=True))
-    return Estimate(float(np.mean(list(likely.values()))), likely, rows)
+def _estimates(predicted: Mapping[str, dict[str, Any]], model: QualityModel) -> dict[str, Estimate]:
+    """All cases at once: the queue waits for it."""
+    signals = {}
+    for case, row in predicted.items():
+        labels = row["scores"].get("labels", {}).items()
+        signals[case] = {int(value): one["signals"] for value, one in labels if one.get("signals")}
+    likely = iter(model.likely([one for rows in signals.values() for one in rows.values()]))
+    found = {}
+    for case, rows in signals.items():
+        dice = {value: next(likely) for value in rows}
+        doubt = predicted[case]["scores"].get("label_uncertainty")
+        if doubt is None:
+            found[case] = Estimate(None, {}, rows)
+        elif not rows:  # results of an older program: certainty alone, which ranks, is all there is
+            found[case] = Estimate(1.0 - doubt, {}, {})
+        else:
+            found[case] = Estimate(sum(dice.values()) / len(dice), dice, rows)
+    return found
 
 
 def _lesson(made: Sequence[Decision]) -> Reviewed | None:
-    """What the decisions about a case teach about the estimate; None without a saved label or without signals.
+    """What the decisions about a case teach about the estimate; None where nothing was decided, or without signals.
 
-    The last one with a label counts. An accepted prediction need not be perfect: it says that it is at least good
-    enough, so it teaches a Dice of `HIGH` where less was expected, and what was expected elsewhere.
+    The last one counts. An accepted prediction need not be perfect: it says that it is at least good enough, so it
+    teaches a Dice of `HIGH` where less was expected, and what was expected elsewhere. A rejected one teaches at most
+    `MEDIUM` in the same way.
     """
     for decision in reversed(made):
-        values = [value for value in decision.dice if value in decision.signals]
+        rejected = decision.after == "rejected"
+        values = [value for value in decision.signals if rejected or value in decision.dice]
         if not values:
             continue
         signals = tuple(decision.signals[value] for value in values)
-        dice = tuple(decision.dice[value] for value in values)
         if decision.after == "accepted":
-            dice = tuple(max(expected, HIGH) for expected in shipped().likely(signals))
-        return Reviewed(signals, dice)
+            return Reviewed(signals, tuple(max(one, HIGH) for one in shipped().likely(signals)), False)
+        if rejected:
+            return Reviewed(signals, tuple(min(one, MEDIUM) for one in shipped().likely(signals)), False)
+        return Reviewed(signals, tuple(decision.dice[value] for value in values))
     return None

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from . import drafts
 from .cases import Case, Role
 from .history import Decision, decisions
-from .label_reader import LabelError, read_labels
+from .label_reader import DoubtfulLabel, LabelError, read_labels
 from .results import predictions
-from .store import Project, ProjectError
+from .store import Project, ProjectError, require_as_seen
 
 
 class Review(StrEnum):
@@ -31,6 +31,9 @@ class Review(StrEnum):
     REJECTED = "rejected"
 
 
+#: Labels that overlap the prediction by a smaller Dice are asked about: they may be another scan's, or mirrored.
+STRANGE = 0.2
+
 _OPEN = frozenset({Review.ACCEPTED, Review.CORRECTED, Review.REJECTED, Review.SKIPPED, Review.DRAFT})
 
 #: State -> states that a person may bring a case to. A draft is begun by painting; accepted and corrected are reopened
@@ -40,7 +43,7 @@ TRANSITIONS: dict[Review, frozenset[Review]] = {
     Review.SKIPPED: _OPEN,
     Review.DRAFT: frozenset({Review.CORRECTED, Review.NOT_SEEN}),
     Review.ACCEPTED: frozenset({Review.DRAFT}),
-    Review.CORRECTED: frozenset({Review.DRAFT, Review.CORRECTED}),
+    Review.CORRECTED: frozenset({Review.DRAFT}),
     Review.REJECTED: frozenset(),
 }
 
@@ -51,6 +54,7 @@ def accept(
     absent: list[int] | None = None,
     reviewer: str | None = None,
     training: str | None = None,
+    seen: Case | None = None,
 ) -> Case:
     """The prediction becomes the case's label: it is copied, no label ever points into a job.
 
@@ -59,19 +63,21 @@ def accept(
         absent: label values that are really not in this scan.
         reviewer: who decided; None: the account.
         training: whose prediction the person saw; None: the current one's.
+        seen: the case as it was when the person opened it; None: as it is now.
 
     Raises:
-        ProjectError: no prediction, the state does not allow it, somebody else decided meanwhile, or there are newer
-            predictions than the one that was seen.
+        ProjectError: no prediction, the state does not allow it, somebody else decided meanwhile, there is unfinished
+            painting of it, or there are newer predictions than the one that was seen.
         LabelError: a label was not found and not declared absent.
     """
-    case = _may(project, case_id, Review.ACCEPTED)
-    seen = _seen(project, case, "accept", training)
+    case = _may(project, case_id, Review.ACCEPTED, seen)
+    row = _predicted(project, case, "accept", training)
+    _require_no_painting(project, case)
     origin, role, state = "accepted", Role.LABELLED, str(Review.ACCEPTED)
     project.add_label(
-        case.id, seen["prediction"], origin, role, absent or (), reviewer=reviewer, review=state, seen=case
+        case.id, row["prediction"], origin, role, absent or (), reviewer=reviewer, review=state, seen=case
     )
-    return _noted(project, case, reviewer, **_lesson(project, case.id, seen))
+    return _noted(project, case, reviewer, **_lesson(project, case.id, row))
 
 
 def correct(
@@ -83,6 +89,7 @@ def correct(
     add_labels: bool = False,
     sure: bool = False,
     training: str | None = None,
+    seen: Case | None = None,
 ) -> Case:
     """Labels that a person drew or mended become the case's label; a draft of the case ends.
 
@@ -94,12 +101,18 @@ def correct(
         add_labels: take segments that the project does not know into its label table.
         sure: take it although it looks like another case's.
         training: whose prediction the person began from; None: what the draft says, else the current one.
+        seen: the case as it was when the person opened it; None: as it is now.
 
     Raises:
         ProjectError: the state does not allow it, or somebody else decided meanwhile.
-        LabelError: the file cannot be used, or looks like another case's.
+        LabelError: the file cannot be used.
+        DoubtfulLabel: it looks like another case's, or hardly overlaps what was predicted.
     """
-    case = _may(project, case_id, Review.CORRECTED)
+    case = _may(project, case_id, Review.CORRECTED, seen)
+    began = drafts.training_of(project, case.id) or training
+    row, known = predictions(project, began).get(case.id), set(project.state.labels.values)
+    if not sure:
+        _require_likeness(labels, case, row)
     role, state = Role.LABELLED, str(Review.CORRECTED)
     project.add_label(
         case.id,
@@ -112,30 +125,48 @@ def correct(
         review=state,
         seen=case,
         refuse_doubts=not sure,
+        began_from=began,
     )
-    began = drafts.training_of(project, case.id) or training
-    seen = predictions(project, began).get(case.id)
-    changed = _noted(project, case, reviewer, **_lesson(project, case.id, seen))
+    added = sorted(set(project.state.labels.values) - known)
+    facts = {"added": added} if added else {}
+    changed = _noted(project, case, reviewer, **_lesson(project, case.id, row), **facts)
     drafts.discard_draft(project, case.id)
     return changed
 
 
-def reject(project: Project, case_id: str, reviewer: str | None = None, training: str | None = None) -> Case:
-    """The prediction is useless: the next training takes no pseudo-label from it. Raises ProjectError."""
-    return _decide(project, case_id, Review.REJECTED, reviewer, training)
+def reject(
+    project: Project,
+    case_id: str,
+    reviewer: str | None = None,
+    training: str | None = None,
+    seen: Case | None = None,
+) -> Case:
+    """The prediction is useless: the next training takes no pseudo-label from it. Arguments as of `accept`."""
+    case, row = _decide(project, case_id, Review.REJECTED, training, seen)
+    return _noted(project, case, reviewer, training=row["training"], signals=_signals_of(row))
 
 
-def skip(project: Project, case_id: str, reviewer: str | None = None, training: str | None = None) -> Case:
-    """Decide later: the case goes to the end of the queue. Raises ProjectError."""
-    return _decide(project, case_id, Review.SKIPPED, reviewer, training)
+def skip(
+    project: Project,
+    case_id: str,
+    reviewer: str | None = None,
+    training: str | None = None,
+    seen: Case | None = None,
+) -> Case:
+    """Decide later: the case goes to the end of the queue. Arguments as of `accept`."""
+    case, row = _decide(project, case_id, Review.SKIPPED, training, seen)
+    return _noted(project, case, reviewer, training=row["training"])
 
 
-def begin_draft(project: Project, case_id: str, reviewer: str | None = None) -> Case:
+def begin_draft(project: Project, case_id: str, reviewer: str | None = None, seen: Case | None = None) -> Case:
     """A person paints: the case is a draft until the painting is saved or discarded; its label stays in force.
 
-    A template, and a case that is one already, stay as they are. Raises ProjectError.
+    A template, and a case that is one already, stay as they are. Raises ProjectError: somebody else decided about the
+    case since it was `seen`.
     """
     case = project.refresh().case(case_id)
+    if case.review != Review.DRAFT:
+        require_as_seen(case, seen)
     if case.role is Role.TEMPLATE or Review.DRAFT not in TRANSITIONS[Review(case.review)]:
         return case
     project.restore(case.id, str(Review.DRAFT), case.role, case.label_version, seen=case)
@@ -155,10 +186,12 @@ def discard_draft(project: Project, case_id: str, reviewer: str | None = None) -
 def undo(project: Project, case_id: str, reviewer: str | None = None) -> Case:
     """Take the last decision about a case back: state, role and label are those before it.
 
-    The painting of a correction becomes a draft again, if there is none. Raises ProjectError; a draft is not undone,
-    but saved or discarded.
+    A label that the case was given in another way since then stays in force. The painting of a correction becomes a
+    draft again, if there is none. Raises ProjectError; a draft is not undone, but saved or discarded.
     """
     case = project.refresh().case(case_id)
+    if case.role is Role.EXCLUDED:
+        raise ProjectError(f"case {case.id} is excluded; include it first")
     made = decisions(project).get(case.id, [])
     if not made:
         raise ProjectError(f"nothing was decided about case {case.id}; there is nothing to undo")
@@ -171,18 +204,27 @@ def undo(project: Project, case_id: str, reviewer: str | None = None) -> Case:
 
 
 def _take_back(project: Project, case: Case, last: Decision, reviewer: str | None) -> Case:
-    project.restore(case.id, last.before, last.role_before, last.label_before, seen=case)
+    role, label = last.role_before, last.label_before
+    if case.label_version != last.label or case.role is Role.TEMPLATE:
+        role, label = case.role, case.label_version
+    project.restore(case.id, last.before, role, label, seen=case)
+    if last.added:
+        project.retire_labels(last.added)
     return _noted(project, case, reviewer, undo=True)
 
 
-def _decide(project: Project, case_id: str, to: Review, reviewer: str | None, training: str | None) -> Case:
-    case = _may(project, case_id, to)
-    seen = _seen(project, case, "review", training)
+def _decide(
+    project: Project, case_id: str, to: Review, training: str | None, seen: Case | None
+) -> tuple[Case, dict[str, Any]]:
+    """Change the state alone; returns the case before, and its row in the results."""
+    case = _may(project, case_id, to, seen)
+    row = _predicted(project, case, "review", training)
+    _require_no_painting(project, case)
     project.restore(case.id, str(to), case.role, case.label_version, seen=case)
-    return _noted(project, case, reviewer, training=seen["training"])
+    return case, row
 
 
-def _seen(project: Project, case: Case, action: str, training: str | None = None) -> dict[str, Any]:
+def _predicted(project: Project, case: Case, action: str, training: str | None = None) -> dict[str, Any]:
     """The case's row in the current results. Raises ProjectError where there is none, or another one was seen."""
     current = project.refresh().current_training
     if training is not None and training != current:
@@ -193,9 +235,36 @@ def _seen(project: Project, case: Case, action: str, training: str | None = None
     return row
 
 
-def _may(project: Project, case_id: str, to: Review) -> Case:
+def _require_likeness(labels: Path, case: Case, row: dict[str, Any] | None) -> None:
+    """Raise DoubtfulLabel for labels that overlap the prediction by next to nothing: of a mirrored scan, say."""
+    try:
+        drawn = read_labels(labels, case.geometry).volume.array
+        path = row["prediction"] if row is not None else None
+        predicted = read_labels(path, case.geometry).volume.array if path is not None else None
+    except (LabelError, OSError):
+        return  # whoever takes the label says what is wrong with it
+    if predicted is None:
+        return
+    dice = _dice(drawn > 0, predicted > 0)
+    if dice < STRANGE:
+        raise DoubtfulLabel(
+            f"{labels.name} overlaps the prediction of {case.id} by a Dice of {dice:.2f} alone: is it its label?"
+        )
+
+
+def _require_no_painting(project: Project, case: Case) -> None:
+    """Raise ProjectError where a decision would leave a person's unfinished painting behind."""
+    if drafts.find_draft(project, case.id) is not None:
+        raise ProjectError(
+            f"there is unfinished painting of case {case.id}{drafts.by_whom(project, case.id)}. "
+            "Save it as a correction, or discard it."
+        )
+
+
+def _may(project: Project, case_id: str, to: Review, seen: Case | None) -> Case:
     """The case, if its state allows the step. Raises ProjectError saying what is possible."""
     case = project.refresh().case(case_id)
+    require_as_seen(case, seen)
     now = Review(case.review)
     if case.role in (Role.TEMPLATE, Role.EXCLUDED):
         raise ProjectError(f"case {case.id} is {case.role}; it is not reviewed")
@@ -230,8 +299,13 @@ def _lesson(project: Project, case_id: str, seen: dict[str, Any] | None) -> dict
     rows = seen["scores"].get("labels", {})
     known = [int(value) for value in rows] or project.state.labels.values  # labels added later were not predicted
     dice = {value: _dice(saved == value, predicted == value) for value in known}
-    signals = {value: row["signals"] for value, row in rows.items() if row.get("signals")}
-    return {"training": seen["training"], "dice": dice, "signals": signals}
+    return {"training": seen["training"], "dice": dice, "signals": _signals_of(seen)}
+
+
+def _signals_of(row: dict[str, Any]) -> dict[str, Any]:
+    """Label value -> the signals of quality that a prediction had."""
+    rows = row["scores"].get("labels", {})
+    return {value: one["signals"] for value, one in rows.items() if one.get("signals")}
 
 
 def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:

@@ -372,11 +372,14 @@ class Session:
         if current is None:
             self._results_stamp, self._predicted, self._quality = None, {}, Quality({}, 0.0, 0)
             return
-        stamp = (current, *map(_changed_at, (JobFolder(self._opened.jobs / current).index, self._opened.reviews)))
-        if stamp != self._results_stamp:
+        written = (current, _changed_at(JobFolder(self._opened.jobs / current).index))
+        reviewed = _changed_at(self._opened.reviews)
+        if (written, reviewed) == self._results_stamp:
+            return
+        if self._results_stamp is None or written != self._results_stamp[0]:
             self._predicted = predictions(self._opened)
-            self._quality = quality(self._opened, self._predicted)
-            self._results_stamp, self._standing = stamp, None
+        self._quality = quality(self._opened, self._predicted)
+        self._results_stamp, self._standing = (written, reviewed), None
 
 
 def _changed_at(path: Path) -> tuple[int, int]:

@@ -13,9 +13,9 @@ from typing import Any
 from .. import files
 from ..image_io import read_geometry, stem_of, suffix_of, write_volume
 from ..lock import identity, locked
-from .cases import Case, Role, Skipped, fingerprint, make_id, relative_path, same_name
+from .cases import Case, Role, Skipped, fingerprint, make_id, mentions, relative_path, same_name
 from .importing import Found
-from .label_reader import LabelError, LabelReading, read_labels
+from .label_reader import DoubtfulLabel, LabelError, LabelReading, read_labels
 from .label_table import Label, LabelTable
 from .label_writer import write_segmentation
 
@@ -25,6 +25,10 @@ SCHEMA = 1
 
 class ProjectError(RuntimeError):
     """The project cannot do what was asked; the message says why and what to do."""
+
+
+class MissingImage(ProjectError):
+    """An image is in none of its places."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class State:
             "revision": self.revision,
             "name": self.name,
             "labels": self.labels.to_json(),
+            "retired_values": list(self.labels.retired),
             "current_training": self.current_training,
             "cases": [case.to_json() for case in self.cases],
             "skipped": [{"name": one.name, "reason": one.reason} for one in self.skipped],
@@ -67,11 +72,11 @@ class State:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> State:
-        known = {"schema", "revision", "name", "labels", "current_training", "cases", "skipped"}
+        known = {"schema", "revision", "name", "labels", "retired_values", "current_training", "cases", "skipped"}
         return cls(
             name=value["name"],
             revision=value["revision"],
-            labels=LabelTable.from_json(value["labels"]),
+            labels=replace(LabelTable.from_json(value["labels"]), retired=tuple(value.get("retired_values", ()))),
             cases=tuple(Case.from_json(row) for row in value["cases"]),
             skipped=tuple(Skipped(row["name"], row["reason"]) for row in value["skipped"]),
             current_training=value["current_training"],
@@ -235,26 +240,49 @@ class Project:
 
         self.change(apply)
 
-    def set_role(self, case_id: str, role: Role) -> Case:
-        """Change what a case is for. Raises ProjectError for a template or labelled role without a label."""
+    def exclude(self, case_id: str) -> Case:
+        """Leave a case out: it is not trained on, predicted or exported. Its label and review stay, see `include`."""
+        return self.change(lambda s: _with_case(s, replace(s.case(case_id), role=Role.EXCLUDED))).case(case_id)
+
+    def include(self, case_id: str) -> Case:
+        """Take an excluded case in again, as what it was; other cases stay as they are."""
 
         def apply(state: State) -> State:
             case = state.case(case_id)
-            if role in (Role.TEMPLATE, Role.LABELLED) and case.label_version is None:
-                raise ProjectError(f"case {case.id} has no label, so it cannot be {role}. Give it one first.")
+            if case.role is not Role.EXCLUDED:
+                return state
+            role = Role.UNLABELLED
+            if case.label_version is not None:
+                drawn = self.label_record(case)["origin"] == "template"
+                role = Role.TEMPLATE if drawn and not state.with_role(Role.TEMPLATE) else Role.LABELLED
             return _with_case(state, replace(case, role=role))
 
         return self.change(apply).case(case_id)
 
-    def set_current_training(self, job_id: str | None) -> None:
-        """Choose the training whose predictions count. A new one sets every reviewable case back to not_seen only
-        where it was rejected (DESIGN section 3)."""
+    def finish_training(self, job_id: str, not_learned: Iterable[str] = ()) -> None:
+        """The predictions of a finished training count from now on.
+
+        Args:
+            job_id: the training.
+            not_learned: cases that were rejected when it began: it took no pseudo-label from them, and they wait again.
+                What was rejected since then is rejected for the next one.
+        """
+        again = set(not_learned)
 
         def apply(state: State) -> State:
-            cases = tuple(replace(c, review="not_seen") if c.review == "rejected" else c for c in state.cases)
-            return replace(state, current_training=job_id, cases=cases)
+            def after(case: Case) -> Case:
+                waits = case.id in again and case.review == "rejected"
+                return replace(case, review="not_seen") if waits else case
+
+            return replace(state, current_training=job_id, cases=tuple(map(after, state.cases)))
 
         self.change(apply)
+
+    def use_training(self, job_id: str) -> None:
+        """Let the predictions of an earlier training count again; reviews stay. Raises ProjectError."""
+        if not (self.jobs / job_id / "results" / "index.json").is_file() or Path(job_id).name != job_id:
+            raise ProjectError(f"{job_id} is not a training of this project with predictions")
+        self.change(lambda state: replace(state, current_training=job_id))
 
     # ------------------------------------------------------------------ images
 
@@ -275,7 +303,7 @@ class Project:
                 f"the image of case {case.id} was changed since it was added ({case.absolute}). Its label is not used; "
                 "exclude the case, or add the scan again under another name."
             )
-        raise ProjectError(
+        raise MissingImage(
             f"the image of case {case.id} is missing. Looked in {case.absolute} and beside the project. "
             "Bring it back; where scans were moved: semisamo1 locate"
         )
@@ -299,7 +327,7 @@ class Project:
         return [case for case in self.state.cases if case.role is not Role.EXCLUDED and not lies_somewhere(case)]
 
     def moved_scans(self, folder: Path) -> dict[str, Path]:
-        """Look for missing images below a folder, by name and fingerprint: case id -> where it lies now.
+        """Look for missing and replaced images below a folder, by name and fingerprint: case id -> where it lies now.
 
         It changes nothing and may run in another thread: a large folder takes its time.
 
@@ -308,7 +336,7 @@ class Project:
         """
         if not folder.is_dir():
             raise ProjectError(f"{folder} is not a folder. Give the folder that holds the scans now.")
-        wanted = self.missing()
+        wanted = [case for case in self.state.cases if case.role is not Role.EXCLUDED and not self._in_place(case)]
         names = {Path(case.absolute).name for case in wanted}
         there: dict[str, list[Path]] = {}
         for path in sorted(folder.rglob("*")):
@@ -321,6 +349,14 @@ class Project:
                     places[case.id] = path
                     break
         return places
+
+    def _in_place(self, case: Case) -> bool:
+        """Whether the image itself lies where it is looked for, and not another one of its name."""
+        try:
+            self.image_path(case)
+        except ProjectError:
+            return False
+        return True
 
     def relink(self, places: Mapping[str, Path]) -> None:
         """Note where images lie now; see `moved_scans`."""
@@ -371,6 +407,7 @@ class Project:
         review: str | None = None,
         seen: Case | None = None,
         refuse_doubts: bool = False,
+        began_from: str | None = None,
     ) -> LabelReading:
         """Take a label file as a new version of a case's label.
 
@@ -386,28 +423,32 @@ class Project:
             review: the case's review state from now on; None: as it was.
             seen: the case as the person saw it; somebody else's decision since then is not overruled.
             refuse_doubts: refuse a file that looks like another case's, instead of noting it.
+            began_from: the training whose prediction was mended; None: the current one.
 
         Raises:
             LabelError: the file cannot be used; nothing was changed.
+            DoubtfulLabel: it looks like another case's; nothing was changed.
             ProjectError: somebody else changed the case meanwhile; nothing was changed.
         """
         state = self.refresh()
         case = state.case(case_id)
         self.image_path(case)
-        reading = read_labels(labels_file, case.geometry, priority)
+        absent = sorted(set(absent))
+        nothing_there = role is not Role.TEMPLATE and bool(absent) and absent == sorted(state.labels.values)
+        reading = read_labels(labels_file, case.geometry, priority, allow_empty=nothing_there)
         doubts = _doubts(Path(labels_file), reading, case, state)
         if doubts and refuse_doubts:
-            raise LabelError(f"{'; '.join(doubts)}. If it is, say so (--sure).")
+            raise DoubtfulLabel(doubts[0])
         reading = replace(reading, notes=(*reading.notes, *doubts))
         table = _table_for(reading, state.labels, add_labels, Path(labels_file).name)
-        absent = sorted(set(absent))
         _require_complete(reading, state.labels, table, absent, Path(labels_file).name)
 
         def apply(now: State) -> State:
             current = now.case(case_id)
-            _require_as_seen(current, seen)
+            require_as_seen(current, seen)
             merged = now.labels.with_labels((label.value, label.name) for label in table)
-            version = self._write_label(current, reading, merged, origin, absent, reviewer, now)
+            began = began_from or now.current_training
+            version = self._write_label(current, reading, merged, origin, absent, reviewer, began)
             changed = replace(current, label_version=version, role=role, review=review or current.review)
             return _with_case(replace(now, labels=merged), changed)
 
@@ -426,11 +467,29 @@ class Project:
 
         return self.change(apply).labels
 
+    def retire_labels(self, values: Iterable[int]) -> None:
+        """Take labels out of the table that no label in force has painted; their values are not given again."""
+
+        def apply(state: State) -> State:
+            used: set[int] = set()
+            for case in state.cases:
+                if case.label_version is not None:
+                    record = self.label_record(case)
+                    used |= set(record["declared"]) - set(record.get("absent", ()))
+            return replace(state, labels=state.labels.without(set(values) - used))
+
+        self.change(apply)
+
     def remove_label(self, case_id: str) -> Case:
-        """Take the label out of force; its file stays. The case becomes unlabelled."""
-        return self.change(
-            lambda s: _with_case(s, replace(s.case(case_id), label_version=None, role=Role.UNLABELLED))
-        ).case(case_id)
+        """Take the label out of force; its file stays. The case becomes unlabelled; what was decided about its
+        prediction by that label is open again."""
+
+        def apply(state: State) -> State:
+            case = state.case(case_id)
+            review = "not_seen" if case.review in ("accepted", "corrected") else case.review
+            return _with_case(state, replace(case, label_version=None, role=Role.UNLABELLED, review=review))
+
+        return self.change(apply).case(case_id)
 
     def _label_file(self, case_id: str, version: int) -> Path:
         return self.folder / "labels" / case_id / f"{version}.seg.nrrd"
@@ -443,7 +502,7 @@ class Project:
         origin: str,
         absent: list[int],
         reviewer: str | None,
-        state: State,
+        began_from: str | None,
     ) -> int:
         folder = self.folder / "labels" / case.id
         numbers = [int(p.name.split(".")[0]) for p in folder.glob("*.seg.nrrd") if p.name.split(".")[0].isdigit()]
@@ -451,11 +510,11 @@ class Project:
         path = self._label_file(case.id, version)
         declared = set(reading.names) | set(absent)
         known = LabelTable(tuple(label for label in table if label.value in declared))
-        write_segmentation(path, reading.volume, known)
+        write_segmentation(path, reading.volume, known, origin)
         who = identity()
         record = {
             "origin": origin,
-            "training": state.current_training,
+            "training": began_from,
             "reviewer": reviewer or who["user"],
             "time": who["time"],
             "sha256": files.sha256(path),
@@ -479,7 +538,7 @@ class Project:
         """
 
         def apply(state: State) -> State:
-            _require_as_seen(state.case(case_id), seen)
+            require_as_seen(state.case(case_id), seen)
             changed = replace(state.case(case_id), review=review, role=role, label_version=label_version)
             return _with_case(state, changed)
 
@@ -501,7 +560,7 @@ def _with_case(state: State, changed: Case) -> State:
     return replace(state, cases=tuple(changed if case.id == changed.id else case for case in state.cases))
 
 
-def _require_as_seen(case: Case, seen: Case | None) -> None:
+def require_as_seen(case: Case, seen: Case | None) -> None:
     """Raise ProjectError when somebody else decided about a case since a person looked at it."""
     if seen is None or (case.review, case.role, case.label_version) == (seen.review, seen.role, seen.label_version):
         return
@@ -512,20 +571,25 @@ def _require_as_seen(case: Case, seen: Case | None) -> None:
 
 
 def _doubts(labels_file: Path, reading: LabelReading, case: Case, state: State) -> list[str]:
-    """Signs that a label file belongs to another scan of the project."""
+    """Signs that a label file belongs to another scan of the project, or lies elsewhere in space."""
     others = [one for one in state.cases if one.id != case.id]
     doubts = []
-    stem = stem_of(labels_file)
-    if not same_name(stem, case.name) and stem != case.id:
-        doubts += [f"is called like case {one.id}" for one in others if same_name(stem, one.name)][:1]
+    if (named := _named_in(stem_of(labels_file), [case, *others])) not in (None, case):
+        doubts.append(f"is called like case {named.id}")
     grid = read_geometry(labels_file)
     if not grid.same_grid(case.geometry):
         same = [one.id for one in others if one.geometry.same_grid(grid)]
         doubts += [f"lies on the grid of case {same[0]}"] if len(same) == 1 else []
-        if suffix_of(labels_file) != ".seg.nrrd" and grid.shape != case.geometry.shape:  # those may be cropped
-            mine, other = (" × ".join(map(str, one.shape[::-1])) for one in (case.geometry, grid))
-            doubts.append(f"has {other} voxels, the scan {mine}")
-    return [f"{labels_file.name} {doubt}; make sure that it is the label of {case.id}" for doubt in doubts]
+        # a segmentation may be cropped to what was painted; a label map covers what its scan covers
+        if suffix_of(labels_file) != ".seg.nrrd" and (away := grid.field_apart(case.geometry)) is not None:
+            doubts.append(f"covers another part of space than the scan: their corners are {away:.3g} mm apart")
+    return [f"{labels_file.name} {' and '.join(doubts)}: is it the label of {case.id}?"] if doubts else []
+
+
+def _named_in(stem: str, cases: Sequence[Case]) -> Case | None:
+    """The case that a file is called after: the longest name in it; the first of equals."""
+    found = [(len(name), case) for case in cases for name in (case.name, case.id) if mentions(stem, name)]
+    return max(found, key=lambda one: one[0])[1] if found else None
 
 
 def _table_for(reading: LabelReading, table: LabelTable, add_labels: bool, name: str) -> LabelTable:

@@ -95,5 +95,6 @@ def _labelled_row(project: Project, job: JobFolder, case: Case) -> dict[str, Any
         "sha256": record["sha256"],
         "origin": record["origin"],
         "weight": WEIGHTS.get(record["origin"], 1.0),
+        "present": sorted(said - set(record.get("absent", ()))),
         "unknown": unknown,
     }

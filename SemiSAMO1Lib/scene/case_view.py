@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..project import Project
+from ..project import Case, Project
 from ..project.label_table import Label, LabelTable
 from . import overlay
 from .nodes import group, remove, ungroup
@@ -23,8 +23,10 @@ class CaseFiles:
 
     Attributes:
         case: its id.
-        training: id of the training that predicted it; empty for a template.
+        training: id of the training that predicted it; empty where none did.
         scan, prediction, uncertainty: files.
+        label: what a person saved or has painted so far; shown in place of the prediction.
+        review: opened to be reviewed; else to be painted as a template.
     """
 
     case: str
@@ -32,12 +34,20 @@ class CaseFiles:
     scan: Path
     prediction: Path | None = None
     uncertainty: Path | None = None
+    label: Path | None = None
+    review: bool = False
 
     @classmethod
-    def of_prediction(cls, project: Project, row: Mapping[str, Any]) -> CaseFiles:
-        """Of a row of `results.predictions`. Raises ProjectError where the scan is not there any more."""
-        scan = project.image_path(project.state.case(row["case"]))
-        return cls(row["case"], row["training"], scan, row["prediction"], row["uncertainty"])
+    def for_review(cls, project: Project, case_id: str, row: Mapping[str, Any] | None) -> CaseFiles:
+        """Of a case and its row of `results.predictions`, if the current training predicted it; the label in force
+        comes before the prediction. Raises ProjectError where the scan is not there any more."""
+        case = project.state.case(case_id)
+        label = project.label_path(case) if case.label_version is not None else None
+        files = cls(case_id, "", project.image_path(case), label=label, review=True)
+        if row is None:
+            return files
+        found = {key: row[key] for key in ("training", "prediction", "uncertainty")}
+        return replace(files, **found)
 
     @property
     def title(self) -> str:
@@ -52,10 +62,13 @@ class CaseView:
         self.scan: Any = load_scan(files.scan, files.title)
         self.segmentation: Any = None
         self.uncertainty: Any = None
+        #: The case as the person sees it: what somebody else decides after that is not overruled.
+        self.as_seen: Case | None = None
         try:
-            name = f"{files.title} prediction" if files.training else f"{files.title} label"
-            if files.prediction is not None:
-                self.segmentation = load_segmentation(files.prediction, table, self.scan, name)
+            shown = files.label or files.prediction
+            name = f"{files.title} prediction" if shown is files.prediction is not None else f"{files.title} label"
+            if shown is not None:
+                self.segmentation = load_segmentation(shown, table, self.scan, name)
             else:
                 self.segmentation = new_segmentation(table, self.scan, name)
             if files.uncertainty is not None:

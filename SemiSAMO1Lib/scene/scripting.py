@@ -48,7 +48,7 @@ def show_prediction(session: Session, case: str) -> CaseView:
     predicted = session.predicted()
     if session.project is None or case not in predicted:
         raise ProjectError(f"{case} has no prediction; there are: {', '.join(list(predicted)[:5]) or 'none'}")
-    files = CaseFiles.of_prediction(session.project, predicted[case])
+    files = CaseFiles.for_review(session.project, case, predicted[case])
     view = CaseView(files, session.project.state.labels)
     view.show_uncertainty(True, 0.5, 30)
     return view

@@ -18,7 +18,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from ..project.label_reader import VALUE_TAG, to_grid
 from ..project.label_table import Label, LabelTable
-from ..project.label_writer import terminology_entry
+from ..project.label_writer import STATUS, STATUS_TAG, terminology_entry
 from ..volume import Geometry, Volume
 from .nodes import forget_file, own
 from .volumes import RAS_TO_LPS, SceneError, geometry_of
@@ -222,25 +222,18 @@ def _grid_of(labelmap: Any) -> Geometry:
     return Geometry((z, y, x), (sz, sy, sx), (a, b, c), tuple((matrix[:3, :3] / spacing).ravel().tolist()))
 
 
-#: Slicer's status of a segment -> what it is written as.
-STATUS = {"not_seen": "notstarted", "skipped": "notstarted", "draft": "inprogress", "rejected": "flagged"}
-STATUS |= {"accepted": "completed", "corrected": "completed"}
-
-_STATUS_TAG = "Segmentation.Status"
-
-
 def show_status(node: Any, review: str) -> None:
     """Give all segments Slicer's status that belongs to a review state."""
     segmentation = node.GetSegmentation()
     for identity in segmentation.GetSegmentIDs():
-        segmentation.GetSegment(identity).SetTag(_STATUS_TAG, STATUS[review])
+        segmentation.GetSegment(identity).SetTag(STATUS_TAG, STATUS[review])
 
 
 def _values(segments: Iterable[Any], table: LabelTable) -> list[int]:
     """A value for each segment: its tag's, else that of the label of its name, else the next free one."""
     by_name = {label.name.casefold(): label.value for label in table}
     given: list[int] = []
-    free = max(table.values, default=0)
+    free = table.next_value - 1
     for segment in segments:
         value = value_of(segment)
         if value is None or value in given:

@@ -18,7 +18,20 @@ from ..job.watch import all_jobs, trainings
 from ..project import Project, ProjectError, Role
 from ..project.advising import FEWEST
 from ..project.results import changes
-from .console import WRONG_USE, Bar, Json, ProjectPath, exit_for, fail, follow, guarded, next_step, out, say
+from .console import (
+    WRONG_USE,
+    Bar,
+    Json,
+    ProjectPath,
+    existing_file,
+    exit_for,
+    fail,
+    follow,
+    guarded,
+    next_step,
+    out,
+    say,
+)
 
 app = typer.Typer(
     help="One labelled volume in, a segmented cohort out.",
@@ -105,6 +118,7 @@ def template(
     ] = None,
     add_labels: Annotated[bool, typer.Option(help="Take unknown label values into the label table.")] = False,
     priority: Annotated[str | None, typer.Option(help="Which label wins where segments overlap, e.g. 2,1.")] = None,
+    sure: Annotated[bool, typer.Option("--sure", help="It is this case's, even if it looks like another's.")] = False,
     as_json: Json = False,
 ) -> None:
     """Give a case its label; the first one is the template, later ones are further labelled cases."""
@@ -115,15 +129,15 @@ def template(
         removed = one.remove_label(case)
         say({"case": removed.id, "role": str(removed.role)}, as_json, f"{removed.id} has no label in force any more")
         return
-    if not labels.is_file():
-        raise FileNotFoundError(f"{labels} {'is a folder; give one file' if labels.is_dir() else 'does not exist'}")
+    existing_file(labels)
     others = [c for c in one.state.with_role(Role.TEMPLATE) if c.id.lower() != case.lower()]
     role = Role.LABELLED if others else Role.TEMPLATE
     try:
         order = None if priority is None else [int(word) for word in priority.split(",")]
     except ValueError as error:
         raise fail(f"--priority {priority}: give label values with commas between, e.g. 2,1", WRONG_USE) from error
-    reading = one.add_label(case, _as_volume_file(labels, one, case), "template", role, absent or (), add_labels, order)
+    volume = _as_volume_file(labels, one, case)
+    reading = one.add_label(case, volume, "template", role, absent or (), add_labels, order, refuse_doubts=not sure)
     found = one.state.case(case)
     names = {label.value: label.name for label in one.state.labels}
     value = {
@@ -136,7 +150,7 @@ def template(
     }
     shown = ", ".join(f"{v} {n}" for v, n in names.items())
     lines = [f"{found.id} is {found.role}, label version {found.label_version}: {shown}"]
-    lines += [f"warning: {note}" for note in reading.notes]
+    lines += [f"note: {note}" for note in reading.notes]
     say(value, as_json, "\n".join([*lines, next_step("train", project)]))
 
 
@@ -180,12 +194,14 @@ def train(
     device: Annotated[str | None, typer.Option(help="auto (when not given), cpu, cuda or cuda:0.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same result; 0 when not given.")] = None,
     config: Annotated[Path | None, typer.Option(help="JSON file with further parameters; options win.")] = None,
-    go_on: Annotated[bool, typer.Option("--continue", help="Begin with the current training's weights.")] = False,
+    go_on: Annotated[
+        bool, typer.Option("--continue", help="Begin every round with the current training's weights.")
+    ] = False,
     detach: Annotated[bool, typer.Option(help="Return at once; the training goes on in the background.")] = False,
     keep_rounds: Annotated[bool, typer.Option(help="Keep the predictions of every round.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train on the template and segment all other scans, in the background."""
+    """Train on the labelled scans and segment all others; it goes on when the shell is closed."""
     from ..engine.config import make_config
     from ..engine.learners import full_name, learner_named
     from ..engine.propagation.registry import require_generalists
@@ -219,7 +235,7 @@ def train(
     def request() -> JobFolder:
         if (other := running_training(one.jobs)) is not None:
             raise JobError(
-                f"training {other.id} is under way in this project. Wait for it, or stop it: semisamo1 cancel"
+                f"training {other.id} is under way in this project. Wait for it, or stop it: semisamo1 cancel {project}"
             )
         earlier = {"continue_from": current_training(one).id} if go_on else {}
         return request_training(one, {**parameters, **earlier, "keep_rounds": keep_rounds})
@@ -385,6 +401,8 @@ def evaluate(
         found, values, truth = predictions_of(one), one.state.labels.values, references_of(one, references)
     else:
         found, truth = label_files(predictions), label_files(references)
+        # what `apply` writes beside each segmentation is no prediction
+        found = {name: path for name, path in found.items() if not name.endswith("-uncertainty") or name in truth}
     with Bar("evaluate", as_json) as bar:
         value = compare(found, truth, distances, values, bar)
     if as_json:
@@ -438,6 +456,8 @@ def demo(
         f"Dice on {value['cases']} phantoms that nobody labelled: {value['mean_dice']:.3f} "
         f"(registration alone {value['registration_dice']:.3f})",
         f"Report: {value['report']}",
+        f"Predictions to review: {next_step('queue', value['project'])}",
+        f"Your own scans: {next_step('init', 'PROJECT', '--images', 'FOLDER')}",
     ]
     say(value, as_json, "\n".join(lines))
 

@@ -20,6 +20,7 @@ from ..image_io import UnreadableImage
 from ..job import JobError, JobFolder, Observed, State, observe, start
 from ..lock import Locked
 from ..project import LabelError, ProjectError
+from ..project.label_reader import DoubtfulLabel
 
 #: Exit codes: 0 done, 1 the work failed, 2 wrong use or unusable input, 3 stopped as asked, 4 busy.
 FAILED, WRONG_USE, STOPPED, BUSY = 1, 2, 3, 4
@@ -67,7 +68,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except (JobError, Locked) as error:
             raise fail(str(error), BUSY) from error
         except (ProjectError, LabelError, UnreadableImage) as error:
-            raise fail(str(error), WRONG_USE) from error
+            asked = " If it is, say so with --sure." if isinstance(error, DoubtfulLabel) else ""
+            raise fail(f"{error}{asked}", WRONG_USE) from error
         except (NotADirectoryError, FileNotFoundError, IsADirectoryError, FileExistsError) as error:
             raise fail(_with_place(error), WRONG_USE) from error
         except json.JSONDecodeError as error:
@@ -111,6 +113,13 @@ def _with_place(error: OSError) -> str:
     if error.strerror is None:
         return str(error)
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def existing_file(path: Path) -> Path:
+    """The path, where it is a file. Raises FileNotFoundError in words."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} {'is a folder; give one file' if path.is_dir() else 'does not exist'}")
+    return path
 
 
 def next_step(*words: object) -> str:

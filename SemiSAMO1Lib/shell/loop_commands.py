@@ -15,7 +15,7 @@ from .. import files
 from ..project import Project, ProjectError
 from ..project.advising import read_advice, request_advice
 from ..project.export import TABLE, request_export, request_predictions
-from .console import WRONG_USE, Bar, Json, ProjectPath, fail, guarded, next_step, out, register, run_job, say
+from .console import FAILED, WRONG_USE, Bar, Json, ProjectPath, fail, guarded, next_step, out, register, run_job, say
 
 
 @guarded
@@ -96,10 +96,15 @@ def locate(
     opened = Project(project)
     found = opened.moved_scans(folder)
     opened.relink(found)
-    missing = [case.id for case in opened.missing()]
-    lines = [f"{len(found)} scans found in {folder}"]
-    lines += [f"  still missing: {name}" for name in missing]
-    say({"found": list(found), "missing": missing}, as_json, "\n".join(lines))
+    missing = opened.missing()
+    names = {path.name for path in folder.rglob("*")} if missing else set()
+    lines = [f"{len(found)} scans found in {folder}" if found or missing else "No scan is missing"]
+    for case in missing:
+        changed = "; a file of its name is there, with other contents" if Path(case.absolute).name in names else ""
+        lines.append(f"  still missing: {case.id}{changed}")
+    say({"found": list(found), "missing": [case.id for case in missing]}, as_json, "\n".join(lines))
+    if missing:
+        raise typer.Exit(FAILED)
 
 
 @guarded

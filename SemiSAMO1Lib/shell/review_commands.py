@@ -1,4 +1,4 @@
-"""semisamo1 queue, accept, correct, reject, skip, undo, score: review from the shell, as in the panel."""
+"""Review from the shell, as in the panel: the queue, decisions about its cases, what is left out."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..project import Case, Project
+from ..job.watch import running_training
+from ..project import Case, Project, ProjectError
 from ..project import reviews as review
+from ..project.drafts import find_draft
 from ..project.history import unreadable_lines
-from ..project.queue import advice
+from ..project.queue import Score, advice
 from ..project.queue import queue as waiting_cases
 from ..project.queue import score as honest_score
 from ..project.results import predictions, quality
 from ..quality import ENOUGH
-from .console import Json, ProjectPath, err, guarded, next_step, out, register, say
+from .console import Json, ProjectPath, err, existing_file, guarded, next_step, out, register, say
 
 CaseName = Annotated[str, typer.Option("--case", help="The case.", show_default=False)]
 Absent = Annotated[list[int] | None, typer.Option(help="A label value that is not in this scan (repeatable).")]
@@ -36,7 +38,10 @@ def queue(project: ProjectPath, as_json: Json = False) -> None:
         print(json.dumps([{key: getattr(one, key) for key in keys} for one in waiting]))
         return
     if not rated.estimates:
-        out.print(f"There are no predictions yet. {next_step('train', project)}", highlight=False, soft_wrap=True)
+        busy = running_training(opened.jobs)
+        step = next_step("status" if busy else "train", project)
+        text = f"{busy.id} is under way; its predictions are not there yet" if busy else "There are no predictions yet"
+        out.print(f"{text}. {step}", highlight=False, soft_wrap=True)
         return
     if not waiting:
         out.print(f"Nothing waits for a decision. {next_step('score', project)}", highlight=False, soft_wrap=True)
@@ -50,6 +55,11 @@ def queue(project: ProjectPath, as_json: Json = False) -> None:
     out.print(table)
     if not rated.checked:
         out.print(f"Likely quality is not yet checked on your scans: {rated.reviewed} of {ENOUGH} are reviewed.")
+    folder = predictions(opened)[waiting[0].case]["prediction"]
+    if folder is not None:
+        out.print(f"To be mended: {folder.parent.parent}/CASE/{folder.name}", highlight=False, soft_wrap=True)
+    step = next_step("accept", project, "--case", waiting[0].case)
+    out.print(f"{step} (or correct --labels FILE, reject, skip)", highlight=False, soft_wrap=True)
 
 
 @guarded
@@ -65,10 +75,17 @@ def score(project: ProjectPath, as_json: Json = False) -> None:
         if found is None
         else (
             f"Mean Dice of what was seen {found.mean:.3f} (95 %: {found.low:.3f} to {found.high:.3f}), "
-            f"from {found.reviewed} of {found.cases} cases that were drawn at random. "
+            f"from {_whose(found)}; an accepted prediction counts 1, a rejected one 0. "
         )
     )
     say(value, as_json, f"{mean}{said.verdict.capitalize()}: {said.reason}.")
+
+
+def _whose(found: Score) -> str:
+    """The cases that a mean is of."""
+    if found.reviewed == found.cases:
+        return f"all {found.cases} cases"
+    return f"{found.reviewed} of {found.cases} cases, drawn at random"
 
 
 @guarded
@@ -89,7 +106,12 @@ def correct(
 ) -> None:
     """Give a case corrected labels: they count in the next training."""
     opened = Project(project)
-    changed = review.correct(opened, case, labels, absent, add_labels=add_labels, sure=sure)
+    before = opened.state.labels.values
+    changed = review.correct(opened, case, existing_file(labels), absent, add_labels=add_labels, sure=sure)
+    for label in opened.state.labels:
+        if label.value not in before:
+            text = f"note: label {label.value} ({label.name}) is new; in labels that were saved before it is unknown"
+            err.print(text, highlight=False, markup=False, soft_wrap=True)
     for note in opened.label_record(changed)["notes"]:
         err.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     _say(changed, as_json)
@@ -111,6 +133,38 @@ def skip(project: ProjectPath, case: CaseName, as_json: Json = False) -> None:
 def undo(project: ProjectPath, case: CaseName, as_json: Json = False) -> None:
     """Take the last decision about a case back."""
     _say(review.undo(Project(project), case), as_json)
+
+
+@guarded
+def discard(project: ProjectPath, case: CaseName, as_json: Json = False) -> None:
+    """Throw away what was painted in a case and not saved; it is what it was before."""
+    opened = Project(project)
+    if find_draft(opened, opened.state.case(case).id) is None:
+        raise ProjectError(f"there is no unfinished painting of case {opened.state.case(case).id}")
+    _say(review.discard_draft(opened, case), as_json)
+
+
+@guarded
+def exclude(project: ProjectPath, case: CaseName, as_json: Json = False) -> None:
+    """Leave a case out: it is not trained on, predicted or exported, until it is included again."""
+    _say(Project(project).exclude(case), as_json)
+
+
+@guarded
+def include(project: ProjectPath, case: CaseName, as_json: Json = False) -> None:
+    """Take an excluded case in again, as what it was."""
+    _say(Project(project).include(case), as_json)
+
+
+@guarded
+def use(
+    project: ProjectPath,
+    training: Annotated[str, typer.Option(help="The training, such as 0002-train.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Let the predictions of an earlier training count again."""
+    Project(project).use_training(training)
+    say({"current_training": training}, as_json, f"The predictions of {training} count. {next_step('queue', project)}")
 
 
 def _say_unreadable(project: Project) -> None:
@@ -135,5 +189,9 @@ def add_to(app: typer.Typer) -> None:
         reject: "semisamo1 reject ~/study --case scan_009",
         skip: "semisamo1 skip ~/study --case scan_010",
         undo: "semisamo1 undo ~/study --case scan_009",
+        discard: "semisamo1 discard ~/study --case scan_008",
+        exclude: "semisamo1 exclude ~/study --case scan_011",
+        include: "semisamo1 include ~/study --case scan_011",
+        use: "semisamo1 use ~/study --training 0002-train",
     }
     register(app, examples)

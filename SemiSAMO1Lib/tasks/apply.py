@@ -21,7 +21,7 @@ from ..volume import Volume
 from .predict import doubt_of, finished_run
 from .reporter import Reporter
 
-_COLUMNS = ("scan", "file", "value", "label", "volume_ml", "uncertainty", "warning")
+_COLUMNS = ("scan", "file", "value", "label", "volume_ml", "uncertainty_percent", "warning")
 
 
 def apply(job: JobFolder, reporter: Reporter) -> None:
@@ -53,7 +53,7 @@ def apply(job: JobFolder, reporter: Reporter) -> None:
                 result = run.segment(_volume(found))
                 labels = class_map.to_values(result.prediction)
                 file = f"{name}{FORMATS[kind]}"
-                write_labels(folder / file, labels, table, kind)
+                write_labels(folder / file, labels, table, kind, "not_seen")
                 write_volume(folder / f"{name}-uncertainty.nrrd", result.uncertainty)
                 rows += _rows(found.name, file, labels, table, result.scores, doubt_of(training, result.scores))
             except Exception as error:  # one scan that cannot be segmented does not keep the others back
@@ -96,6 +96,6 @@ def _rows(
             "value": label.value,
             "label": label.name,
             "volume_ml": f"{volumes[label.value]:.4f}",
-            "uncertainty": "" if doubt is None else f"{doubt:.4f}",
+            "uncertainty_percent": "" if doubt is None else f"{100 * doubt:.1f}",
             "warning": warning,
         }

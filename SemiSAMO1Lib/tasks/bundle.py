@@ -52,6 +52,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from SemiSAMO1Lib.engine.inference.portable import PortableModel
 from SemiSAMO1Lib.image_io import SUFFIXES, suffix_of
 
+FORMATS = (*SUFFIXES, ".seg.nrrd")
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scan", type=Path, help="a scan of the kind that the network was trained on")
@@ -60,7 +62,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0")
     given = parser.parse_args()
     for path in filter(None, (given.output, given.uncertainty)):
-        if suffix_of(path) not in SUFFIXES:
+        if suffix_of(path) not in FORMATS:
             parser.error(f"{path.name}: unknown format; possible are " + ", ".join(SUFFIXES))
     if not given.scan.is_file():
         parser.error(f"{given.scan} is not a file")
@@ -80,10 +82,9 @@ class Ensemble(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def forward(self, windows: Tensor) -> Tensor:
-        mean = torch.zeros(1, device=windows.device)
-        for network in self.networks:
-            mean = mean + torch.softmax(network(windows).float(), 1) / len(self.networks)
-        return mean.clamp(min=1e-12).log()
+        # no tensor is made here: tracing would keep the device that it was made on
+        said = [torch.softmax(network(windows).float(), 1) for network in self.networks]
+        return torch.stack(said).mean(0).clamp(min=1e-12).log()
 
 
 def write_bundle(project: Project, path: Path) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def _segmentation(one: Exported, labels: Volume, present: list[Label], sources: 
     descriptions = [
         highdicom.seg.SegmentDescription(
             segment_number=numbers[label.value],
-            segment_label=label.name,
+            segment_label=label.name[:64],
             segmented_property_category=_code(label, "category"),
             segmented_property_type=_code(label, "type"),
             algorithm_type=kind,
@@ -140,7 +140,7 @@ def _segmentation(one: Exported, labels: Volume, present: list[Label], sources: 
     lookup = np.zeros(int(labels.array.max()) + 1, np.uint8)
     for value, number in numbers.items():
         lookup[value] = number
-    return highdicom.seg.Segmentation(
+    made = highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=lookup[labels.array],
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
@@ -156,6 +156,8 @@ def _segmentation(one: Exported, labels: Volume, present: list[Label], sources: 
         content_label="SEGMENTATION",
         content_description=f"{one.what} by {one.by}"[:64],
     )
+    made.SpecificCharacterSet = "ISO_IR 192"  # names of labels and people in any script
+    return made
 
 
 def _code(label: Label, key: str) -> Any:

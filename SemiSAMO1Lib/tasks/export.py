@@ -43,7 +43,8 @@ def export(job: JobFolder, reporter: Reporter) -> None:
             if kind == "dicom-seg":
                 series.write(folder / name, one, labels, table)
             else:
-                write_labels(folder / name, labels, table, kind)
+                review = "accepted" if one.what == "label" else one.case.review
+                write_labels(folder / name, labels, table, kind, review)
         except Exception as error:  # one scan that cannot be written does not keep the others back
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
@@ -57,4 +58,5 @@ def export(job: JobFolder, reporter: Reporter) -> None:
     write_tables(folder, rows, left_out)
     if not rows:
         reasons = "; ".join(f"{case}: {reason}" for case, reason in left_out[:3])
-        raise ValueError(f"nothing could be exported. {reasons}")
+        more = f"; and {len(left_out) - 3} more, see left_out.csv" if len(left_out) > 3 else ""
+        raise ValueError(f"nothing could be exported. {reasons}{more}")

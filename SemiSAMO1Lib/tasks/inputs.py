@@ -106,7 +106,8 @@ def _labelled(job: JobFolder, row: dict[str, Any], class_map: ClassMap, stored: 
             raise LabelError(f"{path} was changed after the training was started")
 
         def indices(geometry: Geometry = image.geometry) -> Volume:
-            return class_map.to_indices(read_labels(path, geometry).volume)
+            nothing_there = not set(row.get("present", [None]))  # a person said so
+            return class_map.to_indices(read_labels(path, geometry, allow_empty=nothing_there).volume)
 
         label = indices()
         if stored:

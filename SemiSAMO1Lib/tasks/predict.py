@@ -47,7 +47,7 @@ def predict_file(
     result = run.segment(checked_volume(scan))
     labels = class_map.to_values(result.prediction)
     if suffix_of(output) == ".seg.nrrd":
-        write_segmentation(output, labels, table)
+        write_segmentation(output, labels, table, "not_seen")
     else:
         write_volume(output, labels)
     if uncertainty is not None:
@@ -77,7 +77,8 @@ def doubt_of(job: JobFolder, scores: dict[str, Any]) -> str:
         return "no label was found in this scan. Does it show the same anatomy in the same kind of image?"
     if known and mine > max(known):
         return (
-            f"less certain than for every scan of the project ({mine:.2f}; theirs at most {max(known):.2f}). "
+            f"less certain than for every scan that the training segmented (uncertainty {mine:.0%}; theirs at most "
+            f"{max(known):.0%}). "
             "Look at it closely: does the scan show the same anatomy in the same kind of image?"
         )
     return ""

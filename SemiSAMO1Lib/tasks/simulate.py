@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -222,4 +223,9 @@ def _copy(project: Project, folder: Path) -> Project:
         job = JobFolder(project.jobs / current)
         shutil.copytree(job.path, folder / "jobs" / current)
     shutil.copyfile(project.file, folder / "project.json")
-    return Project(folder)
+    copy, places = Project(folder), {}
+    for case in project.state.cases:
+        with suppress(ProjectError):  # whoever needs it says so
+            places[case.id] = project.image_path(case)
+    copy.relink(places)
+    return copy

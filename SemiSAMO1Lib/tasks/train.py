@@ -101,7 +101,9 @@ def _finish(job: JobFolder, inputs: Inputs) -> None:
         named = {case: dict(zip(map(str, values), dice, strict=True)) for case, dice in rows.items()}
         files.write_json(job.results / "labelled.json", named)
     if (job.project / "project.json").exists():
-        Project(job.project).set_current_training(job.id)
+        rows = files.read_json(job.inputs / "cases.json")["cases"]
+        not_learned = [row["id"] for row in rows if row.get("review") == "rejected"]
+        Project(job.project).finish_training(job.id, not_learned)
     from .report import write_report
 
     write_report(job, job.path / "report.html")
@@ -173,7 +175,7 @@ class ResultWriter:
             return  # a resumed run: this round is on disk
         folder = self.job.results / str(result.round) / result.case_id
         prediction = self.inputs.class_map.to_values(result.prediction)
-        write_segmentation(folder / "prediction.seg.nrrd", prediction, self.inputs.table)
+        write_segmentation(folder / "prediction.seg.nrrd", prediction, self.inputs.table, "not_seen")
         write_volume(folder / "uncertainty.nrrd", result.uncertainty)
         scores = self._named(result.scores)
         files.write_json(folder / "scores.json", scores)

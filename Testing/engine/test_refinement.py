@@ -1,5 +1,7 @@
 """Refinement: who votes, where, and when the old pseudo-label stays."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,15 @@ def test_neighbours_decide_uncertain_voxels(cohort):
     assert uncertain[3].all(), "the test's slab must be uncertain"
     refine(cohort, refinement="region")
     assert np.array_equal(labels(cohort)[3], TRUTH[3]), "three sure neighbours agree, yet the slab is wrong"
+
+
+def test_rejected_predictions_do_not_vote(cohort):
+    unsure_in_a_slab(cohort)
+    refused = ("b", "c", "d")
+    cohort.cases = [replace(case, trainable=case.id not in refused) for case in cohort.cases]
+    refinement = refine(cohort, refinement="region")
+    assert not set(refinement.certain) & set(refused), "a prediction that a person called useless counts as certain"
+    assert not np.array_equal(labels(cohort)[3], TRUTH[3]), "nobody but the rejected ones knew better"
 
 
 def test_without_refinement_the_prediction_is_the_pseudo_label(cohort):

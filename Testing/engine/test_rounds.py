@@ -214,15 +214,17 @@ def test_labelled_cases_besides_the_template_are_looked_at_again(cases, template
     assert list(found) == ["other"] and len(found["other"]) == len(LABELS)
 
 
-def test_a_run_can_begin_with_an_earlier_ones_weights(finished, cases, template, tmp_path):
+@pytest.mark.parametrize("number", [1, 2])
+def test_every_round_begins_with_an_earlier_runs_weights(finished, cases, template, tmp_path, number):
     """With a learning rate of next to nothing the new weights are the earlier ones."""
     store = Store(tmp_path)
     earlier = finished[0].tensors("weights", "round-2.pt")
     store.save_tensors(earlier, "weights", rounds.EARLIER)
     store.save_json(finished[0].json("plan.json"), "plan.json")
-    config = CONFIG.model_copy(update={"rounds": 1, "iterations": 1, "learning_rate": 1e-12, "weight_decay": 0.0})
+    config = CONFIG.model_copy(update={"rounds": 2, "iterations": 1, "learning_rate": 1e-12, "weight_decay": 0.0})
     list(run(cases, [template], CLASSES, config, store, Recorder()))
-    before, after = (one["learner"]["student"] for one in (earlier, store.tensors("weights", "round-1.pt")))
+    trained = store.tensors("weights", f"round-{number}.pt")
+    before, after = (one["learner"]["student"] for one in (earlier, trained))
     apart = max(float((before[key] - after[key]).abs().max()) for key in before)
     assert apart < 1e-6, f"the weights moved by {apart}, though nothing could be learned"
 

@@ -9,7 +9,7 @@ from job_helpers import labelled_project, make_training, one_thread, run_to_end,
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.job import JobFolder
-from SemiSAMO1Lib.project import Project, ProjectError, Role, reviews
+from SemiSAMO1Lib.project import Project, ProjectError, reviews
 from SemiSAMO1Lib.project.results import changes, predictions
 from SemiSAMO1Lib.project.training import request_training
 
@@ -24,7 +24,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Project:
     reviews.correct(project, names[1], truth_of(project, names[1]), reviewer="ann")
     reviews.accept(project, names[2], _not_found(project, names[2]))
     reviews.reject(project, names[3])
-    project.set_role(names[4], Role.EXCLUDED)
+    project.exclude(names[4])
     return project
 
 

@@ -54,7 +54,7 @@ def train(job: JobFolder, reporter: Reporter, behaviour: str, truth: Path) -> No
         names = {"prediction": f"{place}/prediction.seg.nrrd", "uncertainty": f"{place}/uncertainty.nrrd"}
         rows.append({"case": case["id"], "scores": scores, **names})
     files.write_json(job.index, {"round": 1, "cases": rows, "skipped": []})
-    Project(job.project).set_current_training(job.id)
+    Project(job.project).finish_training(job.id)
 
 
 def main() -> int:

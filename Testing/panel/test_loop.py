@@ -136,6 +136,16 @@ class TestDraftsByThemselves:
         panel.keep_work()
         assert draft.stat().st_mtime_ns == written
 
+    def test_painting_in_another_module_is_kept_too(self, panel: Any, trained: Path, opened: str, clock: Clock) -> None:
+        panel.enter()
+        panel.leave()
+        paint(panel)
+        panel.tick()
+        clock.now += PAUSE_S
+        panel.tick()
+        self.wait_for_draft(panel, trained, opened)
+        assert panel._timer.active, "nobody looks at what is painted in the Segment Editor"
+
     def test_a_write_that_fails_in_the_thread_is_said_and_tried_again(
         self, panel: Any, trained: Path, opened: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -294,8 +304,199 @@ class TestQueue:
     def test_another_reviewers_decision_is_not_overruled(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
         reviews.reject(Project(trained), opened, reviewer="ann")
         ui.acceptButton.click()
-        assert "is rejected and cannot become accepted" in panel.banner.text
+        assert "changed meanwhile by somebody else: it is rejected now" in panel.banner.text
         assert Project(trained).state.case(opened).review == "rejected"
+
+
+def reopen(panel: Any, ui: Any, case: str, wanted: str = "all") -> None:
+    """Open a case of the list again."""
+    ui.filterBox.setCurrentIndex(ui.filterBox.findData(wanted))
+    place = ui.resultCaseBox.findData(case)
+    assert place >= 0, f"{case} is not among the cases {wanted!r}: {panel.results.order()}"
+    ui.resultCaseBox.setCurrentIndex(place)
+    panel.results.open()
+    panel.tick()
+
+
+def shown(panel: Any, folder: Path) -> np.ndarray[Any, Any]:
+    """Label values on the screen."""
+    return np.asarray(drawn(panel.view.segmentation, panel.view.scan, Project(folder).state.labels).labels.array)
+
+
+def label_of(folder: Path, case: str) -> np.ndarray[Any, Any]:
+    project = Project(folder)
+    one = project.state.case(case)
+    return read_labels(project.label_path(one), one.geometry).volume.array
+
+
+def train_again(panel: Any, ui: Any) -> None:
+    before = panel.session.training.job.id
+    panel.tick()
+    ui.trainButton.click()
+    done = lambda: panel.session.project.refresh().current_training != before and not panel.session.busy  # noqa: E731
+    wait(panel, done, "the next training")
+    panel.tick()
+    panel.close_case()
+    panel.results.look_again()
+
+
+class TestReopening:
+    """What was decided can be looked at, and mended: a person's label is shown, not the prediction behind it."""
+
+    def test_a_corrected_case_shows_its_label(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        paint(panel, 6)
+        panel.tick()
+        ui.correctButton.click()
+        reopen(panel, ui, opened, "corrected")
+        assert np.array_equal(shown(panel, trained), label_of(trained, opened))
+
+    def test_mending_it_further_keeps_what_was_mended(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        paint(panel, 6)
+        panel.tick()
+        ui.correctButton.click()
+        first = label_of(trained, opened)
+        reopen(panel, ui, opened)
+        paint(panel, 8)
+        panel.tick()
+        ui.correctButton.click()
+        second = label_of(trained, opened)
+        assert not np.array_equal(first, second) and (second[first > 0] > 0).all(), panel.banner.text
+        assert Project(trained).state.case(opened).label_version == 2
+
+    def test_undo_of_a_correction_shows_the_painting(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        paint(panel, 6)
+        panel.tick()
+        ui.correctButton.click()
+        mended = label_of(trained, opened)
+        reopen(panel, ui, opened)
+        ui.undoButton.click()
+        panel.tick()
+        assert np.array_equal(shown(panel, trained), mended)
+        ui.correctButton.click()
+        assert np.array_equal(label_of(trained, opened), mended), "the painting was lost"
+
+    @pytest.mark.parametrize("wanted", ["accepted", "corrected", "all"])
+    def test_after_the_next_training_it_is_still_there(
+        self, panel: Any, ui: Any, trained: Path, opened: str, wanted: str
+    ) -> None:
+        if wanted == "accepted":
+            ui.acceptButton.click()
+        else:
+            paint(panel, 6)
+            panel.tick()
+            ui.correctButton.click()
+        train_again(panel, ui)
+        reopen(panel, ui, opened, wanted)
+        assert np.array_equal(shown(panel, trained), label_of(trained, opened))
+        assert "did not predict this case" in ui.resultLabel.text
+
+    def test_there_it_is_mended_as_a_correction(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        ui.acceptButton.click()
+        train_again(panel, ui)
+        reopen(panel, ui, opened)
+        paint(panel, 6)
+        panel.tick()
+        ui.correctButton.click()
+        project = Project(trained)
+        case = project.state.case(opened)
+        assert (case.review, project.label_record(case)["origin"]) == ("corrected", "corrected"), panel.banner.text
+
+    def test_step_two_does_not_offer_it(self, ui: Any, panel: Any, trained: Path, opened: str) -> None:
+        ui.acceptButton.click()
+        panel.tick()
+        panel.template.show()
+        assert ui.templateCaseBox.findData(opened) < 0, "saved there it would count as a template"
+
+
+class TestNewSegments:
+    def add(self, panel: Any, painted: bool) -> None:
+        view = panel.view
+        identity = view.segmentation.GetSegmentation().AddEmptySegment("", "Segment_4")
+        if painted:
+            array = np.zeros(slicer.util.arrayFromVolume(view.scan).shape, np.uint8)
+            array[0, 0, 0:3] = 1
+            slicer.util.updateSegmentBinaryLabelmapFromArray(array, view.segmentation, identity, view.scan)
+
+    def test_an_empty_one_is_no_label(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        before = Project(trained).state.labels.values
+        self.add(panel, painted=False)
+        paint(panel, 6)
+        panel.tick()
+        ui.correctButton.click()
+        project = Project(trained)
+        assert (project.state.labels.values, project.state.case(opened).review) == (before, "corrected")
+
+    @pytest.mark.parametrize(("answer", "added"), [(0, False), (1, True)], ids=["go back", "add it"])
+    def test_a_painted_one_is_asked_about(
+        self, panel: Any, ui: Any, trained: Path, opened: str, answer: int, added: bool
+    ) -> None:
+        before = Project(trained).state.labels.values
+        self.add(panel, painted=True)
+        panel.tick()
+        panel.dialogs.answer = answer
+        ui.correctButton.click()
+        project = Project(trained)
+        assert (project.state.labels.values != before, project.state.case(opened).review == "corrected") == (
+            added,
+            added,
+        )
+
+
+class TestSomebodyElse:
+    def test_their_decision_is_shown(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        other = panel.results.order()[1]
+        reviews.reject(Project(trained), other, reviewer="ann")
+        panel.tick()
+        assert "rejected" in ui.resultCaseBox.itemText(ui.resultCaseBox.findData(other))
+
+    def test_painting_does_not_reopen_what_they_accepted(
+        self, panel: Any, trained: Path, opened: str, clock: Clock
+    ) -> None:
+        reviews.accept(Project(trained), opened, reviewer="ann")
+        paint(panel, 6)
+        panel.tick()
+        clock.now += PAUSE_S
+        panel.tick()
+        wait(panel, lambda: find_draft(Project(trained), opened) is not None, "the draft", 10)
+        wait(panel, lambda: "changed meanwhile by somebody else" in panel.banner.text, "the message", 10)
+        assert Project(trained).state.case(opened).review == "accepted"
+
+    def test_a_correction_does_not_replace_theirs(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        paint(panel, 6)
+        panel.tick()
+        reviews.accept(Project(trained), opened, reviewer="ann")
+        ui.correctButton.click()
+        assert "changed meanwhile by somebody else" in panel.banner.text
+        assert Project(trained).state.case(opened).label_version == 1
+
+
+def test_results_of_an_older_program_are_shown(panel: Any, ui: Any, trained: Path) -> None:
+    project = Project(trained)
+    index = project.jobs / str(project.state.current_training) / "results" / "index.json"
+    value = files.read_json(index)
+    for row in value["cases"]:
+        row["scores"] = {"uncertainty": 0.2, "label_uncertainty": 0.2}
+        row.pop("uncertainty", None)
+    files.write_json(index, value)
+    panel.results.look_again()
+    panel.results.open()
+    assert "Predicted by" in ui.resultLabel.text
+
+
+class TestLeavingOut:
+    def test_a_selected_scan_is_left_out_and_taken_in_again(self, panel: Any, ui: Any, trained: Path) -> None:
+        panel.tick()
+        case = Project(trained).state.cases[1]
+        ui.caseTable.selectRow(1)
+        ui.excludeButton.click()
+        assert Project(trained).state.case(case.id).role == "excluded"
+        assert ui.excludeButton.text == "Take it in again"
+        ui.excludeButton.click()
+        assert Project(trained).state.case(case.id) == case
+
+    def test_without_a_selection_the_button_says_why(self, panel: Any, ui: Any, trained: Path) -> None:
+        panel.tick()
+        assert not ui.excludeButton.enabled and "Select a scan" in ui.excludeButton.toolTip
 
 
 class TestAdvice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,13 @@ from SemiSAMO1Lib.job import JobFolder, JobKind
 from SemiSAMO1Lib.project import Project, ProjectError, Role, Skipped, read_labels, reviews
 from SemiSAMO1Lib.project.export import chosen, require_output
 from SemiSAMO1Lib.project.importing import candidates, look
+from SemiSAMO1Lib.project.label_table import Label
 from SemiSAMO1Lib.project.label_writer import write_segmentation
 from SemiSAMO1Lib.tasks.export import export
 from SemiSAMO1Lib.volume import Geometry, Volume
+
+#: Names of labels that Latin letters cannot write, or that are longer than DICOM allows.
+NAMES = ("左心房", "appendage " * 8)
 
 
 class Listening(Silent):
@@ -48,7 +53,7 @@ def project_of(folder: Path) -> Project:
         scores = {"label_uncertainty": 0.25, "labels": labels}
         rows.append({"case": case.id, "scores": scores, "prediction": f"1/{case.id}.seg.nrrd"})
     files.write_json(job.index, {"round": 1, "cases": rows, "skipped": []})
-    project.set_current_training(job.id)
+    project.finish_training(job.id)
     return project
 
 
@@ -69,7 +74,7 @@ def project(tmp_path: Path) -> Project:
     project = project_of(tmp_path)
     reviews.accept(project, "b", reviewer="bob")
     reviews.reject(project, "c")
-    project.set_role("d", Role.EXCLUDED)
+    project.exclude("d")
     return project
 
 
@@ -96,8 +101,24 @@ class TestWhat:
         assert listed == {"case": "reason", "c": "its prediction was rejected", "d": "excluded"}
         assert not {"c.seg.nrrd", "d.seg.nrrd"} & {one.name for one in (tmp_path / "out").iterdir()}
 
+    def test_a_case_that_a_person_labelled_is_exported_though_its_prediction_was_rejected(
+        self, project: Project, tmp_path: Path
+    ) -> None:
+        write_volume(tmp_path / "c.nrrd", on(project.state.case("c").geometry))
+        project.add_label("c", tmp_path / "c.nrrd", "template", Role.LABELLED, reviewer="ann")
+        assert {one.case.id: one.by for one in chosen(project)[0]}["c"] == "ann"
+
+    @pytest.mark.parametrize("case", ["b", "e"], ids=["a label", "a prediction"])
+    def test_of_a_changed_image_nothing_is_exported(self, project: Project, tmp_path: Path, case: str) -> None:
+        write_scan(tmp_path / "scans" / f"{case}.nrrd", seed=99)
+        assert "was changed since it was added" in dict(chosen(project)[1])[case]
+
+    def test_a_label_outlives_its_image(self, project: Project, tmp_path: Path) -> None:
+        (tmp_path / "scans" / "b.nrrd").unlink()
+        assert "b" in {one.case.id for one in chosen(project)[0]}
+
     def test_a_case_that_was_never_predicted_is_listed(self, project: Project) -> None:
-        project.set_current_training(None)
+        project.change(lambda state: replace(state, current_training=None))
         assert dict(chosen(project)[1])["e"] == "no label and no prediction"
 
     def test_a_prediction_that_is_gone_does_not_end_the_export(self, project: Project, tmp_path: Path) -> None:
@@ -117,8 +138,25 @@ class TestFiles:
     def test_the_table_says_what_is_which(self, project: Project, tmp_path: Path) -> None:
         rows = {(row["case"], row["value"]): row for row in run(project, tmp_path / "out")}
         assert (rows["b", "1"]["what"], rows["b", "1"]["by"], rows["b", "1"]["state"]) == ("label", "bob", "accepted")
-        assert rows["e", "1"]["uncertainty"] == "0.2500" and 0 < float(rows["e", "1"]["likely_dice"]) < 1
+        assert rows["e", "1"]["uncertainty_percent"] == "25.0" and 0 < float(rows["e", "1"]["likely_dice"]) < 1
         assert rows["a", "1"]["likely_dice"] == "", "a label is no estimate"
+
+    def test_a_likely_dice_has_its_error(self, project: Project, tmp_path: Path) -> None:
+        rows = {(row["case"], row["value"]): row for row in run(project, tmp_path / "out")}
+        assert float(rows["e", "1"]["likely_dice_error"]) > 0
+        assert rows["e", "1"]["likely_dice_checked"] == "not yet on these scans"
+
+    @pytest.mark.parametrize("case", ["b", "e"], ids=["a label", "a prediction"])
+    def test_a_label_that_was_added_later_has_no_volume(self, project: Project, tmp_path: Path, case: str) -> None:
+        project.update_labels([Label(3, "late")])
+        rows = {(row["case"], row["value"]): row["volume_ml"] for row in run(project, tmp_path / "out")}
+        assert rows[case, "3"] == "" and rows[case, "1"] != "", "unknown is not 0 ml"
+
+    @pytest.mark.parametrize(("case", "status"), [("b", "completed"), ("e", "notstarted")])
+    def test_segments_carry_slicers_status(self, project: Project, tmp_path: Path, case: str, status: str) -> None:
+        run(project, tmp_path / "out")
+        header = (tmp_path / "out" / f"{case}.seg.nrrd").read_bytes()[:4000].decode("latin-1")
+        assert header.count(f"Segmentation.Status:{status}") == 2, "one for each segment"
 
     def test_volumes_are_in_ml(self, project: Project, tmp_path: Path) -> None:
         rows = {(row["case"], row["value"]): row for row in run(project, tmp_path / "out")}
@@ -134,7 +172,7 @@ class TestAgain:
     def test_a_case_that_is_left_out_now_leaves_no_file_of_before(self, project: Project, tmp_path: Path) -> None:
         run(project, tmp_path / "out")
         assert (tmp_path / "out" / "e.seg.nrrd").is_file()
-        project.set_role("e", Role.EXCLUDED)
+        project.exclude("e")
         run(project, tmp_path / "out")
         assert not (tmp_path / "out" / "e.seg.nrrd").exists()
 
@@ -183,6 +221,15 @@ class TestDicomSeg:
         uids = case.source["instance_uids"]
         planes = found.get_pixels_by_source_instance(uids, combine_segments=True, ignore_spatial_locations=False)
         assert np.array_equal(planes, on(case.geometry).array), "a slice has another slice's segmentation"
+
+    def test_names_in_any_script_are_kept(self, series: Project, tmp_path: Path) -> None:
+        series.update_labels(
+            [replace(label, name=name) for label, name in zip(series.state.labels, NAMES, strict=True)]
+        )
+        run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans")
+        found = self.read(tmp_path / "out" / "p2.dcm")
+        assert [one.segment_label for one in found.SegmentSequence] == [NAMES[0], NAMES[1][:64]]
+        assert str(found.PatientName) == PATIENT
 
     def test_it_names_its_segments_and_who_made_them(self, series: Project, tmp_path: Path) -> None:
         run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans")

@@ -131,7 +131,14 @@ class TestRefit:
         """Noise that nobody can predict stays as error, however many coefficients there are."""
         rng = np.random.default_rng(0)
         noisy = [Reviewed(one.signals, (float(rng.uniform(0.4, 1.0)),)) for one in self.reviewed(12, 0.0)]
-        assert refitted(model_of(), noisy).error > 0.1
+        start = replace(model_of(), error=0.05)
+        assert refitted(start, noisy).error > start.error + 0.03
+
+    def test_what_nobody_measured_does_not_make_it_smaller(self) -> None:
+        """Accepted cases are taught what was expected of them: that it comes true says nothing."""
+        start = replace(model_of(), error=0.05)
+        accepted = [replace(one, measured=False) for one in self.reviewed(12, 0.0)]
+        assert refitted(start, accepted).error == start.error
 
 
 class TestShipped:

@@ -29,7 +29,7 @@ def predicted(folder: Path, scores: dict[str, dict[str, Any]]) -> Project:
     job = JobFolder.create(project.jobs, JobKind.TRAIN, {}, [])
     rows = [{"case": case, "scores": one, "prediction": f"{case}.seg.nrrd"} for case, one in scores.items()]
     files.write_json(job.index, {"round": 1, "cases": rows, "skipped": []})
-    project.set_current_training(job.id)
+    project.finish_training(job.id)
     return project
 
 
@@ -61,6 +61,16 @@ def decide(project: Project, case: str, dice: float | None, after: str = "correc
         row = predictions(project)[case]["scores"]["labels"]["1"]
         facts |= {"dice": {"1": dice}, "signals": {"1": row["signals"]}}
     project.append_review(case, before.review, after, role_before="unlabelled", label_before=None, label=None, **facts)
+
+
+def reject_with_signals(project: Project, case: str) -> None:
+    """A rejection as the review writes it."""
+    before = project.refresh().case(case)
+    project.restore(case, "rejected", before.role, None)
+    signals = {"1": predictions(project)[case]["scores"]["labels"]["1"]["signals"]}
+    facts = {"training": project.state.current_training, "signals": signals}
+    same = {"role_before": "unlabelled", "label_before": None, "label": None}
+    project.append_review(case, before.review, "rejected", **same, **facts)
 
 
 def pretend_decided(project: Project, training: str, dice: Mapping[str, float]) -> None:
@@ -248,13 +258,25 @@ class TestAdvice:
             decide(forty, case, 1.0, "accepted")
         assert self.verdict(forty).verdict == "review"
 
+    def test_rejections_alone_are_not_enough(self, few: Project) -> None:
+        for case in ("b", "c", "d", "e"):
+            decide(few, case, None, "rejected")
+        assert advice(few).verdict == "train" and "4 predictions were rejected" in advice(few).reason
+
+    def test_it_says_which_drawn_case_the_mean_waits_for(self, forty: Project) -> None:
+        drawn = random_order(predictions(forty), forty.state.current_training)[0]
+        others = [case for case in names(forty) if case != drawn]
+        for case in others[: FEWEST * EVERY]:
+            decide(forty, case, 0.5, "accepted")
+        assert f"{drawn}, drawn at random, is decided" in advice(forty).reason
+
     def test_a_decision_about_an_earlier_training_counts_no_more(self, forty: Project) -> None:
         for case in names(forty)[:3]:
             decide(forty, case, 0.7)
         current = forty.state.current_training
         job = JobFolder.create(forty.jobs, JobKind.TRAIN, {}, [])
         files.write_json(job.index, files.read_json(forty.jobs / str(current) / "results" / "index.json"))
-        forty.set_current_training(job.id)
+        forty.finish_training(job.id)
         assert self.verdict(forty).verdict == "review"
 
 
@@ -279,6 +301,22 @@ class TestLikelyQuality:
             decide(forty, case, 1.0, "accepted")
         likely = [one.likely for one in quality(forty, predictions(forty)).estimates.values()]
         assert max(value for value in likely if value is not None) < 0.95, "accepted was taken for perfect"
+
+    def test_ten_accepted_cases_do_not_make_it_exact(self, forty: Project) -> None:
+        before = quality(forty, predictions(forty)).error
+        for case in names(forty)[:ENOUGH]:
+            decide(forty, case, 1.0, "accepted")
+        found = quality(forty, predictions(forty))
+        assert found.checked and found.error == pytest.approx(before), "nobody measured anything"
+
+    def test_rejections_lower_it(self, forty: Project) -> None:
+        best = list(reversed(names(forty)))
+        before = quality(forty, predictions(forty)).estimates
+        for case in best[:ENOUGH]:
+            reject_with_signals(forty, case)
+        found = quality(forty, predictions(forty))
+        assert found.reviewed == ENOUGH
+        assert found.estimates[best[-1]].likely < before[best[-1]].likely  # type: ignore[operator]
 
     def test_a_case_teaches_once(self, forty: Project) -> None:
         for case in names(forty)[:5]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind
 from SemiSAMO1Lib.project import LabelError, Project, ProjectError, Role, Skipped
 from SemiSAMO1Lib.project import reviews as review
-from SemiSAMO1Lib.project.drafts import find_draft, save_draft
+from SemiSAMO1Lib.project.drafts import by_whom, find_draft, save_draft
 from SemiSAMO1Lib.project.history import decisions, unreadable_lines
 from SemiSAMO1Lib.project.importing import candidates, look
+from SemiSAMO1Lib.project.label_reader import DoubtfulLabel
 from SemiSAMO1Lib.project.label_writer import write_segmentation
 from SemiSAMO1Lib.project.results import predictions
 from SemiSAMO1Lib.project.reviews import TRANSITIONS, Review
 from SemiSAMO1Lib.project.training import request_training
+from SemiSAMO1Lib.tasks.inputs import read_labelled
 from SemiSAMO1Lib.volume import Geometry, Volume
 
 #: Case -> mean uncertainty of its labels.
@@ -55,7 +58,8 @@ def train(project: Project) -> None:
         scores = {"label_uncertainty": DOUBTS[case.id]}
         rows.append({"case": case.id, "scores": scores, "prediction": f"1/{case.id}/prediction.seg.nrrd"})
     files.write_json(job.index, {"round": 1, "cases": rows, "skipped": []})
-    project.set_current_training(job.id)
+    rejected = [case.id for case in project.state.cases if case.review == Review.REJECTED]
+    project.finish_training(job.id, rejected)
 
 
 def bring(project: Project, state: Review) -> None:
@@ -90,7 +94,6 @@ STEPS = [(now, to) for now in Review for to in (Review.ACCEPTED, Review.CORRECTE
 POSSIBLE = {
     *((now, to) for now in (Review.NOT_SEEN, Review.SKIPPED) for to in TRANSITIONS[now] if to is not Review.DRAFT),
     (Review.DRAFT, Review.CORRECTED),
-    (Review.CORRECTED, Review.CORRECTED),
 }
 
 
@@ -167,6 +170,13 @@ class TestRejecting:
         train(project)
         assert project.refresh().case("b").review == "not_seen"
 
+    def test_one_that_came_while_a_training_ran_counts_in_the_next(self, project: Project) -> None:
+        job = request_training(project, {})
+        review.reject(project, "b")
+        rows = files.read_json(job.inputs / "cases.json")["cases"]
+        project.finish_training(job.id, [row["id"] for row in rows if row["review"] == "rejected"])
+        assert project.refresh().case("b").review == "rejected"
+
 
 class TestUndo:
     @pytest.mark.parametrize("to", [Review.ACCEPTED, Review.CORRECTED, Review.REJECTED, Review.SKIPPED])
@@ -206,7 +216,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("action", [review.accept, review.reject, review.skip])
     def test_a_case_without_a_prediction_is_not_reviewed(self, project: Project, action: Any) -> None:
-        project.set_current_training(None)
+        project.change(lambda state: replace(state, current_training=None))
         with pytest.raises(ProjectError, match="no prediction"):
             action(project, "b")
 
@@ -217,7 +227,7 @@ class TestRefusals:
     def test_labels_of_another_case(self, project: Project, mended: Path) -> None:
         named = mended.with_name("c.nrrd")
         mended.rename(named)
-        with pytest.raises(LabelError, match=r"called like case c.*--sure"):
+        with pytest.raises(DoubtfulLabel, match="called like case c"):
             review.correct(project, "b", named)
         assert review.correct(project, "b", named, sure=True).review == "corrected"
 
@@ -253,7 +263,7 @@ class TestRefusals:
         grid = Geometry((z, 2 * y, 2 * x), fine, OBLIQUE.origin, OBLIQUE.direction)
         doubled = two_labels(OBLIQUE).array.repeat(2, 1).repeat(2, 2)
         write_volume(mended, Volume(doubled, grid))
-        case = review.correct(project, "b", mended, sure=True)
+        case = review.correct(project, "b", mended)
         assert any("resampled by nearest" in note for note in project.label_record(case)["notes"])
 
     @pytest.mark.parametrize("second", [review.accept, review.reject, review.skip])
@@ -261,19 +271,199 @@ class TestRefusals:
         self, project: Project, second: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The other one decides between this one's look at the state and the write."""
-        look = review._seen
+        look = review._predicted
 
         def meanwhile(mine: Project, case: Any, action: str, training: str | None = None) -> Any:
             row = look(mine, case, action, training)
-            monkeypatch.setattr(review, "_seen", look)
+            monkeypatch.setattr(review, "_predicted", look)
             other = Project(project.folder)
             other.restore("b", "rejected" if second is review.skip else "skipped", Role.UNLABELLED, None)
             return row
 
-        monkeypatch.setattr(review, "_seen", meanwhile)
+        monkeypatch.setattr(review, "_predicted", meanwhile)
         with pytest.raises(ProjectError, match="changed meanwhile by somebody else"):
             second(project, "b")
         assert project.refresh().case("b").label_version is None, "the first decision was overruled"
+
+
+class TestDoubts:
+    """Labels that may be another scan's: taken only when a person says that they are right."""
+
+    def at(self, mended: Path, geometry: Geometry) -> Path:
+        write_volume(mended, Volume(two_labels(OBLIQUE).array, geometry))
+        return mended
+
+    @pytest.mark.parametrize("shift", [0.4, 3.5])
+    def test_a_grid_of_the_scans_size_that_lies_elsewhere(self, project: Project, mended: Path, shift: float) -> None:
+        origin = (OBLIQUE.origin[0] + shift, *OBLIQUE.origin[1:])
+        moved = self.at(mended, replace(OBLIQUE, origin=origin))
+        with pytest.raises(DoubtfulLabel, match=rf"corners are {shift} mm apart"):
+            review.correct(project, "b", moved)
+        assert project.refresh().case("b").label_version is None, "a refused label changed something"
+
+    def test_a_grid_of_other_voxel_sizes(self, project: Project, mended: Path) -> None:
+        z, y, x = OBLIQUE.spacing
+        with pytest.raises(DoubtfulLabel, match="another part of space"):
+            review.correct(project, "b", self.at(mended, replace(OBLIQUE, spacing=(1.4 * z, y, x))))
+
+    @pytest.mark.parametrize("name", ["c_label", "c-seg", "label of c", "c"])
+    def test_a_file_that_is_called_after_another_case(self, project: Project, mended: Path, name: str) -> None:
+        named = mended.rename(mended.with_name(f"{name}.nrrd"))
+        with pytest.raises(DoubtfulLabel, match="called like case c"):
+            review.correct(project, "b", named)
+
+    @pytest.mark.parametrize("name", ["b_label", "checked", "b after c", "abc"])
+    def test_a_file_that_is_not(self, project: Project, mended: Path, name: str) -> None:
+        named = mended.rename(mended.with_name(f"{name}.nrrd"))
+        assert review.correct(project, "b", named).review == "corrected"
+
+    def test_labels_that_hardly_overlap_the_prediction(self, project: Project, mended: Path) -> None:
+        mirrored = np.roll(two_labels(OBLIQUE).array, OBLIQUE.shape[2] // 2, axis=2)
+        write_volume(mended, Volume(mirrored, OBLIQUE))
+        with pytest.raises(DoubtfulLabel, match="overlaps the prediction of b by a Dice of"):
+            review.correct(project, "b", mended)
+        assert review.correct(project, "b", mended, sure=True).review == "corrected"
+
+    def test_a_template_is_asked_about_too(self, project: Project, mended: Path) -> None:
+        with pytest.raises(DoubtfulLabel, match="called like case c"):
+            project.add_label("b", mended.rename(mended.with_name("c.nrrd")), refuse_doubts=True)
+
+
+class TestNothingThere:
+    """A scan that shows none of the labels: said by a person, it is a label like any other."""
+
+    def test_it_can_be_accepted(self, project: Project) -> None:
+        nothing = Volume(np.zeros_like(two_labels(OBLIQUE).array), OBLIQUE)
+        write_segmentation(predictions(project)["b"]["prediction"], nothing, project.state.labels)
+        assert project.label_record(review.accept(project, "b", absent=[1, 2]))["absent"] == [1, 2]
+
+    def test_it_can_be_corrected_to_it(self, project: Project, mended: Path) -> None:
+        write_volume(mended, Volume(np.zeros_like(two_labels(OBLIQUE).array), OBLIQUE))
+        assert review.correct(project, "b", mended, absent=[1, 2]).review == "corrected"
+
+    def test_a_training_can_use_it(self, project: Project, mended: Path) -> None:
+        write_volume(mended, Volume(np.zeros_like(two_labels(OBLIQUE).array), OBLIQUE))
+        review.correct(project, "b", mended, absent=[1, 2])
+        _, labelled = read_labelled(request_training(project, {}))
+        assert not labelled[1].label.array.any()
+
+    def test_a_template_needs_a_voxel(self, project: Project, mended: Path) -> None:
+        write_volume(mended, Volume(np.zeros_like(two_labels(OBLIQUE).array), OBLIQUE))
+        with pytest.raises(LabelError, match="no labelled voxel"):
+            project.add_label("a", mended, absent=[1, 2])
+
+
+class TestLabelsThatWereAdded:
+    def add(self, project: Project, mended: Path) -> None:
+        more = two_labels(OBLIQUE).array.copy()
+        more[0, 0, 0] = 7
+        write_volume(mended, Volume(more, OBLIQUE))
+        review.correct(project, "b", mended, add_labels=True)
+
+    def test_undo_takes_them_out_of_the_table(self, project: Project, mended: Path) -> None:
+        self.add(project, mended)
+        review.undo(project, "b")
+        assert project.refresh().labels.values == [1, 2]
+        assert review.accept(project, "c").review == "accepted", "a label that nobody has blocks others"
+
+    def test_their_values_are_not_given_again(self, project: Project, mended: Path) -> None:
+        self.add(project, mended)
+        review.undo(project, "b")
+        assert Project(project.folder).state.labels.next_value == 8
+
+    def test_they_stay_where_another_case_has_them(self, project: Project, mended: Path) -> None:
+        self.add(project, mended)
+        review.correct(project, "c", mended)
+        review.undo(project, "b")
+        assert project.refresh().labels.values == [1, 2, 7]
+
+
+class TestTwoReviewers:
+    """What somebody decides counts from the moment at which the other opened the case."""
+
+    @pytest.mark.parametrize("second", [review.accept, review.reject, review.skip, review.begin_draft])
+    def test_the_second_is_told(self, project: Project, second: Any) -> None:
+        opened = project.refresh().case("b")
+        review.accept(Project(project.folder), "b", reviewer="ann")
+        with pytest.raises(ProjectError, match="changed meanwhile by somebody else: it is accepted now"):
+            second(project, "b", seen=opened)
+
+    def test_a_correction_does_not_replace_another_ones(self, project: Project, mended: Path) -> None:
+        opened = project.refresh().case("b")
+        review.correct(Project(project.folder), "b", mended, reviewer="ann")
+        with pytest.raises(ProjectError, match="changed meanwhile"):
+            review.correct(project, "b", mended, reviewer="bob", seen=opened)
+        assert project.label_record(project.refresh().case("b"))["reviewer"] == "ann"
+
+    def test_anothers_draft_is_put_aside_not_overwritten(self, project: Project) -> None:
+        theirs = save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
+        files.write_json(theirs.with_name("draft.json"), {"training": "", "user": "ann", "host": "lab", "time": "noon"})
+        before = theirs.read_bytes()
+        assert by_whom(project, "b") == " by ann on lab, noon"
+        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
+        assert theirs.with_name("draft-of-ann.seg.nrrd").read_bytes() == before
+
+    def test_ones_own_draft_has_no_name(self, project: Project) -> None:
+        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
+        assert by_whom(project, "b") == ""
+
+
+class TestLabelsGivenInAnotherWay:
+    def test_undo_leaves_them_in_force(self, project: Project, mended: Path) -> None:
+        review.reject(project, "b")
+        project.add_label("b", mended, "template", Role.LABELLED)
+        undone = review.undo(project, "b")
+        assert (undone.review, undone.role, undone.label_version) == ("not_seen", Role.LABELLED, 1)
+
+    def test_taking_a_label_out_of_force_opens_the_case_again(self, project: Project) -> None:
+        review.accept(project, "b")
+        taken = project.remove_label("b")
+        assert (taken.review, taken.role) == ("not_seen", Role.UNLABELLED)
+
+    def test_the_record_names_the_training_that_was_mended(self, project: Project, mended: Path) -> None:
+        first = project.state.current_training
+        train(project)
+        record = project.label_record(review.correct(project, "b", mended, training=first))
+        assert record["training"] == first
+
+
+class TestLeavingOut:
+    def test_an_excluded_case_comes_back_as_it_was(self, project: Project) -> None:
+        before = review.accept(project, "b")
+        assert project.exclude("b").role is Role.EXCLUDED
+        assert project.include("b") == before
+
+    def test_a_template_comes_back_as_the_template(self, project: Project) -> None:
+        before = project.refresh().case("a")
+        project.exclude("a")
+        assert project.include("a") == before
+
+    def test_it_is_neither_trained_on_nor_predicted(self, project: Project) -> None:
+        project.exclude("b")
+        listing = files.read_json(request_training(project, {}).inputs / "cases.json")
+        assert "b" not in {row["id"] for row in (*listing["labelled"], *listing["cases"])}
+
+    def test_it_is_not_reviewed(self, project: Project) -> None:
+        project.exclude("b")
+        with pytest.raises(ProjectError, match="excluded"):
+            review.accept(project, "b")
+
+    def test_a_case_that_takes_part_is_not_changed_by_including_it(self, project: Project) -> None:
+        before = project.refresh().case("b")
+        assert project.include("b") == before
+
+
+class TestEarlierTraining:
+    def test_its_predictions_count_again(self, project: Project) -> None:
+        first = project.state.current_training
+        train(project)
+        project.use_training(str(first))
+        assert predictions(project)["b"]["training"] == first
+
+    @pytest.mark.parametrize("name", ["0009-train", "../jobs/0001-train", ""])
+    def test_one_that_is_not_there_is_refused(self, project: Project, name: str) -> None:
+        with pytest.raises(ProjectError, match="is not a training"):
+            project.use_training(name)
 
 
 class TestOlderAndDamaged:
@@ -396,6 +586,13 @@ class TestDrafts:
         before = newer.read_bytes()
         review.undo(project, "b")
         assert newer.read_bytes() == before
+
+    @pytest.mark.parametrize("action", [review.accept, review.reject, review.skip])
+    def test_no_other_decision_leaves_painting_behind(self, project: Project, mended: Path, action: Any) -> None:
+        review.correct(project, "b", mended)
+        review.undo(project, "b")
+        with pytest.raises(ProjectError, match="unfinished painting of case b"):
+            action(project, "b")
 
     def test_a_draft_is_not_undone_by_the_way(self, project: Project) -> None:
         self.paint(project)

@@ -20,7 +20,7 @@ from scans import OBLIQUE, scan, two_labels, write_scan
 
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.lock import Locked, identity
-from SemiSAMO1Lib.project import Case, LabelError, Project, ProjectError, Role, Skipped, read_labels
+from SemiSAMO1Lib.project import Case, LabelError, Project, ProjectError, Skipped, read_labels
 from SemiSAMO1Lib.project.importing import Found, candidates, look
 from SemiSAMO1Lib.project.store import SCHEMA
 from SemiSAMO1Lib.volume import Volume
@@ -96,7 +96,7 @@ def test_every_change_raises_the_revision_by_one(project: Project) -> None:
 def test_a_change_that_fails_changes_nothing(project: Project) -> None:
     before = project.file.read_bytes()
     with pytest.raises(ProjectError):
-        project.set_role("a", Role.TEMPLATE)  # it has no label
+        project.exclude("no such case")
     assert project.file.read_bytes() == before, "project.json should be untouched"
 
 
@@ -116,7 +116,7 @@ def test_no_temporary_file_stays_behind(project: Project) -> None:
 def test_an_old_state_in_memory_overwrites_nothing(project: Project) -> None:
     other = Project(project.folder)
     other.note_skipped([Skipped("from elsewhere", "a test")])
-    project.set_role("a", Role.EXCLUDED)
+    project.exclude("a")
     assert [one.name for one in project.state.skipped] == ["from elsewhere"], "the other change was lost"
 
 
@@ -339,11 +339,6 @@ def test_a_refused_label_changes_nothing(project: Project, labels: Path, spoil: 
     with pytest.raises(LabelError):
         project.add_label("a", labels)
     assert (project.file.read_bytes(), (project.folder / "labels").exists()) == (before, False), "something was written"
-
-
-def test_a_role_that_needs_a_label_is_refused_without_one(project: Project) -> None:
-    with pytest.raises(ProjectError, match="no label"):
-        project.set_role("a", Role.LABELLED)
 
 
 # ---------------------------------------------------------------------- images

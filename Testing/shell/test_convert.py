@@ -50,7 +50,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         label = make_phantom(number, 0, SMALL).label
         write_volume(folder / "label.nrrd", Volume(np.array([0, 1, 2, 7], np.uint8)[label.array], label.geometry))
         project.add_label(name, folder / "label.nrrd", role=role)
-    project.set_role("b", Role.EXCLUDED)
+    project.exclude("b")
     return project
 
 

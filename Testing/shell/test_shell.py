@@ -54,9 +54,13 @@ COMMANDS = (
     "queue",
     "accept",
     "correct",
+    "discard",
+    "exclude",
+    "include",
     "reject",
     "skip",
     "undo",
+    "use",
     "score",
     "advise",
     "locate",
@@ -325,8 +329,10 @@ def test_template_with_a_scan_of_whole_numbers_as_its_label(cohort: Path, untrai
 
 def test_a_label_that_is_called_like_another_case_is_doubted(cohort: Path, untrained: Path) -> None:
     label = cohort / "labels" / "phantom_002.nrrd"
-    shown = shell("template", untrained, "--case", "phantom_001", "--labels", label)
-    assert "warning: phantom_002.nrrd is called like case phantom_002" in shown.text
+    given = ("template", untrained, "--case", "phantom_001", "--labels", label)
+    shown = shell(*given)
+    assert shown.code == WRONG_USE and "phantom_002.nrrd is called like case phantom_002" in shown.text
+    assert "--sure" in shown.text and shell(*given, "--sure").code == DONE
 
 
 def test_a_label_on_the_grid_of_another_case_is_doubted(cohort: Path, tmp_path: Path) -> None:
@@ -339,16 +345,16 @@ def test_a_label_on_the_grid_of_another_case_is_doubted(cohort: Path, tmp_path: 
     shell("init", tmp_path / "project", "--images", scans)
     label = cohort / "labels" / "phantom_000.nrrd"
     shown = shell("template", tmp_path / "project", "--case", "wide", "--labels", label)
-    assert "warning: phantom_000.nrrd lies on the grid of case whole" in shown.text
+    assert shown.code == WRONG_USE and "phantom_000.nrrd lies on the grid of case whole" in shown.text
 
 
 def test_a_label_map_of_another_size_is_doubted(cohort: Path, untrained: Path, tmp_path: Path) -> None:
-    """On the same lattice voxels are copied exactly; that another patient's label is smaller is still said."""
+    """On the same lattice voxels are copied exactly; that another patient's label is smaller is still asked about."""
     label = read_volume(cohort / "labels" / "phantom_000.nrrd")
     write_volume(tmp_path / "drawn.nrrd", copied_to_smaller(label))
     shown = shell("template", untrained, "--case", "phantom_000", "--labels", tmp_path / "drawn.nrrd")
-    x, y, z = label.array.shape[::-1]
-    assert f"warning: drawn.nrrd has {x} × {y} × {z - 2} voxels, the scan {x} × {y} × {z}" in shown.text
+    away = 2 * label.geometry.spacing[0]
+    assert shown.code == WRONG_USE and f"their corners are {away:.3g} mm apart" in shown.text
 
 
 def copied_to_smaller(label: Volume) -> Volume:
@@ -649,6 +655,52 @@ def test_a_template_is_recommended(reviewed: Path) -> None:
 def test_the_score_says_what_to_do_next(reviewed: Path) -> None:
     value = shell("score", reviewed, "--json").json()
     assert value["score"] is None and value["verdict"] == "review" and value["reason"]
+
+
+def test_a_case_is_left_out_and_taken_in_again(reviewed: Path) -> None:
+    roles = [shell(word, reviewed, "--case", "phantom_001", "--json").json()["role"] for word in ("exclude", "include")]
+    assert roles == ["excluded", "unlabelled"]
+
+
+def test_unfinished_painting_is_discarded(reviewed: Path, cohort: Path) -> None:
+    label = cohort / "labels" / "phantom_001.nrrd"
+    shell("correct", reviewed, "--case", "phantom_001", "--labels", label)
+    shell("undo", reviewed, "--case", "phantom_001")
+    refused = shell("accept", reviewed, "--case", "phantom_001")
+    assert refused.code == WRONG_USE and "unfinished painting of case phantom_001" in refused.text
+    assert shell("discard", reviewed, "--case", "phantom_001").code == DONE
+    assert shell("accept", reviewed, "--case", "phantom_001").code == DONE
+
+
+def test_nothing_to_discard_is_said(reviewed: Path) -> None:
+    shown = shell("discard", reviewed, "--case", "phantom_001")
+    assert shown.code == WRONG_USE and "no unfinished painting of case phantom_001" in shown.text
+
+
+def test_a_training_that_is_not_there_is_not_used(reviewed: Path) -> None:
+    shown = shell("use", reviewed, "--training", "0099-train")
+    assert shown.code == WRONG_USE and "0099-train is not a training" in shown.text
+
+
+def test_an_earlier_training_counts_again(reviewed: Path) -> None:
+    current = Project(reviewed).state.current_training
+    assert shell("use", reviewed, "--training", current, "--json").json() == {"current_training": current}
+
+
+@pytest.mark.parametrize("given", ["nothing.nrrd", "."], ids=["no file", "a folder"])
+def test_a_correction_that_is_no_file_is_named(reviewed: Path, given: str) -> None:
+    shown = shell("correct", reviewed, "--case", "phantom_001", "--labels", given)
+    assert shown.code == WRONG_USE and ("does not exist" in shown.text or "is a folder" in shown.text)
+    assert "HDF5" not in shown.text and "sitk" not in shown.text
+
+
+def test_a_label_that_comes_with_a_correction_is_named(reviewed: Path, cohort: Path, tmp_path: Path) -> None:
+    label = read_volume(cohort / "labels" / "phantom_001.nrrd")
+    array = label.array.copy()
+    array[0, 0, 0] = 9
+    write_volume(tmp_path / "more.nrrd", Volume(array, label.geometry))
+    given = ("--case", "phantom_001", "--labels", tmp_path / "more.nrrd", "--add-labels")
+    assert "label 9 (label 9) is new" in shell("correct", reviewed, *given).text
 
 
 @pytest.mark.parametrize("command", ["reject", "skip"])

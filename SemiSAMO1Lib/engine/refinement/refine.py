@@ -116,7 +116,9 @@ def refine_cohort(cohort: Cohort, number: int, config: TrainingConfig, observer:
     before = _in_force(cohort, number)
     uncertainty = {case: _volume_uncertainty(cohort, number, case, config) for case in cohort.ids}
     limit = float(np.quantile(list(uncertainty.values()), config.uncertain_quantile))
-    certain = [case for case, value in uncertainty.items() if value < limit] or list(uncertainty)
+    # a rejected prediction tells its neighbours nothing
+    useful = [case for case in cohort.ids if cohort.case(case).trainable]
+    certain = [case for case in useful if uncertainty[case] < limit] or useful
     checks = {case: check(cohort, number, case) for case in cohort.ids}
     taken = accepted(checks, before) if config.check_pseudo_labels else dict.fromkeys(checks, True)
     uncertain = frozenset(case for case, value in uncertainty.items() if value >= limit)
