@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -157,6 +158,7 @@ def make_fabric(device: str, precision: str, together: bool = False) -> Fabric:
         ValueError: there is no such device here, or one GPU was named for several processes.
     """
     kind, number = require_device(device)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the precision stands in the plan
     count, here = started_together() if together else (1, 1)
     if count == 1:
         devices: Any = [int(number)] if number else 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +27,21 @@ def predictions(project: Project, training: str | None = None) -> dict[str, dict
     if index is None or not index.is_file():
         return {}
     known = {case.id for case in project.state.cases}
+    written = index.stat()
     found = {}
-    for row in files.read_json(index)["cases"]:
+    for row in _rows(index, written.st_mtime_ns, written.st_size):
         places = {key: index.parent / row[key] if row.get(key) else None for key in ("prediction", "uncertainty")}
         if row["case"] in known:
             found[row["case"]] = {**row, **places, "training": training}
     return found
+
+
+@lru_cache(maxsize=4)
+def _rows(index: Path, changed_ns: int, size: int) -> list[dict[str, Any]]:
+    """The rows of an index, not to be changed; a file that is as it was is not read again."""
+    del changed_ns, size
+    rows: list[dict[str, Any]] = files.read_json(index)["cases"]
+    return rows
 
 
 @dataclass(frozen=True)

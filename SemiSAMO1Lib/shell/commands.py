@@ -17,6 +17,7 @@ from ..job.launcher import require_resumable
 from ..job.watch import all_jobs, trainings
 from ..project import Project, ProjectError, Role
 from ..project.advising import FEWEST
+from ..project.estimate import in_words
 from ..project.results import changes
 from .console import (
     WRONG_USE,
@@ -321,11 +322,17 @@ def status(
     text = f"{found.id}: {seen.state}"
     if seen.state is not State.FINISHED:
         text += f", {seen.stage}, {seen.fraction:.0%}"
+    if seen.eta_s is not None and seen.state.active:
+        text += f", {in_words(seen.eta_s)} left"
+    if seen.state is State.INTERRUPTED:
+        text += f". {next_step('resume', project)}"
     if seen.message:
         text += f"\n{seen.message}"
     if seen.state is State.FINISHED and found.index.exists():
         text += f"\nPredictions: {found.results / str(files.read_json(found.index)['round'])}"
         text += f"\nReport: {found.path / 'report.html'}"
+    if missing := Project(project).missing():
+        text += f"\n{len(missing)} scans are not where they were. {next_step('locate', project, '--folder', 'FOLDER')}"
     say({"job": found.id, **seen.to_json()}, as_json, text)
 
 
@@ -335,10 +342,11 @@ def _list_jobs(project: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps([{"job": job.id, **seen.to_json()} for job, seen in rows]))
         return
-    table = Table("job", "state", "done", "begun", "")
+    table = Table("job", "state", "done", "begun", "predictions")
     for job, seen in rows:
-        mark = "its predictions count" if job.id == one.state.current_training else ""
-        table.add_row(job.id, str(seen.state), f"{seen.fraction:.0%}", job.spec()["created"], mark)
+        mark = "count" if job.id == one.state.current_training else ""
+        begun = job.spec()["created"][:16].replace("T", " ")
+        table.add_row(job.id, str(seen.state), f"{seen.fraction:.0%}", begun, mark)
     out.print(table)
 
 

@@ -125,7 +125,7 @@ def export(
     exported = {row["case"]: row["what"] for row in table}
     value = {"output": str(output), "exported": exported, "left_out": {r["case"]: r["reason"] for r in left_out}}
     labels = sum(what == "label" for what in exported.values())
-    lines = [f"{len(exported)} segmentations in {output}: {labels} labels, {len(exported) - labels} predictions"]
+    lines = [f"{output}: {_count(labels, 'label')}, {_count(len(exported) - labels, 'prediction')}"]
     lines += [f"  left out {row['case']}: {row['reason']}" for row in left_out]
     say(value, as_json, "\n".join(lines))
 
@@ -165,6 +165,10 @@ def apply(
     lines += [f"  warning, {scan}: {text}" for scan, text in warnings.items()]
     lines += [f"  left out {row['scan']}: {row['reason']}" for row in left_out]
     say(value, as_json, "\n".join(lines))
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _table(path: Path) -> list[dict[str, str]]:

@@ -106,15 +106,22 @@ def write_bundle(project: Project, path: Path) -> dict[str, Any]:
     with files.atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as bundle:
         root = path.stem
         for name, text in _texts(card, config, plan, table).items():
-            bundle.writestr(f"{root}/{name}", text)
+            _put(bundle, f"{root}/{name}", text)
         for name in CODE:
             bundle.write(_LIBRARY / name, f"{root}/scripts/SemiSAMO1Lib/{name}")
         for package in ("", "engine/", "engine/data/", "engine/inference/"):
-            bundle.writestr(f"{root}/scripts/SemiSAMO1Lib/{package}__init__.py", "")
+            _put(bundle, f"{root}/scripts/SemiSAMO1Lib/{package}__init__.py", "")
         with tempfile.TemporaryDirectory() as folder:
             torch.jit.save(network, str(Path(folder) / "model.ts"))
             bundle.write(Path(folder) / "model.ts", f"{root}/models/model.ts")
     return card
+
+
+def _put(bundle: zipfile.ZipFile, name: str, text: str) -> None:
+    """A text that everybody may read when it is unpacked."""
+    entry = zipfile.ZipInfo(name, time.localtime()[:6])
+    entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
+    bundle.writestr(entry, text)
 
 
 def _network(config: TrainingConfig, plan: Plan, store: Store) -> torch.jit.ScriptModule:
@@ -229,7 +236,8 @@ SemiSAMO1 {card["semisamo1_version"]}, {card["created"]}.
 Labels:
 {labels}
 
-Segment a scan: `python segment.py SCAN OUTPUT`. It needs Python 3.11, torch, MONAI, SimpleITK, scipy and pydantic.
+Segment a scan: `python segment.py SCAN OUTPUT`. It needs Python 3.11, torch, MONAI, SimpleITK, scipy and pydantic;
+`python -m monai.bundle run --config_file configs/inference.json` needs fire too.
 
 This is the network alone. Inside its project a prediction is joined with what registration carries over from the
 labelled scans, which are not in this file; there it is usually somewhat better. No scan and no patient's data are in

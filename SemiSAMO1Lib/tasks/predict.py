@@ -11,7 +11,7 @@ from .. import files
 from ..engine.data.store import Store
 from ..engine.further import FinishedRun
 from ..engine.observer import Observer, Silent
-from ..image_io import SUFFIXES, suffix_of, write_volume
+from ..image_io import SUFFIXES, UnreadableImage, suffix_of, write_volume
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project
 from ..project.case_rows import checked_volume
@@ -44,7 +44,11 @@ def predict_file(
     job = current_training(project)
     table = LabelTable.from_json(job.spec()["labels"])
     run, class_map = finished_run(job, device, observer or Silent())
-    result = run.segment(checked_volume(scan))
+    try:
+        volume = checked_volume(scan)
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{scan.name} {error}") from error
+    result = run.segment(volume)
     labels = class_map.to_values(result.prediction)
     if suffix_of(output) == ".seg.nrrd":
         write_segmentation(output, labels, table, "not_seen")

@@ -204,7 +204,9 @@ def _train(project: Project, plan: Plan, observer: Observer, earlier: str | None
     start(job)
     while (seen := observe(job)).state.active:
         stop_if_asked(observer)
-        observer.event("progress", stage=f"{project.folder.name}: {seen.stage}", done=0, of=1, fraction=seen.fraction)
+        observer.event(
+            "progress", stage=f"{project.folder.name}: {seen.stage or 'waiting'}", done=0, of=1, fraction=seen.fraction
+        )
         time.sleep(_TICK_S)
     if seen.state is not State.FINISHED:
         raise ProjectError(f"the training of {project.folder} {seen.state}: {seen.message}")

@@ -18,7 +18,8 @@ from SemiSAMO1Lib.project import Project, Role, reviews
 from SemiSAMO1Lib.project.cases import Case
 from SemiSAMO1Lib.project.queue import EVERY, FEWEST, Advice, advice, queue, random_order, score
 from SemiSAMO1Lib.project.results import predictions, quality
-from SemiSAMO1Lib.quality import ENOUGH
+from SemiSAMO1Lib.project.session import Session
+from SemiSAMO1Lib.quality import ENOUGH, shipped
 
 
 def predicted(folder: Path, scores: dict[str, dict[str, Any]]) -> Project:
@@ -336,7 +337,15 @@ class TestFiveHundredCases:
 
     @pytest.fixture
     def many(self, tmp_path: Path) -> Project:
-        return predicted(tmp_path / "many", {f"case_{n:03d}": found(0.3 + n / 1000) for n in range(500)})
+        """Four labels each, with all signals that a training writes."""
+        signals = dict.fromkeys(shipped().names, 0.5)
+        labels = {str(value): {"signals": signals, "volume_ml": 1.0, "uncertainty": 0.2} for value in (2, 3, 4)}
+
+        def scores(quality_of_it: float) -> dict[str, Any]:
+            first = {"signals": {**signals, "expected_dice": quality_of_it}}
+            return {"label_uncertainty": 0.3, "labels": {"1": first, **labels}}
+
+        return predicted(tmp_path / "many", {f"case_{n:03d}": scores(0.3 + n / 1000) for n in range(500)})
 
     def best(self, act: Any) -> float:
         times = []
@@ -357,6 +366,22 @@ class TestFiveHundredCases:
             decide(many, case, 0.8)
         rows = predictions(many)
         assert self.best(lambda: quality(many, rows)) < 50
+
+    def test_the_list_after_a_decision(self, many: Project) -> None:
+        """What the panel does: the results are not read again, the estimates are made anew, and the queue."""
+        for case in names(many)[:100]:
+            decide(many, case, 0.8)
+        session = Session()
+        session.open(many.folder)
+        waiting = [one.case for one in session.waiting()]
+        times = []
+        for case in waiting[:5]:
+            decide(many, case, 0.8)
+            session.poll()
+            began = time.perf_counter()
+            session.waiting()
+            times.append(1000 * (time.perf_counter() - began))
+        assert min(times) < 50
 
     def test_a_change_of_state(self, many: Project) -> None:
         waiting = iter(names(many))
