@@ -102,7 +102,8 @@ class Change:
 
     Attributes:
         case: its id.
-        before: mean Dice of the prediction that the person saw with the label that was then saved; None where unknown.
+        before: mean Dice of the prediction that the person saw with the label that was then drawn; None where none was:
+            an accepted prediction is its own label.
         now: mean Dice of the new networks' answer with the label in force, which they have learned from.
     """
 
@@ -126,7 +127,8 @@ def changes(project: Project, training: str | None = None) -> list[Change]:
     history = decisions(project)
     found = []
     for case, dice in files.read_json(path).items():
-        seen = [one.mean_dice for one in history.get(case, []) if one.training != training and one.dice]
+        drawn = [one for one in history.get(case, []) if one.training != training and one.after != "accepted"]
+        seen = [one.mean_dice for one in drawn if one.dice]
         found.append(Change(case, seen[-1] if seen else None, float(np.mean(list(dice.values())))))
     return sorted(found, key=lambda one: (-abs(one.now - (one.before or 0.0)), one.case))
 

@@ -13,7 +13,7 @@ from ..image_io import UnreadableImage, read_volume
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project, ProjectError, read_labels
 from ..project.case_rows import find_image
-from ..project.results import quality
+from ..project.results import changes, quality
 from .compare import compare, references_of
 from .reporter import Reporter
 
@@ -57,8 +57,10 @@ def write_report(job: JobFolder, path: Path, references: Path | None = None, obs
         if index["round"] > 0 and all(path.is_file() for path in first.values()):
             before = compare(first, truth, distances=False, values=values)
     events, _ = files.read_lines(job.events)
+    project = Project(job.project)
+    labelled = files.read_json(job.inputs / "cases.json")["labelled"]
     html = render_report(
-        title=Project(job.project).state.name,
+        title=project.state.name,
         table=LabelTable.from_json(job.spec()["labels"]).to_json(),
         pages=_pages(job, rows, truth, observer or Silent()),
         losses=[event for event in events if event["kind"] == "losses"],
@@ -68,6 +70,9 @@ def write_report(job: JobFolder, path: Path, references: Path | None = None, obs
             "training": job.id,
             "created": job.spec()["created"],
             "round": index["round"],
+            "labelled": [f"{row['id']} ({row['origin']})" for row in labelled],
+            "learned": [one.in_words for one in changes(project, job.id)],
+            "checked": quality(project, {row["case"]: row for row in rows}).checked,
             "parameters": files.read_json(job.work / "config.json"),
             "environment": files.read_json(job.work / "environment.json"),
             "plan": files.read_json(job.work / "plan.json"),

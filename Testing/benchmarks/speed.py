@@ -55,6 +55,7 @@ from SemiSAMO1Lib.engine.propagation.registration import FINEST_BELOW, Registrat
 from SemiSAMO1Lib.engine.propagation.starts import affine, translations
 from SemiSAMO1Lib.engine.rounds import run
 from SemiSAMO1Lib.engine.sampling import PatchSource, drawn_ahead
+from SemiSAMO1Lib.engine.specialists import make_specialist
 from SemiSAMO1Lib.engine.training import make_fabric
 from SemiSAMO1Lib.job.launcher import ALLOCATOR, WAITING
 from SemiSAMO1Lib.phantoms import LABELS, Phantom, PhantomSettings, make_phantom
@@ -71,6 +72,9 @@ LARGER = replace(SCAN, extent_mm=(150.0, 115.0, 72.0))
 
 #: The scan that is segmented, (z, y, x) on the working grid; its own grid is finer by this factor.
 INFERENCE, FINER = (128, 192, 192), 1.1
+
+#: Channels beside each other in memory.
+LAST = torch.channels_last_3d
 
 LEARNERS = ("supervised_only", "mean_teacher", "uncertainty_mean_teacher", "adversarial", "dual_task", "semisam")
 
@@ -298,6 +302,32 @@ def training(bench: Bench) -> None:
         _beside_monai(bench, cohort, source, config, fabric)
 
 
+def formats(bench: Bench) -> None:
+    """Forward and backward of the network by precision and memory format: neither is faster on every device."""
+    with prepared(bench) as (cohort, _):
+        plan = cohort.plan
+    actions: dict[str, Callable[[], None]] = {}
+    for kind, layout in itertools.product((torch.float32, torch.bfloat16), (torch.contiguous_format, LAST)):
+        network = make_specialist("dynunet", plan).to(bench.device).to(memory_format=layout)
+        batch = torch.randn(1 + plan.batch, 1, *plan.patch, device=bench.device).to(memory_format=layout)
+
+        def both(network: nn.Module = network, batch: Tensor = batch, kind: torch.dtype = kind) -> None:
+            with torch.autocast(bench.device.type, kind, enabled=kind != torch.float32):
+                output = network(batch)
+            output.float().sum().backward()
+
+        actions[f"{_name(kind)}, {_name(layout)}"] = both
+    times = bench.time(actions)
+    first = f"{_name(torch.float32)}, {_name(torch.contiguous_format)}"
+    for name, action in actions.items():
+        ratio = median_ratio(times[name], times[first])
+        bench.say("formats", name, times[name], floor_of(action, bench.rates), first, ratio)
+
+
+def _name(one: torch.dtype | torch.memory_format) -> str:
+    return str(one).removeprefix("torch.").replace("contiguous_format", "contiguous")
+
+
 def _loader(bench: Bench, source: PatchSource, plan: Plan, config: TrainingConfig, fabric: Fabric) -> None:
     """How long a loop waits for its batches, beside its whole time."""
     learner = learner_named("mean_teacher")(plan, config.model_copy(update={"learner": "mean_teacher"}))
@@ -420,6 +450,7 @@ def whole(bench: Bench) -> None:
 PARTS: dict[str, Callable[[Bench], None]] = {
     "registration": registration,
     "features": features,
+    "formats": formats,
     "training": training,
     "inference": inference,
     "whole": whole,

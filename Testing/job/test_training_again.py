@@ -64,8 +64,16 @@ def test_an_excluded_case_is_in_neither_list(second: JobFolder) -> None:
 def test_it_is_said_what_was_learned_of_the_reviewed_cases(first: Project, second: JobFolder) -> None:
     said = {one.case: one for one in changes(first)}
     assert set(said) == {"phantom_001", "phantom_002"}
-    assert said["phantom_002"].before == 1.0, "an accepted prediction is the label that was saved"
-    assert all(0 <= one.now <= 1 and f"Dice {one.before:.3f} to" in one.in_words for one in said.values())
+    assert said["phantom_002"].before is None, "an accepted prediction is its own label: nothing was measured"
+    corrected = said["phantom_001"]
+    assert 0 <= corrected.now <= 1 and f"Dice {corrected.before:.3f} to" in corrected.in_words
+
+
+def test_the_report_says_it_too(first: Project, second: JobFolder) -> None:
+    text = (second.path / "report.html").read_text(encoding="utf-8")
+    learned = [one.in_words for one in changes(first)]
+    assert all(one.replace("+", "&#43;") in text or one in text for one in learned), learned
+    assert "phantom_001 (corrected)" in text and "not yet checked on these scans" in text
 
 
 def test_signs_of_quality_reach_the_results(first: Project, second: JobFolder) -> None:

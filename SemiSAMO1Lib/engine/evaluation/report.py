@@ -63,7 +63,8 @@ def render_report(
         losses: 'losses' events.
         measures: result of `compare`, or None without references.
         before: result of `compare` for round 0, before any training, or None.
-        facts: training, parameters, plan, environment, skipped cases.
+        facts: training, labelled cases, what was learned of reviewed ones, whether the likely quality was checked on
+            this project's scans, parameters, plan, environment, skipped cases.
     """
     by_case = {row["case"]: row for row in measures["cases"]} if measures else {}
     shown = []
