@@ -514,7 +514,10 @@ def test_of_two_trainings_in_one_moment_one_starts(untrained: Path, tmp_path: Pa
 def test_ctrl_c_ends_the_watching_not_the_training(untrained: Path, tmp_path: Path) -> None:
     long = config(tmp_path, iterations=100_000)
     command = [sys.executable, "-m", "SemiSAMO1Lib.cli", "train", str(untrained), "--config", str(long)]
+    # what was started in the background of a script ignores Ctrl+C, and so would what it starts
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     watching = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     job = JobFolder(untrained / "jobs" / "0002-train")
     wait_until(lambda: job.status.exists() and observe(job).pid is not None, "the training runs")
     time.sleep(0.5)
