@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .widgets import guarded
+
 
 class Banner:
     """A message, and at most one thing to do about it."""
@@ -35,4 +37,4 @@ class Banner:
         action, self._action = self._action, None
         self.hide()
         if action is not None:
-            action()
+            guarded(self.show)(action)()

@@ -12,6 +12,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from ..lock import Locked
 from ..project import Project, ProjectError, reviews
 from ..project.drafts import save_draft
 from ..scene.case_view import CaseView
@@ -78,7 +79,10 @@ class DraftKeeper:
                 self._write(project, view.files.case, view.files.training, copied)
                 view.mark_kept()
             self._unnoted = view.files.case if view.files.review else ""
-        self._note()
+        try:
+            self._note()
+        except (ProjectError, Locked) as error:  # what was painted is kept all the same
+            slicer.util.showStatusMessage(str(error), 10_000)
 
     def settle(self) -> None:
         """Wait for a write that is under way: what is on the screen is about to be saved, or discarded."""

@@ -15,7 +15,7 @@ from ..job import observe
 from ..job.watch import trainings
 from ..project import Role, reviews
 from ..project.advisor import Ranked
-from ..project.drafts import by_whom, find_draft
+from ..project.drafts import by_whom, find_draft, put_aside
 from ..project.label_table import LabelTable
 from ..project.session import Session, ended_in_words
 from ..scene.case_view import CaseFiles, CaseView
@@ -34,6 +34,7 @@ from .settings import Settings
 from .setup_section import SetupSection
 from .template_step import TemplateStep
 from .train_step import TrainStep
+from .widgets import guarded
 
 #: Time between two looks at the jobs, ms.
 TICK_MS = 1000
@@ -151,8 +152,6 @@ class Panel:
         Painting of it that was not finished is brought back, and said.
         """
         self.close_case()
-        if self.session.project is not None:
-            self.session.project.refresh()
         slicer.util.showStatusMessage(_("Loading {case}...").format(case=files.case))
         project = self.session.project
         draft = find_draft(project, files.case) if project is not None else None
@@ -160,6 +159,11 @@ class Panel:
         if project is not None and draft is not None:
             who = by_whom(project, files.case)
             text = _("Unfinished painting of {case}{who} was brought back.").format(case=files.case, who=who)
+            if others := put_aside(project, files.case):
+                names = ", ".join(one.name for one in others)
+                text += _(" Other people's is put aside in {folder}: {names}.").format(
+                    folder=others[0].parent, names=names
+                )
             self.banner.show(text, _("Discard it"), partial(self._discard, files, table))
         slicer.util.showStatusMessage("")
         if self.session.project is not None:
@@ -187,13 +191,16 @@ class Panel:
         return ""
 
     def _discard(self, files: CaseFiles, table: LabelTable) -> None:
-        if self.session.project is not None:
-            self.drafts.settle()
-            reviews.discard_draft(self.session.project, files.case, reviewer())
-            if self.view is not None:
-                self.view.mark_saved()
-            self.show_case(files, table)
-            self._show_all()
+        """Offered when a draft was brought back; another case may be open since then, or the draft saved."""
+        project, view = self.session.project, self.view
+        if project is None or view is None or view.files.case != files.case or find_draft(project, files.case) is None:
+            return
+        self.drafts.settle()
+        case = reviews.discard_draft(project, files.case, reviewer(), view.as_seen)
+        view.mark_saved()
+        label = project.label_path(case) if case.label_version is not None else None
+        self.show_case(replace(files, label=label), table)
+        self._show_all()
 
     def close_case(self) -> None:
         self.editor.rest()
@@ -347,7 +354,7 @@ class Panel:
                 continue
             key = qt.QShortcut(qt.QKeySequence(sequence), window)
             key.enabled = False
-            key.connect("activated()", actions[name])
+            key.connect("activated()", guarded(self.banner.show)(actions[name]))
             keys.append(key)
         return keys
 

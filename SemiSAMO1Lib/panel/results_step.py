@@ -13,7 +13,8 @@ from ..project.drafts import find_draft
 from ..project.history import unreadable_lines
 from ..project.label_table import LabelTable
 from ..project.label_writer import written
-from ..project.results import changes
+from ..project.queue import Waiting
+from ..project.results import Quality, changes
 from ..project.reviews import Review
 from ..project.session import Session, template_gaps
 from ..quality import ENOUGH
@@ -51,6 +52,7 @@ class ResultsStep:
         self._predicted: dict[str, dict[str, Any]] = {}
         self._order: list[str] = []
         self._training: str | None = None
+        self._rated = Quality({}, 0.0, 0)
         guard = guarded(banner.show)
         fill_box(ui.filterBox, [(text, name) for name, text in filters().items()])
         ui.filterBox.connect("currentIndexChanged(int)", guard(self.refresh))
@@ -75,8 +77,8 @@ class ResultsStep:
         self._predicted = self._session.predicted()
         project = self._session.project
         self._training = project.state.current_training if project is not None else None
-        waiting = [one.case for one in self._session.waiting()]
-        self._order = [*waiting, *(case for case in self._session.rated().worst_first() if case not in set(waiting))]
+        waiting = [one.case for one in self._waiting()]
+        self._order = [*waiting, *(case for case in self._rating().worst_first() if case not in set(waiting))]
         self.refresh()
 
     def refresh(self) -> None:
@@ -87,10 +89,10 @@ class ResultsStep:
     def _list_cases(self) -> None:
         """The cases that the filter lets through, in the order in which they were offered; at the end those that were
         reviewed and are not predicted any more."""
-        project, rated = self._session.project, self._session.rated()
+        project, rated = self._session.project, self._rating()
         states = {case.id: case.review for case in project.state.cases} if project is not None else {}
         reviewed = self._reviewed()
-        random = {one.case for one in self._session.waiting() if one.random} if project is not None else set()
+        random = {one.case for one in self._waiting() if one.random}
         wanted = chosen(self._ui.filterBox) or "all"
         open_now = self.view.files.case if self.view is not None else None
         entries = []
@@ -106,6 +108,15 @@ class ResultsStep:
             decided = "" if state == "not_seen" else f"  {state}"
             entries.append((f"{case}{shown}{decided}", case))
         fill_box(self._ui.resultCaseBox, entries)
+
+    def _rating(self) -> Quality:
+        """Of the predictions that are listed; new ones come with `look_again`."""
+        if self._session.current_training == self._training:
+            self._rated = self._session.rated()
+        return self._rated
+
+    def _waiting(self) -> list[Waiting]:
+        return self._session.waiting() if self._session.current_training == self._training else []
 
     def _reviewed(self) -> list[str]:
         """Cases that a person accepted, corrected or paints on, and that the current training did not predict."""
@@ -147,6 +158,7 @@ class ResultsStep:
         project = self._session.project
         if project is None:
             return
+        project.refresh()
         files = CaseFiles.for_review(project, identity, self._predicted.get(identity))
         with slicer.util.WaitCursor():
             self._show_case(files, project.state.labels)
@@ -180,7 +192,8 @@ class ResultsStep:
         found = drawn(view.segmentation, view.scan, project.state.labels)
         absent = ask_absent(self._dialogs, project.state.labels, found.counts)
         if absent is not None:
-            reviews.accept(project, view.files.case, absent, self._reviewer(), view.files.training, view.as_seen)
+            case, who, training = view.files.case, self._reviewer(), view.files.training
+            view.as_seen = reviews.accept(project, case, absent, who, training, view.as_seen)
             self._decided()
 
     def correct(self) -> None:
@@ -191,7 +204,8 @@ class ResultsStep:
         found = drawn(view.segmentation, view.scan, project.state.labels)
         if found.overlaps:
             raise ProjectError(" ".join(template_gaps(found.counts, found.table, list(found.overlaps))))
-        known = project.state.labels.values
+        known_labels = project.state.labels
+        known = known_labels.values
         new = [label for label in found.table if label.value not in known and found.counts.get(label.value)]
         if new and not self._may_add(new):
             return
@@ -207,9 +221,10 @@ class ResultsStep:
                 view.as_seen = reviews.begin_draft(project, case, who, view.as_seen)
             training = view.files.training or None
             # painted over this very scan: there is no doubt whose it is
-            reviews.correct(project, case, path, absent, who, bool(new), True, training, view.as_seen)
-        project.update_labels(table)
+            view.as_seen = reviews.correct(project, case, path, absent, who, bool(new), True, training, view.as_seen)
         view.mark_saved()
+        before = {label.value: label for label in known_labels}
+        project.update_labels([one for one in table if one != before.get(one.value)])
         self._decided()
 
     def _may_add(self, new: Sequence[Label]) -> bool:
@@ -222,25 +237,29 @@ class ResultsStep:
     def _decide(self, action: Callable[..., Case]) -> None:
         project, view = self._session.project, self.view
         if project is not None and view is not None:
-            action(project, view.files.case, self._reviewer(), view.files.training, view.as_seen)
+            view.as_seen = action(project, view.files.case, self._reviewer(), view.files.training, view.as_seen)
             self._decided()
 
     def undo(self) -> None:
         """Take the last decision about the open case back; what was painted and not saved is discarded, if wanted."""
         project, view = self._session.project, self.view
         if project is not None and view is not None:
-            if view.changed or find_draft(project, view.files.case) is not None:
+            painted = view.changed or find_draft(project, view.files.case) is not None
+            rejected = project.refresh().case(view.files.case).review == Review.REJECTED
+            if painted and not rejected:
                 text = _("What was painted in {case} is not saved. Discard it?").format(case=view.files.case)
                 if self._dialogs.choose(_("Undo"), text, [_("Keep it"), _("Discard it")]) == 1:
                     self._settle()
                     view.mark_saved()
-                    reviews.discard_draft(project, view.files.case, self._reviewer())
+                    reviews.discard_draft(project, view.files.case, self._reviewer(), view.as_seen)
                     self._open(view.files.case)
                     self.refresh()
                 return
-            case = view.as_seen = reviews.undo(project, view.files.case, self._reviewer())
+            case = view.as_seen = reviews.undo(project, view.files.case, self._reviewer(), view.as_seen)
+            if painted and find_draft(project, case.id) is not None:  # the painting of what was rejected goes on
+                case = view.as_seen = reviews.begin_draft(project, case.id, self._reviewer(), case)
             show_status(view.segmentation, case.review)
-            if find_draft(project, case.id) is not None:  # the painting of a correction
+            if not painted and find_draft(project, case.id) is not None:  # the painting of a correction
                 self._open(case.id)
             self.refresh()
 
@@ -249,7 +268,7 @@ class ResultsStep:
         done = self.view.files.case if self.view is not None else ""
         self._list_cases()
         listed = set(self.order())
-        following = [one.case for one in self._session.waiting() if one.case != done and one.case in listed]
+        following = [one.case for one in self._waiting() if one.case != done and one.case in listed]
         if following:
             choose(self._ui.resultCaseBox, following[0])
             self.open()
@@ -268,6 +287,8 @@ class ResultsStep:
         painted = [_("You painted changes: save them with Correct, or discard them.")]
         nothing = [_("Nothing was painted.")]
         new = now in (Review.NOT_SEEN, Review.SKIPPED)
+        if new and case.role is Role.LABELLED:
+            decided, new = [_("A person labelled it already.")], False
         changed = view.changed or find_draft(project, case.id) is not None
         # painting reopens what was accepted or corrected
         may_correct = bool({Review.CORRECTED, Review.DRAFT} & reviews.TRANSITIONS[now])
@@ -351,7 +372,7 @@ class ResultsStep:
         if row is None:
             return _("A person's label; {state}. The current training did not predict this case.").format(state=checked)
         lines = [_("Predicted by {training}; {checked}.").format(training=row["training"], checked=checked)]
-        rated = self._session.rated()
+        rated = self._rating()
         estimate = rated.estimates[view.files.case]
         likely = _level(estimate.level)
         if rated.checked and estimate.likely is not None:

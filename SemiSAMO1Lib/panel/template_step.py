@@ -97,7 +97,7 @@ class TemplateStep:
         project, identity = self._session.project, chosen(self._ui.templateCaseBox)
         if project is None or not identity:
             return
-        case = project.state.case(identity)
+        case = project.refresh().case(identity)
         label = project.label_path(case) if case.label_version is not None else None
         if not project.state.labels.labels:
             project.update_labels([Label(1, _("structure 1"), (230, 159, 0))])

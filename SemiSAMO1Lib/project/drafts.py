@@ -21,7 +21,7 @@ def draft_file(project: Project, case: str) -> Path:
 
 
 def save_draft(project: Project, case: str, labels: Volume, table: LabelTable, training: str) -> Path:
-    """Write a draft, in place of an older one; another person's is put aside as `draft-of-<name>.seg.nrrd`, not lost.
+    """Write a draft, in place of an older one; another person's is put aside as `draft-of-<name>-<time>.seg.nrrd`.
 
     Args:
         project, case: whose.
@@ -30,12 +30,25 @@ def save_draft(project: Project, case: str, labels: Volume, table: LabelTable, t
         training: whose prediction it began from; empty for a label drawn from nothing.
     """
     path = draft_file(project, case)
-    who = identity()
-    if path.exists() and (theirs := _another_person(project, case)):
-        path.replace(path.with_name(f"draft-of-{make_id(theirs['user'], ())}.seg.nrrd"))
-    write_segmentation(path, labels, table, "draft")
-    files.write_json(path.with_name("draft.json"), {"training": training, **who})
+    written = path.with_name("draft-new.seg.nrrd")
+    write_segmentation(written, labels, table, "draft")
+    _put_aside(project, case)
+    written.replace(path)
+    files.write_json(path.with_name("draft.json"), {"training": training, **identity()})
     return path
+
+
+def put_aside(project: Project, case: str) -> list[Path]:
+    """Drafts of this case by people whose place somebody else took."""
+    return sorted(draft_file(project, case).parent.glob("draft-of-*.seg.nrrd"))
+
+
+def _put_aside(project: Project, case: str) -> None:
+    """Another person's draft is kept under a name of its own."""
+    path = draft_file(project, case)
+    if path.exists() and (theirs := _another_person(project, case)):
+        when = make_id(theirs["time"].replace(":", ""), ())
+        path.replace(path.with_name(f"draft-of-{make_id(theirs['user'], ())}-{when}.seg.nrrd"))
 
 
 def by_whom(project: Project, case: str) -> str:
@@ -83,7 +96,8 @@ def find_draft(project: Project, case: str) -> Path | None:
 
 
 def discard_draft(project: Project, case: str) -> None:
-    """Remove a case's draft: it was saved as a label, or a person does not want it."""
+    """Remove a case's draft: it was saved as a label, or a person does not want it; another person's is put aside."""
+    _put_aside(project, case)
     path = draft_file(project, case)
     path.unlink(missing_ok=True)
     path.with_name("draft.json").unlink(missing_ok=True)

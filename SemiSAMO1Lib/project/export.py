@@ -20,7 +20,7 @@ from .cases import Case, Role
 from .label_reader import read_labels
 from .label_table import LabelTable
 from .label_writer import write_segmentation
-from .results import Quality, predictions, quality
+from .results import Quality, predictions, quality, values_of_training
 from .reviews import Review
 from .store import MissingImage, Project, ProjectError
 
@@ -72,7 +72,7 @@ def chosen(project: Project) -> tuple[list[Exported], list[tuple[str, str]]]:
     state = project.refresh()
     rows = predictions(project)
     rated = quality(project, rows)
-    predicted_labels = _predicted_labels(project, rows)
+    predicted_labels = values_of_training(project) if rows else frozenset()
     found, left_out = [], []
     for case in state.cases:
         try:
@@ -85,14 +85,6 @@ def chosen(project: Project) -> tuple[list[Exported], list[tuple[str, str]]]:
         else:
             found.append(one)
     return found, left_out
-
-
-def _predicted_labels(project: Project, rows: Mapping[str, dict[str, Any]]) -> frozenset[int]:
-    """The label values that the training of these rows knew."""
-    if not rows:
-        return frozenset()
-    job = JobFolder(project.jobs / next(iter(rows.values()))["training"])
-    return frozenset(LabelTable.from_json(job.spec()["labels"]).values)
 
 
 def _choose(

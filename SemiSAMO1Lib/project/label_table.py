@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 #: Colours given to labels in turn (RGB 0-255), told apart also with the common colour blindnesses.
@@ -68,7 +68,7 @@ class LabelTable:
         for value, name in sorted(found):
             if value not in self.values:
                 labels.append(Label(value, name or f"label {value}", COLOURS[len(labels) % len(COLOURS)]))
-        return replace(self, labels=tuple(sorted(labels, key=lambda label: label.value)))
+        return self._with(labels)
 
     def without(self, values: Iterable[int]) -> LabelTable:
         """The table without some labels; their values are not given again."""
@@ -93,7 +93,13 @@ class LabelTable:
             raise ValueError("a label needs a name")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two labels are called {twice[0]!r}; give each a name of its own")
-        return replace(self, labels=tuple(merged[value] for value in sorted(merged)))
+        return self._with(merged.values())
+
+    def _with(self, labels: Iterable[Label]) -> LabelTable:
+        """These labels in order; a value that somebody gave again by hand is not retired."""
+        ordered = tuple(sorted(labels, key=lambda label: label.value))
+        values = {label.value for label in ordered}
+        return LabelTable(ordered, tuple(value for value in self.retired if value not in values))
 
     def to_json(self) -> list[dict[str, Any]]:
         return [

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from .. import files
+from ..job.folder import JobFolder
 from ..quality import ENOUGH, HIGH, MEDIUM, QualityModel, Reviewed, level, refitted, shipped
 from .history import Decision, decisions
+from .label_table import LabelTable
 from .store import Project
 
 
@@ -34,6 +36,14 @@ def predictions(project: Project, training: str | None = None) -> dict[str, dict
         if row["case"] in known:
             found[row["case"]] = {**row, **places, "training": training}
     return found
+
+
+def values_of_training(project: Project) -> frozenset[int]:
+    """The label values that the current training knows; none before the first one."""
+    current = project.refresh().current_training
+    if current is None:
+        return frozenset()
+    return frozenset(LabelTable.from_json(JobFolder(project.jobs / current).spec()["labels"]).values)
 
 
 @lru_cache(maxsize=4)

@@ -16,7 +16,7 @@ from . import drafts
 from .cases import Case, Role
 from .history import Decision, decisions
 from .label_reader import DoubtfulLabel, LabelError, read_labels
-from .results import predictions
+from .results import predictions, values_of_training
 from .store import Project, ProjectError, require_as_seen
 
 
@@ -173,23 +173,29 @@ def begin_draft(project: Project, case_id: str, reviewer: str | None = None, see
     return _noted(project, case, reviewer)
 
 
-def discard_draft(project: Project, case_id: str, reviewer: str | None = None) -> Case:
+def discard_draft(project: Project, case_id: str, reviewer: str | None = None, seen: Case | None = None) -> Case:
     """What was painted is thrown away; the case is what it was before. Raises ProjectError."""
     case = project.refresh().case(case_id)
+    require_as_seen(case, seen)
     made = decisions(project).get(case.id, [])
     if case.review == Review.DRAFT and made and made[-1].after == Review.DRAFT:
         case = _take_back(project, case, made[-1], reviewer)
+    elif case.review == Review.DRAFT:  # its line is lost
+        origin = project.label_record(case)["origin"] if case.label_version is not None else ""
+        before = origin if origin in (Review.ACCEPTED, Review.CORRECTED) else Review.NOT_SEEN
+        case = project.restore(case.id, str(before), case.role, case.label_version, seen=case)
     drafts.discard_draft(project, case.id)
     return case
 
 
-def undo(project: Project, case_id: str, reviewer: str | None = None) -> Case:
+def undo(project: Project, case_id: str, reviewer: str | None = None, seen: Case | None = None) -> Case:
     """Take the last decision about a case back: state, role and label are those before it.
 
     A label that the case was given in another way since then stays in force. The painting of a correction becomes a
     draft again, if there is none. Raises ProjectError; a draft is not undone, but saved or discarded.
     """
     case = project.refresh().case(case_id)
+    require_as_seen(case, seen)
     if case.role is Role.EXCLUDED:
         raise ProjectError(f"case {case.id} is excluded; include it first")
     made = decisions(project).get(case.id, [])
@@ -207,10 +213,14 @@ def _take_back(project: Project, case: Case, last: Decision, reviewer: str | Non
     role, label = last.role_before, last.label_before
     if case.label_version != last.label or case.role is Role.TEMPLATE:
         role, label = case.role, case.label_version
-    project.restore(case.id, last.before, role, label, seen=case)
-    if last.added:
-        project.retire_labels(last.added)
-    return _noted(project, case, reviewer, undo=True)
+    before = last.before
+    if label is None and before in (Review.ACCEPTED, Review.CORRECTED):  # its label was taken out of force meanwhile
+        before = str(Review.NOT_SEEN)
+    project.restore(case.id, before, role, label, seen=case)
+    found = _noted(project, case, reviewer, undo=True)
+    if unlearned := set(last.added) - values_of_training(project):
+        project.retire_labels(unlearned)
+    return found
 
 
 def _decide(
@@ -268,6 +278,8 @@ def _may(project: Project, case_id: str, to: Review, seen: Case | None) -> Case:
     now = Review(case.review)
     if case.role in (Role.TEMPLATE, Role.EXCLUDED):
         raise ProjectError(f"case {case.id} is {case.role}; it is not reviewed")
+    if case.role is Role.LABELLED and now in (Review.NOT_SEEN, Review.SKIPPED) and to is not Review.CORRECTED:
+        raise ProjectError(f"case {case.id} was labelled by a person; its prediction is not reviewed any more")
     if to not in TRANSITIONS[now]:
         raise ProjectError(f"case {case.id} is {now} and cannot become {to}. Take that decision back first (undo).")
     return case

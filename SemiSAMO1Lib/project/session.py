@@ -134,7 +134,7 @@ class Session:
         stamp = self._file_stamp()
         changed = stamp != self._stamp
         if changed:
-            self._reasons = None
+            self._reasons = self._standing = None
             self.project.refresh()
             self._stamp = stamp
         self._find_jobs()

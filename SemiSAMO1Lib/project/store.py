@@ -489,7 +489,11 @@ class Project:
             review = "not_seen" if case.review in ("accepted", "corrected") else case.review
             return _with_case(state, replace(case, label_version=None, role=Role.UNLABELLED, review=review))
 
-        return self.change(apply).case(case_id)
+        before = self.refresh().case(case_id)
+        after = self.change(apply).case(case_id)
+        if after.review != before.review:  # the decision does not count any more
+            self.append_review(after.id, before.review, after.review, undo=True)
+        return after
 
     def _label_file(self, case_id: str, version: int) -> Path:
         return self.folder / "labels" / case_id / f"{version}.seg.nrrd"

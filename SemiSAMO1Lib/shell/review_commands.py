@@ -139,8 +139,9 @@ def undo(project: ProjectPath, case: CaseName, as_json: Json = False) -> None:
 def discard(project: ProjectPath, case: CaseName, as_json: Json = False) -> None:
     """Throw away what was painted in a case and not saved; it is what it was before."""
     opened = Project(project)
-    if find_draft(opened, opened.state.case(case).id) is None:
-        raise ProjectError(f"there is no unfinished painting of case {opened.state.case(case).id}")
+    known = opened.state.case(case)
+    if find_draft(opened, known.id) is None and known.review != review.Review.DRAFT:
+        raise ProjectError(f"there is no unfinished painting of case {known.id}")
     _say(review.discard_draft(opened, case), as_json)
 
 

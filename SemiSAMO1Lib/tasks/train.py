@@ -100,10 +100,11 @@ def _finish(job: JobFolder, inputs: Inputs) -> None:
         values = inputs.class_map.values[1:]
         named = {case: dict(zip(map(str, values), dice, strict=True)) for case, dice in rows.items()}
         files.write_json(job.results / "labelled.json", named)
-    if (job.project / "project.json").exists():
+    if (job.project / "project.json").exists() and not store.has("in-force.json"):  # once, also when resumed after it
         rows = files.read_json(job.inputs / "cases.json")["cases"]
         not_learned = [row["id"] for row in rows if row.get("review") == "rejected"]
         Project(job.project).finish_training(job.id, not_learned)
+        store.save_json({}, "in-force.json")
     from .report import write_report
 
     write_report(job, job.path / "report.html")

@@ -239,7 +239,7 @@ class Setting:
         if self.row.changes is None:
             row["test"] = self.carried(self.cohort.test)
         else:
-            output = self.folder / "test"
+            output = self.cohort.place / "tested" / self.name  # not in the project
             shutil.rmtree(output, ignore_errors=True)
             job = request_predictions(Project(self.folder), self.cohort.copies("test"), output, "nrrd", "auto")
             start(job)

@@ -56,6 +56,7 @@ from SemiSAMO1Lib.engine.propagation.starts import affine, translations
 from SemiSAMO1Lib.engine.rounds import run
 from SemiSAMO1Lib.engine.sampling import PatchSource, drawn_ahead
 from SemiSAMO1Lib.engine.specialists import make_specialist
+from SemiSAMO1Lib.engine.specialists.dropout import dropped_by
 from SemiSAMO1Lib.engine.training import make_fabric
 from SemiSAMO1Lib.job.launcher import ALLOCATOR, WAITING
 from SemiSAMO1Lib.phantoms import LABELS, Phantom, PhantomSettings, make_phantom
@@ -205,6 +206,11 @@ class Pass:
     with_gradient: bool
     learns: list[bool]
 
+    @property
+    def samples(self) -> int:
+        """Rows of the batch, which dropout is drawn for."""
+        return next((len(one) for one in self.inputs if isinstance(one, Tensor)), 0)
+
 
 class Passes:
     """The network passes of a step, repeated bare: forward in the same precision, and backward from a plain sum."""
@@ -237,7 +243,8 @@ class Passes:
         for one in self.found:
             for parameter, learns in zip(one.network.parameters(), one.learns, strict=True):
                 parameter.requires_grad_(learns)
-            with torch.set_grad_enabled(one.with_gradient), self.fabric.autocast():
+            rows = [torch.Generator(self.fabric.device) for _ in range(one.samples)]
+            with torch.set_grad_enabled(one.with_gradient), self.fabric.autocast(), dropped_by(rows):
                 output = one.network(*one.inputs, **one.named)
             if one.with_gradient:
                 outputs = output if isinstance(output, tuple | list) else (output,)

@@ -401,6 +401,64 @@ class TestReopening:
         case = project.state.case(opened)
         assert (case.review, project.label_record(case)["origin"]) == ("corrected", "corrected"), panel.banner.text
 
+    def test_after_the_last_case_it_can_be_decided_on_further(
+        self, panel: Any, ui: Any, trained: Path, opened: str
+    ) -> None:
+        """No case follows: the same one stays open, and what its own person decided is no other person's decision."""
+        for _ in range(2):
+            ui.rejectButton.click()
+            panel.tick()
+        ui.skipButton.click()
+        panel.tick()
+        ui.acceptButton.click()
+        assert "somebody else" not in panel.banner.text, panel.banner.text
+        assert Project(trained).state.case(panel.view.files.case).review == "accepted"
+
+    def test_painting_on_a_rejected_case_is_kept_by_undo(
+        self, panel: Any, ui: Any, trained: Path, opened: str, clock: Clock
+    ) -> None:
+        ui.rejectButton.click()
+        reopen(panel, ui, opened)
+        paint(panel, 6)
+        panel.tick()
+        clock.now += PAUSE_S
+        panel.tick()
+        wait(panel, lambda: find_draft(Project(trained), opened) is not None, "the draft", 10)
+        ui.undoButton.click()
+        assert Project(trained).state.case(opened).review == "draft", panel.banner.text
+        ui.correctButton.click()
+        assert Project(trained).state.case(opened).review == "corrected", panel.banner.text
+
+    def test_a_finished_training_does_not_disturb_an_open_case_that_it_did_not_predict(
+        self, panel: Any, ui: Any, trained: Path, opened: str
+    ) -> None:
+        ui.acceptButton.click()
+        reopen(panel, ui, opened)
+        before = panel.session.training.job.id
+        ui.trainButton.click()
+        done = lambda: panel.session.project.refresh().current_training != before and not panel.session.busy  # noqa: E731
+        wait(panel, done, "the next training")
+        panel.tick()
+        assert panel.view.files.case == opened and "New predictions" in panel.banner.text
+
+    def test_an_offer_to_discard_is_for_its_own_case_alone(
+        self, panel: Any, ui: Any, trained: Path, opened: str
+    ) -> None:
+        paint(panel, 6)
+        panel.tick()
+        panel.keep_work()
+        panel.close_case()
+        reopen(panel, ui, opened)
+        assert "was brought back" in panel.banner.text
+        other = next(case for case in panel.results.order() if case != opened)
+        ui.resultCaseBox.setCurrentIndex(ui.resultCaseBox.findData(other))
+        panel.results.open()
+        paint(panel, 7)
+        painted = shown(panel, trained)
+        panel.banner._act()
+        assert panel.view.files.case == other and np.array_equal(shown(panel, trained), painted)
+        assert find_draft(Project(trained), opened) is not None
+
     def test_step_two_does_not_offer_it(self, ui: Any, panel: Any, trained: Path, opened: str) -> None:
         ui.acceptButton.click()
         panel.tick()

@@ -16,7 +16,7 @@ from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind
 from SemiSAMO1Lib.project import LabelError, Project, ProjectError, Role, Skipped
 from SemiSAMO1Lib.project import reviews as review
-from SemiSAMO1Lib.project.drafts import by_whom, find_draft, save_draft
+from SemiSAMO1Lib.project.drafts import by_whom, find_draft, put_aside, save_draft
 from SemiSAMO1Lib.project.history import decisions, unreadable_lines
 from SemiSAMO1Lib.project.importing import candidates, look
 from SemiSAMO1Lib.project.label_reader import DoubtfulLabel
@@ -371,6 +371,19 @@ class TestLabelsThatWereAdded:
         review.undo(project, "b")
         assert Project(project.folder).state.labels.next_value == 8
 
+    def test_they_stay_where_a_training_has_learned_them(self, project: Project, mended: Path) -> None:
+        self.add(project, mended)
+        train(project)
+        review.undo(project, "b")
+        assert project.refresh().labels.values == [1, 2, 7], "its predictions have that label"
+
+    def test_a_value_that_is_given_again_by_hand_is_not_retired(self, project: Project, mended: Path) -> None:
+        self.add(project, mended)
+        review.undo(project, "b")
+        review.discard_draft(project, "b")
+        self.add(project, mended)
+        assert (project.state.labels.values, project.state.labels.retired) == ([1, 2, 7], ())
+
     def test_they_stay_where_another_case_has_them(self, project: Project, mended: Path) -> None:
         self.add(project, mended)
         review.correct(project, "c", mended)
@@ -401,7 +414,19 @@ class TestTwoReviewers:
         before = theirs.read_bytes()
         assert by_whom(project, "b") == " by ann on lab, noon"
         save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
-        assert theirs.with_name("draft-of-ann.seg.nrrd").read_bytes() == before
+        assert [one.read_bytes() for one in put_aside(project, "b")] == [before]
+
+    def test_anothers_draft_is_put_aside_when_one_corrects(self, project: Project, mended: Path) -> None:
+        theirs = save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
+        files.write_json(theirs.with_name("draft.json"), {"training": "", "user": "ann", "host": "lab", "time": "noon"})
+        review.correct(project, "b", mended)
+        assert find_draft(project, "b") is None and len(put_aside(project, "b")) == 1
+
+    def test_undo_does_not_take_back_what_was_decided_since(self, project: Project, mended: Path) -> None:
+        opened = review.skip(project, "b")
+        review.correct(Project(project.folder), "b", mended, reviewer="ann")
+        with pytest.raises(ProjectError, match="changed meanwhile"):
+            review.undo(project, "b", seen=opened)
 
     def test_ones_own_draft_has_no_name(self, project: Project) -> None:
         save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
@@ -419,6 +444,19 @@ class TestLabelsGivenInAnotherWay:
         review.accept(project, "b")
         taken = project.remove_label("b")
         assert (taken.review, taken.role) == ("not_seen", Role.UNLABELLED)
+
+    def test_its_decision_does_not_count_any_more(self, project: Project) -> None:
+        review.accept(project, "b")
+        project.remove_label("b")
+        assert not decisions(project)["b"]
+
+    @pytest.mark.parametrize("action", [review.accept, review.reject, review.skip])
+    def test_a_prediction_behind_a_persons_label_is_not_reviewed(
+        self, project: Project, mended: Path, action: Any
+    ) -> None:
+        project.add_label("b", mended, "template", Role.LABELLED)
+        with pytest.raises(ProjectError, match="was labelled by a person"):
+            action(project, "b")
 
     def test_the_record_names_the_training_that_was_mended(self, project: Project, mended: Path) -> None:
         first = project.state.current_training
@@ -598,6 +636,11 @@ class TestDrafts:
         self.paint(project)
         with pytest.raises(ProjectError, match="save what was painted as a correction, or discard it"):
             review.undo(project, "b")
+
+    def test_a_draft_without_its_painting_can_be_discarded(self, project: Project) -> None:
+        """Slicer ended between the note and the file; or the line of the review is lost."""
+        project.restore("b", "draft", Role.UNLABELLED, None)
+        assert review.discard_draft(project, "b").review == "not_seen"
 
     def test_discarding_takes_no_other_decision_back(self, project: Project, mended: Path) -> None:
         review.correct(project, "b", mended)

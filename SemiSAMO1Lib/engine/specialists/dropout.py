@@ -56,7 +56,7 @@ def _draw(row: Tensor, share: float, generator: torch.Generator) -> None:
         return
     key = int(torch.randint(2**62, (), generator=generator))
     drawn = np.random.SFC64(key).random_raw(-(-row.numel() // 4)).view(np.int16)[: row.numel()]
-    torch.lt(torch.from_numpy(drawn).reshape(row.shape), round(share * 2**16) - 2**15, out=row)
+    torch.lt(torch.from_numpy(drawn).reshape(row.shape), min(round(share * 2**16) - 2**15, 2**15 - 1), out=row)
 
 
 def with_sample_dropout(network: nn.Module) -> nn.Module:
