@@ -12,6 +12,7 @@ from ..choices import GENERALISTS, LEARNERS, PRESETS
 from ..job import State
 from ..project.estimate import estimate_seconds, in_words
 from ..project.session import Session, Watched, ended_in_words, training_parameters
+from ..project.training import LAST
 from ..scene.curves import LossPlot
 from .banner import Banner
 from .dialogs import Dialogs
@@ -77,8 +78,8 @@ class TrainStep:
             chosen(ui.generalistBox) or "registration",
             changes,
         )
-        if ui.continueCheckBox.checked and self._session.predicted():
-            parameters["continue_from"] = self._session.current_training
+        if ui.continueCheckBox.checked:
+            parameters["continue_from"] = LAST
         self._session.train(parameters)
         self._banner.show(_("Training has begun. You may close Slicer; training goes on."))
         self.show()

@@ -13,6 +13,9 @@ from .case_rows import case_row
 from .cases import Case, Role
 from .store import Project, ProjectError
 
+#: As `continue_from`: the current training, where it has weights and the new one has the same shape; else from scratch.
+LAST = "last"
+
 #: How much a label counts beside others in training, by origin.
 WEIGHTS = {"template": 1.0, "imported": 1.0, "corrected": 0.8, "accepted": 0.5}
 
@@ -51,12 +54,18 @@ def reasons_against_training(project: Project, thorough: bool = True) -> list[st
 def request_training(project: Project, parameters: dict[str, Any]) -> JobFolder:
     """Make the job folder of a training: parameters, label table, copies of the labels, the list of cases.
 
+    Args:
+        project: whose.
+        parameters: of the training; `continue_from` names an earlier training whose weights it begins with, or `LAST`.
+
     Raises:
         ProjectError: training cannot start; all reasons are named.
     """
     if reasons := reasons_against_training(project):
         raise ProjectError("training cannot start: " + "; ".join(reasons))
     state = project.state
+    if parameters.get("continue_from") == LAST:
+        parameters = {**parameters, **_going_on_if_possible(project)}
     start = _start_of(project, parameters.get("continue_from"))
     job = JobFolder.create(project.jobs, JobKind.TRAIN, parameters, state.labels.to_json())
     labelled = [*state.with_role(Role.TEMPLATE), *state.with_role(Role.LABELLED)]
@@ -67,6 +76,16 @@ def request_training(project: Project, parameters: dict[str, Any]) -> JobFolder:
         with files.atomic_path(job.inputs / "start" / name) as temporary:
             shutil.copyfile(path, temporary)
     return job
+
+
+def _going_on_if_possible(project: Project) -> dict[str, Any]:
+    """Parameters that go on from the current training, or begin from scratch where it has no weights; whether its
+    network fits is known to the worker."""
+    current = project.state.current_training
+    try:
+        return {"continue_from": current if _start_of(project, current) else None, "if_possible": True}
+    except ProjectError:
+        return {"continue_from": None}
 
 
 def _start_of(project: Project, training: str | None) -> dict[str, Path]:

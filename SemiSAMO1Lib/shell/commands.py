@@ -196,8 +196,12 @@ def train(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same result; 0 when not given.")] = None,
     config: Annotated[Path | None, typer.Option(help="JSON file with further parameters; options win.")] = None,
     go_on: Annotated[
-        bool, typer.Option("--continue", help="Begin every round with the current training's weights.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--continue/--from-scratch",
+            help="Begin every round with the current training's weights, or anew; with them if they fit, not given.",
+        ),
+    ] = None,
     detach: Annotated[bool, typer.Option(help="Return at once; the training goes on in the background.")] = False,
     keep_rounds: Annotated[bool, typer.Option(help="Keep the predictions of every round.")] = False,
     as_json: Json = False,
@@ -209,7 +213,7 @@ def train(
     from ..engine.ranks import started_together
     from ..engine.specialists import require_specialist
     from ..engine.training import require_device
-    from ..project.training import request_training
+    from ..project.training import LAST, request_training
     from ..tasks.report import current_training
 
     parameters: dict[str, Any] = files.read_json(config) if config else {}
@@ -238,8 +242,8 @@ def train(
             raise JobError(
                 f"training {other.id} is under way in this project. Wait for it, or stop it: semisamo1 cancel {project}"
             )
-        earlier = {"continue_from": current_training(one).id} if go_on else {}
-        return request_training(one, {**parameters, **earlier, "keep_rounds": keep_rounds})
+        earlier = {None: LAST, True: current_training(one).id if go_on else None, False: None}[go_on]
+        return request_training(one, {**parameters, "continue_from": earlier, "keep_rounds": keep_rounds})
 
     if started_together()[0] > 1:
         _do_together(request, wanted.device, as_json)

@@ -27,7 +27,7 @@ _BYTES_PER_VOXEL, _BYTES_PER_PROBABILITY = 20, 2
 
 
 #: Parameters of a training job that are not the engine's.
-_NOT_OF_THE_ENGINE = ("keep_rounds", "continue_from")
+_NOT_OF_THE_ENGINE = ("keep_rounds", "continue_from", "if_possible")
 
 #: Settings that decide the shape of the network and what it sees: a training goes on from one that has the same.
 _SHAPE = ("learner", "specialist", "filters", "training_voxels", "patch_voxels", "patch", "normalise")
@@ -55,7 +55,7 @@ def train(job: JobFolder, reporter: Reporter) -> None:
         files.write_json(job.work / "config.json", config.model_dump(mode="json"))
         inputs = _settle_skipped(job, inputs, reporter)
         _require_disk(job, inputs, config)
-        _begin_with(job, config, inputs.class_map.classes, ranks.count)
+        _begin_with(job, config, inputs.class_map.classes, ranks.count, reporter)
     ranks.wait()
     if not ranks.first:
         inputs = _settle_skipped(job, inputs, reporter)
@@ -117,8 +117,12 @@ def completed_round(job: JobFolder) -> int:
     return int(files.read_json(job.index)["round"]) if job.index.exists() else -1
 
 
-def _begin_with(job: JobFolder, config: TrainingConfig, classes: int, processes: int) -> None:
-    """Take over plan and weights of the earlier training that this one goes on from. Raises ResumeError."""
+def _begin_with(job: JobFolder, config: TrainingConfig, classes: int, processes: int, reporter: Reporter) -> None:
+    """Take over plan and weights of the earlier training that this one goes on from.
+
+    Raises:
+        ResumeError: its network is another one; with the parameter `if_possible` the training begins from scratch.
+    """
     start = job.inputs / "start"
     if not start.is_dir() or (job.work / "plan.json").exists():
         return
@@ -126,7 +130,11 @@ def _begin_with(job: JobFolder, config: TrainingConfig, classes: int, processes:
     plan = files.read_json(start / "plan.json")
     pairs = {name: (getattr(earlier, name), getattr(config, name)) for name in _SHAPE}
     pairs["number of labels"] = (plan["classes"] - 1, classes - 1)
-    if differences := [f"{name} {was}, now {now}" for name, (was, now) in pairs.items() if was != now]:
+    differences = [f"{name} {was}, now {now}" for name, (was, now) in pairs.items() if was != now]
+    if differences and job.spec()["parameters"].get("if_possible"):
+        reporter.event("note", text=f"from scratch, not from the earlier training: {'; '.join(differences)}")
+        return
+    if differences:
         raise ResumeError(
             f"this training cannot go on from the earlier one: {'; '.join(differences)}. Give the same preset and "
             "parameters as then, or train from scratch."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from SemiSAMO1Lib import files
 from SemiSAMO1Lib.job import JobFolder
 from SemiSAMO1Lib.project import Project, ProjectError, reviews
 from SemiSAMO1Lib.project.results import changes, predictions
-from SemiSAMO1Lib.project.training import request_training
+from SemiSAMO1Lib.project.training import LAST, request_training
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,29 @@ class TestGoingOn:
         job = make_training(first, rounds=1, continue_from=second.id, filters=8)
         seen = run_to_end(job)
         assert seen.state == "failed" and "filters 4, now 8" in seen.message and "from scratch" in seen.message
+
+    def test_the_last_one_is_gone_on_from_where_it_fits(self, first: Project, second: JobFolder) -> None:
+        current = first.refresh().current_training
+        job = make_training(first, rounds=1, continue_from=LAST)
+        assert job.spec()["parameters"]["continue_from"] == current is not None
+        assert (job.inputs / "start" / "weights.pt").is_file()
+
+    def test_where_the_last_one_does_not_fit_a_training_begins_from_scratch(
+        self, first: Project, second: JobFolder
+    ) -> None:
+        job = make_training(first, rounds=1, iterations=1, continue_from=LAST, filters=8)
+        seen = run_to_end(job)
+        assert seen.state == "finished", seen.message
+        notes = [event.get("text", "") for event in files.read_lines(job.events)[0] if event["kind"] == "note"]
+        assert any("from scratch" in text and "filters 4, now 8" in text for text in notes), notes
+        assert not (job.work / "weights" / "round-0.pt").exists()
+
+    def test_before_the_first_training_there_is_nothing_to_go_on_from(self, first: Project) -> None:
+        current = first.refresh().current_training
+        first.change(lambda state: replace(state, current_training=None))
+        job = request_training(first, {"continue_from": LAST})
+        first.change(lambda state: replace(state, current_training=current))
+        assert job.spec()["parameters"]["continue_from"] is None
 
     def test_a_training_without_weights_is_refused(self, first: Project, tmp_path: Path) -> None:
         with pytest.raises(ProjectError, match="no weights to go on from"):

@@ -627,7 +627,14 @@ class TestMovedScans:
         assert Project(with_template).missing() == []
 
 
-def test_a_training_may_go_on_from_the_last_one(panel: Any, ui: Any, trained: Path, opened: str) -> None:
-    ui.continueCheckBox.checked = True
+@pytest.mark.parametrize("wanted", [True, False], ids=["going on", "from scratch"])
+def test_a_training_goes_on_from_the_last_one_where_it_can(
+    panel: Any, ui: Any, trained: Path, opened: str, wanted: bool
+) -> None:
+    """The stand-in's training has no weights: the next one begins anew by itself, and is not refused."""
+    assert ui.continueCheckBox.checked, "going on was measured to be better"
+    ui.continueCheckBox.checked = wanted
+    before = panel.session.training.job.id
     ui.trainButton.click()
-    assert "has no weights to go on from" in panel.banner.text, "the stand-in's training has none; it is not ignored"
+    assert panel.session.training.job.id != before, panel.banner.text
+    assert panel.session.training.job.spec()["parameters"].get("continue_from") is None
