@@ -93,19 +93,17 @@ class QualityModel:
 
     def standardised(self, classes: Sequence[Mapping[str, float | None]]) -> NDArray[np.float64]:
         """(classes, signals): transformed signals, less their means, in units of their scales."""
-        given = [[math.nan if (value := one.get(name)) is None else value for name in self.names] for one in classes]
-        values = np.array(given, float)
-        shares = [name in SHARES for name in self.names]
-        values[:, shares] = _logits(values[:, shares])
-        values = (values - np.array(self.means)) / np.array(self.scales)
+        values = (transformed(self.names, classes) - np.array(self.means)) / np.array(self.scales)
         return np.asarray(np.nan_to_num(values, nan=0.0).clip(-4, 4))
 
 
-def transformed(name: str, value: float | None) -> float:
-    """A signal as the model adds it up: the logit of a share, any other as it is; NaN where it is missing."""
-    if value is None:
-        return math.nan
-    return logit(value) if name in SHARES else float(value)
+def transformed(names: Sequence[str], classes: Sequence[Mapping[str, float | None]]) -> NDArray[np.float64]:
+    """(classes, names): the logit of a share, any other signal as it is; NaN where it is missing."""
+    given = [[math.nan if (value := one.get(name)) is None else value for name in names] for one in classes]
+    values = np.array(given, float).reshape(len(classes), len(names))
+    shares = [name in SHARES for name in names]
+    values[:, shares] = _logits(values[:, shares])
+    return values
 
 
 def logit(dice: float) -> float:

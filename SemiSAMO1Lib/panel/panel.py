@@ -15,7 +15,7 @@ from ..job import observe
 from ..job.watch import trainings
 from ..project import Role, reviews
 from ..project.advisor import Ranked
-from ..project.drafts import by_whom, find_draft, put_aside
+from ..project.drafts import by_whom, drafts_put_aside, find_draft
 from ..project.label_table import LabelTable
 from ..project.session import Session, ended_in_words
 from ..scene.case_view import CaseFiles, CaseView
@@ -159,7 +159,7 @@ class Panel:
         if project is not None and draft is not None:
             who = by_whom(project, files.case)
             text = _("Unfinished painting of {case}{who} was brought back.").format(case=files.case, who=who)
-            if others := put_aside(project, files.case):
+            if others := drafts_put_aside(project, files.case):
                 names = ", ".join(one.name for one in others)
                 text += _(" Other people's is put aside in {folder}: {names}.").format(
                     folder=others[0].parent, names=names

@@ -38,7 +38,7 @@ def save_draft(project: Project, case: str, labels: Volume, table: LabelTable, t
     return path
 
 
-def put_aside(project: Project, case: str) -> list[Path]:
+def drafts_put_aside(project: Project, case: str) -> list[Path]:
     """Drafts of this case by people whose place somebody else took."""
     return sorted(draft_file(project, case).parent.glob("draft-of-*.seg.nrrd"))
 

@@ -200,12 +200,8 @@ def _until_a_mean(project: Project, rated: Quality) -> str:
     if len(decided) < needed:
         return f"a mean is shown after {needed} decisions"
     draws = random_order(_population(project, rated), project.state.current_training)
-    open_ones = [case for case in draws[:FEWEST] if case not in decided]
-    return (
-        f"a mean is shown when {', '.join(open_ones)}, drawn at random, is decided"
-        if open_ones
-        else "a mean is shown after more"
-    )
+    unknown = [case for case in draws[:FEWEST] if _dice_of(decided.get(case)) is None]
+    return f"a mean is shown when {', '.join(unknown)}, drawn at random, is decided"
 
 
 def _population(project: Project, rated: Quality) -> list[str]:

@@ -32,7 +32,7 @@ class Review(StrEnum):
 
 
 #: Labels that overlap the prediction by a smaller Dice are asked about: they may be another scan's, or mirrored.
-STRANGE = 0.2
+LEAST_OVERLAP = 0.2
 
 _OPEN = frozenset({Review.ACCEPTED, Review.CORRECTED, Review.REJECTED, Review.SKIPPED, Review.DRAFT})
 
@@ -77,7 +77,7 @@ def accept(
     project.add_label(
         case.id, row["prediction"], origin, role, absent or (), reviewer=reviewer, review=state, seen=case
     )
-    return _noted(project, case, reviewer, **_lesson(project, case.id, row))
+    return _noted(project, case, reviewer, **_lesson(project, case.id, row, _voxels(case, row)))
 
 
 def correct(
@@ -111,8 +111,9 @@ def correct(
     case = _may(project, case_id, Review.CORRECTED, seen)
     began = drafts.training_of(project, case.id) or training
     row, known = predictions(project, began).get(case.id), set(project.state.labels.values)
+    predicted = _voxels(case, row)
     if not sure:
-        _require_likeness(labels, case, row)
+        _require_likeness(labels, case, predicted)
     role, state = Role.LABELLED, str(Review.CORRECTED)
     project.add_label(
         case.id,
@@ -129,7 +130,7 @@ def correct(
     )
     added = sorted(set(project.state.labels.values) - known)
     facts = {"added": added} if added else {}
-    changed = _noted(project, case, reviewer, **_lesson(project, case.id, row), **facts)
+    changed = _noted(project, case, reviewer, **_lesson(project, case.id, row, predicted), **facts)
     drafts.discard_draft(project, case.id)
     return changed
 
@@ -245,21 +246,29 @@ def _predicted(project: Project, case: Case, action: str, training: str | None =
     return row
 
 
-def _require_likeness(labels: Path, case: Case, row: dict[str, Any] | None) -> None:
+def _require_likeness(labels: Path, case: Case, predicted: NDArray[Any] | None) -> None:
     """Raise DoubtfulLabel for labels that overlap the prediction by next to nothing: of a mirrored scan, say."""
     try:
         drawn = read_labels(labels, case.geometry).volume.array
-        path = row["prediction"] if row is not None else None
-        predicted = read_labels(path, case.geometry).volume.array if path is not None else None
-    except (LabelError, OSError):
+    except LabelError:
         return  # whoever takes the label says what is wrong with it
-    if predicted is None:
+    if predicted is None or not predicted.any():
         return
     dice = _dice(drawn > 0, predicted > 0)
-    if dice < STRANGE:
+    if dice < LEAST_OVERLAP:
         raise DoubtfulLabel(
             f"{labels.name} overlaps the prediction of {case.id} by a Dice of {dice:.2f} alone: is it its label?"
         )
+
+
+def _voxels(case: Case, row: dict[str, Any] | None) -> NDArray[Any] | None:
+    """Label values of a prediction on the scan's grid; None where it is not there any more."""
+    if row is None or row["prediction"] is None:
+        return None
+    try:
+        return read_labels(row["prediction"], case.geometry, allow_empty=True).volume.array
+    except (LabelError, OSError):
+        return None
 
 
 def _require_no_painting(project: Project, case: Case) -> None:
@@ -294,24 +303,21 @@ def _noted(project: Project, before: Case, reviewer: str | None, **facts: Any) -
     return after
 
 
-def _lesson(project: Project, case_id: str, seen: dict[str, Any] | None) -> dict[str, Any]:
+def _lesson(
+    project: Project, case_id: str, row: dict[str, Any] | None, predicted: NDArray[Any] | None
+) -> dict[str, Any]:
     """What a saved label says about the prediction: its Dice for each label, and the signals of quality that it had.
 
     Nothing where the prediction is not there any more: the label is saved all the same.
     """
-    case = project.state.case(case_id)
-    try:
-        saved = read_labels(project.label_path(case), case.geometry, allow_empty=True).volume.array
-        path = seen["prediction"] if seen is not None else None
-        predicted = read_labels(path, case.geometry, allow_empty=True).volume.array if path is not None else None
-    except (LabelError, ProjectError, OSError):
-        predicted = None
-    if seen is None or predicted is None:
+    if row is None or predicted is None:
         return {}
-    rows = seen["scores"].get("labels", {})
+    case = project.state.case(case_id)
+    saved = read_labels(project.label_path(case), case.geometry, allow_empty=True).volume.array
+    rows = row["scores"].get("labels", {})
     known = [int(value) for value in rows] or project.state.labels.values  # labels added later were not predicted
     dice = {value: _dice(saved == value, predicted == value) for value in known}
-    return {"training": seen["training"], "dice": dice, "signals": _signals_of(seen)}
+    return {"training": row["training"], "dice": dice, "signals": _signals_of(row)}
 
 
 def _signals_of(row: dict[str, Any]) -> dict[str, Any]:

@@ -242,7 +242,7 @@ def train(
             raise JobError(
                 f"training {other.id} is under way in this project. Wait for it, or stop it: semisamo1 cancel {project}"
             )
-        earlier = {None: LAST, True: current_training(one).id if go_on else None, False: None}[go_on]
+        earlier = LAST if go_on is None else current_training(one).id if go_on else None
         return request_training(one, {**parameters, "continue_from": earlier, "keep_rounds": keep_rounds})
 
     if started_together()[0] > 1:

@@ -26,7 +26,7 @@ from .inputs import ClassMap
 from .report import current_training
 from .train import config_of
 
-#: Modules of this library that travel along: what `engine/inference/portable.py` imports.
+#: Modules of this library that travel along: what `tasks/portable.py` imports.
 CODE = (
     "files.py",
     "image_io.py",
@@ -36,6 +36,10 @@ CODE = (
     "engine/inference/portable.py",
     "engine/inference/sliding.py",
     "engine/inference/uncertainty.py",
+    "project/label_reader.py",
+    "project/label_table.py",
+    "project/label_writer.py",
+    "tasks/portable.py",
 )
 
 _LIBRARY = Path(__file__).resolve().parents[1]
@@ -49,25 +53,25 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from SemiSAMO1Lib.engine.inference.portable import PortableModel
 from SemiSAMO1Lib.image_io import SUFFIXES, suffix_of
+from SemiSAMO1Lib.tasks.portable import segment_file
 
-FORMATS = (*SUFFIXES, ".seg.nrrd")
+SEGMENTS = ".seg.nrrd"
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scan", type=Path, help="a scan of the kind that the network was trained on")
-    parser.add_argument("output", type=Path, help="label map to write: " + ", ".join(SUFFIXES))
+    parser.add_argument("output", type=Path, help=f"label map ({', '.join(SUFFIXES)}) or segments ({SEGMENTS})")
     parser.add_argument("--uncertainty", type=Path, help="map of uncertainty to write, 0-100 %%")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0")
     given = parser.parse_args()
-    for path in filter(None, (given.output, given.uncertainty)):
-        if suffix_of(path) not in FORMATS:
-            parser.error(f"{path.name}: unknown format; possible are " + ", ".join(SUFFIXES))
+    for path, formats in ((given.output, (*SUFFIXES, SEGMENTS)), (given.uncertainty, SUFFIXES)):
+        if path is not None and suffix_of(path) not in formats:
+            parser.error(f"{path.name}: unknown format; possible are {', '.join(formats)}")
     if not given.scan.is_file():
         parser.error(f"{given.scan} is not a file")
     try:
-        PortableModel(ROOT, given.device).segment_file(given.scan, given.output, given.uncertainty)
+        segment_file(ROOT, given.scan, given.output, given.uncertainty, given.device)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {given.scan.name}: {error}")
     print(given.output)
@@ -109,7 +113,7 @@ def write_bundle(project: Project, path: Path) -> dict[str, Any]:
             _put(bundle, f"{root}/{name}", text)
         for name in CODE:
             bundle.write(_LIBRARY / name, f"{root}/scripts/SemiSAMO1Lib/{name}")
-        for package in ("", "engine/", "engine/data/", "engine/inference/"):
+        for package in ("", "engine/", "engine/data/", "engine/inference/", "project/", "tasks/"):
             _put(bundle, f"{root}/scripts/SemiSAMO1Lib/{package}__init__.py", "")
         with tempfile.TemporaryDirectory() as folder:
             torch.jit.save(network, str(Path(folder) / "model.ts"))
@@ -204,12 +208,15 @@ def _texts(card: dict[str, Any], config: TrainingConfig, plan: Plan, table: Labe
         "scan": "scan.nrrd",
         "output": "segmentation.nrrd",
         "device": "cpu",
-        "model": {
-            "_target_": "SemiSAMO1Lib.engine.inference.portable.PortableModel",
-            "root": "@bundle_root",
-            "device": "@device",
-        },
-        "run": ["$@model.segment_file(@scan, @output)"],
+        "run": [
+            {
+                "_target_": "SemiSAMO1Lib.tasks.portable.segment_file",
+                "root": "@bundle_root",
+                "scan": "@scan",
+                "output": "@output",
+                "device": "@device",
+            }
+        ],
     }
     passes = {"test_time_passes": config.test_time_passes, "seed": config.seed, "label_values": values}
     return {

@@ -10,9 +10,11 @@ from job_helpers import labelled_project, make_training, one_thread, run_to_end,
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.job import JobFolder
-from SemiSAMO1Lib.project import Project, ProjectError, reviews
+from SemiSAMO1Lib.project import Project, ProjectError, Role, reviews
 from SemiSAMO1Lib.project.results import changes, predictions
 from SemiSAMO1Lib.project.training import LAST, request_training
+from SemiSAMO1Lib.tasks.inputs import read_inputs
+from SemiSAMO1Lib.tasks.train import _finish
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,17 @@ def test_the_report_says_it_too(first: Project, second: JobFolder) -> None:
 def test_signs_of_quality_reach_the_results(first: Project, second: JobFolder) -> None:
     row = predictions(first)["phantom_005"]["scores"]["labels"]["1"]
     assert {"expected_dice", "reverse", "between_rounds"} <= set(row["signals"])
+
+
+def test_a_training_comes_into_force_once(first: Project, second: JobFolder) -> None:
+    """Resumed after its report could not be written it undoes nothing that a person decided since."""
+    first.change(lambda state: replace(state, current_training="0002-train"))
+    first.restore("phantom_003", "rejected", Role.UNLABELLED, None)
+    _finish(second, read_inputs(second))
+    found = first.refresh()
+    first.change(lambda state: replace(state, current_training=second.id))
+    first.restore("phantom_003", "not_seen", Role.UNLABELLED, None)
+    assert (found.current_training, found.case("phantom_003").review) == ("0002-train", "rejected")
 
 
 class TestGoingOn:

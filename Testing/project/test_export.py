@@ -193,6 +193,21 @@ class TestRefusals:
         with pytest.raises(ProjectError, match="there are: nrrd, nifti, dicom-seg"):
             require_output(project, tmp_path / "out", "png")
 
+    def test_a_file_in_place_of_a_folder(self, project: Project, tmp_path: Path) -> None:
+        (tmp_path / "out").write_text("", encoding="utf-8")
+        with pytest.raises(ProjectError, match=r"is a file\. Give a folder"):
+            require_output(project, tmp_path / "out", "nrrd")
+
+    def test_where_nothing_can_be_exported_some_reasons_and_their_number_are_said(
+        self, project: Project, tmp_path: Path
+    ) -> None:
+        for case in project.state.cases:
+            project.exclude(case.id)
+        with pytest.raises(
+            ValueError, match=r"nothing could be exported\. a: excluded.* and 3 more, see left_out\.csv"
+        ):
+            run(project, tmp_path / "out")
+
     @pytest.mark.parametrize("place", ["project", "project/images", "scans"])
     def test_a_folder_with_other_files(self, project: Project, tmp_path: Path, place: str) -> None:
         with pytest.raises(ProjectError, match=r"of its own|other files"):

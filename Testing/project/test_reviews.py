@@ -16,7 +16,7 @@ from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind
 from SemiSAMO1Lib.project import LabelError, Project, ProjectError, Role, Skipped
 from SemiSAMO1Lib.project import reviews as review
-from SemiSAMO1Lib.project.drafts import by_whom, find_draft, put_aside, save_draft
+from SemiSAMO1Lib.project.drafts import by_whom, drafts_put_aside, find_draft, save_draft
 from SemiSAMO1Lib.project.history import decisions, unreadable_lines
 from SemiSAMO1Lib.project.importing import candidates, look
 from SemiSAMO1Lib.project.label_reader import DoubtfulLabel
@@ -414,13 +414,13 @@ class TestTwoReviewers:
         before = theirs.read_bytes()
         assert by_whom(project, "b") == " by ann on lab, noon"
         save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
-        assert [one.read_bytes() for one in put_aside(project, "b")] == [before]
+        assert [one.read_bytes() for one in drafts_put_aside(project, "b")] == [before]
 
     def test_anothers_draft_is_put_aside_when_one_corrects(self, project: Project, mended: Path) -> None:
         theirs = save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
         files.write_json(theirs.with_name("draft.json"), {"training": "", "user": "ann", "host": "lab", "time": "noon"})
         review.correct(project, "b", mended)
-        assert find_draft(project, "b") is None and len(put_aside(project, "b")) == 1
+        assert find_draft(project, "b") is None and len(drafts_put_aside(project, "b")) == 1
 
     def test_undo_does_not_take_back_what_was_decided_since(self, project: Project, mended: Path) -> None:
         opened = review.skip(project, "b")
@@ -636,6 +636,14 @@ class TestDrafts:
         self.paint(project)
         with pytest.raises(ProjectError, match="save what was painted as a correction, or discard it"):
             review.undo(project, "b")
+
+    @pytest.mark.parametrize("before", [Review.ACCEPTED, Review.CORRECTED])
+    def test_a_reopened_draft_whose_line_is_lost_is_what_its_label_says(
+        self, project: Project, actions: Any, before: Review
+    ) -> None:
+        case = actions[before]()
+        project.restore("b", "draft", case.role, case.label_version)
+        assert review.discard_draft(project, "b").review == before
 
     def test_a_draft_without_its_painting_can_be_discarded(self, project: Project) -> None:
         """Slicer ended between the note and the file; or the line of the review is lost."""

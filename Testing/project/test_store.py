@@ -421,6 +421,12 @@ class TestRelinking:
         write_scan(moved / "deep" / "images" / "a.nrrd", seed=99)
         assert list(project.moved_scans(moved)) == ["b"]
 
+    def test_a_scan_whose_place_another_file_took_is_found_too(
+        self, project: Project, moved: Path, tmp_path: Path
+    ) -> None:
+        write_scan(tmp_path / "study" / "images" / "a.nrrd", seed=99)
+        assert sorted(project.moved_scans(moved)) == ["a", "b"]
+
     def test_a_folder_that_is_not_there_is_refused(self, project: Project, tmp_path: Path) -> None:
         with pytest.raises(ProjectError, match="is not a folder"):
             project.moved_scans(tmp_path / "nowhere")

@@ -24,6 +24,7 @@ from SemiSAMO1Lib.engine.training import make_fabric
 from SemiSAMO1Lib.image_io import read_volume
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
 from SemiSAMO1Lib.project import Project
+from SemiSAMO1Lib.project.label_reader import read_labels
 from SemiSAMO1Lib.tasks.bundle import CODE
 from SemiSAMO1Lib.tasks.inputs import ClassMap
 from SemiSAMO1Lib.tasks.report import current_training
@@ -93,6 +94,22 @@ def test_it_gives_the_same_segmentation_in_a_fresh_python(folder: Path) -> None:
     assert np.mean(here != there.array) < 1e-3, f"{np.mean(here != there.array):.4%} of the voxels differ"
     assert there.geometry.same_grid(read_volume(scan).geometry)
     assert read_volume(folder / "doubt.nrrd").array.max() <= 100
+
+
+def test_it_writes_what_slicer_opens_as_segments(folder: Path) -> None:
+    scan = folder / "cohort" / "images" / "phantom_002.nrrd"
+    for name in ("segments.seg.nrrd", "map.nrrd"):
+        done = alone(folder, "segment.py", scan, folder / name)
+        assert done.returncode == 0, done.stderr
+    read = read_labels(folder / "segments.seg.nrrd", read_volume(scan).geometry)
+    assert np.array_equal(read.volume.array, read_volume(folder / "map.nrrd").array)
+    assert list(read.names.values()) == [label.name for label in Project(folder / "project").state.labels]
+
+
+def test_everybody_may_read_what_is_unpacked(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "model.zip") as bundle:
+        closed = [one.filename for one in bundle.infolist() if not (one.external_attr >> 16) & 0o044]
+    assert not closed, closed
 
 
 @pytest.mark.parametrize(

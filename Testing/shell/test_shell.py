@@ -562,6 +562,55 @@ def test_status_lists_all_jobs(story: Story) -> None:
     assert [row["job"] for row in jobs][:2] == ["0001-import", "0002-train"]
 
 
+def test_status_says_how_long_it_will_take(busy: JobFolder) -> None:
+    files.write_json(busy.status, {**files.read_json(busy.status), "eta_s": 600})
+    assert "about 10 minutes left" in shell("status", busy.project).text
+
+
+def test_status_of_an_interrupted_training_names_the_way_on(busy: JobFolder) -> None:
+    files.write_json(busy.status, {**files.read_json(busy.status), "state": "interrupted"})
+    assert f"Next: semisamo1 resume {busy.project}" in shell("status", busy.project).text
+
+
+def test_status_says_that_scans_are_missing(story: Story, tmp_path: Path) -> None:
+    shutil.copytree(story.project, tmp_path / "far" / "project")
+    gone = Project(tmp_path / "far" / "project")
+    nowhere = {"relative": "x/y", "absolute": "/x/y"}
+    gone.change(lambda state: replace(state, cases=tuple(replace(case, **nowhere) for case in state.cases)))
+    text = shell("status", gone.folder).text
+    assert "3 scans are not where they were" in text and "semisamo1 locate" in text
+
+
+def test_the_queue_during_the_first_training_names_it(busy: JobFolder) -> None:
+    text = shell("queue", busy.project).text
+    assert f"{busy.id} is under way" in text and "semisamo1 status" in text
+
+
+def test_the_score_of_all_cases_is_no_random_one(reviewed: Path) -> None:
+    for case in ("phantom_001", "phantom_002"):
+        assert shell("accept", reviewed, "--case", case).code == DONE
+    text = shell("score", reviewed).text
+    assert "from all 2 cases" in text and "at random" not in text
+
+
+def test_locate_says_what_is_missing_and_why(story: Story, tmp_path: Path) -> None:
+    shutil.copytree(story.project, tmp_path / "far" / "project")
+    gone = Project(tmp_path / "far" / "project")
+    name = Path(gone.state.cases[1].absolute).name
+    lost = lambda c: replace(c, relative=f"x/{Path(c.absolute).name}", absolute=f"/x/{Path(c.absolute).name}")  # noqa: E731
+    gone.change(lambda state: replace(state, cases=tuple(map(lost, state.cases))))
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / name).write_bytes(b"another scan")
+    shown = shell("locate", gone.folder, "--folder", tmp_path / "found")
+    assert shown.code == 1
+    assert "still missing: phantom_001; a file of its name is there, with other contents" in shown.text
+
+
+def test_locate_where_nothing_is_missing(story: Story, cohort: Path) -> None:
+    shown = shell("locate", story.project, "--folder", cohort)
+    assert shown.code == DONE and "No scan is missing" in shown.text
+
+
 def test_status_shows_why_a_job_failed(busy: JobFolder) -> None:
     files.write_json(busy.status, {**files.read_json(busy.status), "state": "failed", "message": "no [GPU] memory"})
     assert "no [GPU] memory" in shell("status", busy.project).text
@@ -853,6 +902,14 @@ def test_evaluate_names_what_has_no_reference(story: Story, cohort: Path, tmp_pa
     (tmp_path / "phantom_001.nrrd").write_bytes((cohort / "labels" / "phantom_001.nrrd").read_bytes())
     shown = shell("evaluate", story.project, tmp_path, "--no-distances")
     assert "no reference of the same name (1): phantom_002" in shown.text
+
+
+def test_evaluate_leaves_uncertainty_maps_out(cohort: Path, tmp_path: Path) -> None:
+    """`apply` writes one beside each segmentation."""
+    shutil.copytree(cohort / "labels", tmp_path / "applied")
+    shutil.copy(cohort / "labels" / "phantom_001.nrrd", tmp_path / "applied" / "phantom_001-uncertainty.nrrd")
+    shown = shell("evaluate", tmp_path / "applied", cohort / "labels", "--no-distances", "--json").json()
+    assert shown["without_reference"] == []
 
 
 def test_evaluate_without_references(cohort: Path, tmp_path: Path) -> None:

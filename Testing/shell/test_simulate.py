@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,18 @@ def test_a_project_that_was_reviewed_is_refused(played: tuple[Path, dict[str, An
     given = ("--references", folder / "cohort" / "labels", "--output", folder / "third")
     refused = shell("simulate", folder / "effort" / "queue", *given, "--steps", "1")
     assert refused.code == 2 and "2 cases of this project were reviewed" in refused.text
+
+
+def test_a_project_that_moved_with_its_scans_is_played_too(played: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """A copy lies deeper than its project: it must know where the scans are now."""
+    for name in ("project", "cohort"):
+        shutil.copytree(played[0] / name, tmp_path / "moved" / name)
+    (played[0] / "cohort").rename(played[0] / "away")
+    try:
+        copied = module._copy(Project(tmp_path / "moved" / "project"), tmp_path / "deep" / "er" / "copy")
+        assert not copied.missing()
+    finally:
+        (played[0] / "away").rename(played[0] / "cohort")
 
 
 def test_the_references_folder_is_not_written_into(played: tuple[Path, dict[str, Any]]) -> None:

@@ -36,7 +36,7 @@ def fit(
         names: signals to use.
         origin: what the data are.
     """
-    raw = np.array([[transformed(name, one.get(name)) for name in names] for one in signals])
+    raw = transformed(names, signals)
     known = ~np.isnan(raw)
     means = np.where(known, raw, 0).sum(0) / np.maximum(known.sum(0), 1)
     raw = np.where(known, raw, means)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from ... import files
-from ...image_io import read_volume, write_volume
 from ...volume import Volume
 from ..data.grids import canonical, resample_image, with_spacing
 from ..data.intensities import IntensityPlan, scale_intensities
@@ -66,10 +65,3 @@ class PortableModel:
         indices, uncertainty = to_case_grid(found, grid, seen, volume.geometry)
         kind = np.uint8 if max(self.values) <= 255 else np.uint16
         return Volume(np.asarray(self.values, kind)[indices.array], volume.geometry), uncertainty
-
-    def segment_file(self, scan: Path | str, output: Path | str, uncertainty: Path | str | None = None) -> None:
-        """Segment a scan in a file; the segmentation is a label map in any volume format."""
-        labels, doubt = self.segment(read_volume(Path(scan)))
-        write_volume(Path(output), labels)
-        if uncertainty is not None:
-            write_volume(Path(uncertainty), doubt)
