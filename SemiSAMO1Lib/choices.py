@@ -14,6 +14,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "iterations": 160,
         "training_voxels": 300_000,
         "test_time_passes": 1,
+        "neighbours": 5,
         "registration": {"largest_grid": 300_000},
     },
     "standard": {},
@@ -34,6 +35,7 @@ STANDARD: dict[str, Any] = {
     "patch_voxels": 200_000,
     "filters": 16,
     "test_time_passes": 2,
+    "neighbours": 8,
     "registration": {"largest_grid": 2_000_000},
 }
 

@@ -17,6 +17,7 @@ from .data.patches import TrainingCase, find_centres
 from .data.store import Store
 from .planning import Plan
 from .propagation.deformable import Deformation
+from .propagation.links import Link
 
 
 class Cohort:
@@ -89,6 +90,26 @@ class Cohort:
     def probabilities(self, number: int, case_id: str) -> NDArray[Any]:
         """Class probabilities (C, z, y, x) float16 of a round; round 0 is the propagation."""
         return self.store.array("probabilities", str(number), f"{case_id}.npy")
+
+    def save_answer(self, number: int, case_id: str, answer: NDArray[np.float16]) -> None:
+        self.store.save_array(answer, "answers", str(number), f"{case_id}.npy")
+
+    def has_answer(self, number: int, case_id: str) -> bool:
+        return self.store.has("answers", str(number), f"{case_id}.npy")
+
+    def answer(self, number: int, case_id: str) -> NDArray[Any]:
+        """What a round says in the end, (C, z, y, x) float16: see `answers.py`."""
+        return self.store.array("answers", str(number), f"{case_id}.npy")
+
+    def save_links(self, case_id: str, links: Sequence[Link]) -> None:
+        self.store.save_tensors({"links": [one.to_file() for one in links]}, "links", f"{case_id}.pt")
+
+    def has_links(self, case_id: str) -> bool:
+        return self.store.has("links", f"{case_id}.pt")
+
+    def links(self, case_id: str) -> list[Link]:
+        """The cases that a case was registered with, those that look most like it first."""
+        return [Link.from_file(one) for one in self.store.tensors("links", f"{case_id}.pt")["links"]]
 
     def between_passes(self, number: int, case_id: str) -> list[float | None]:
         """How far a round's test-time passes agree: Dice of the classes 1 .. C - 1, None where there was one pass."""

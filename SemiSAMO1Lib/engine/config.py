@@ -103,7 +103,12 @@ class TrainingConfig(_Strict):
     ensemble_rounds: bool = Field(True, description="a round predicts with the mean of all specialists so far")
     propagation_share: float = Field(0.5, ge=0, description="weight of the propagation beside a round's prediction")
     test_time_passes: int = Field(2, ge=1, le=16)
-    neighbours: int = Field(5, ge=1, description="K of the vote")
+    neighbours: int = Field(8, ge=1, description="cases that vote on another: K, 5 as published")
+    neighbour_share: float = Field(
+        1.0,
+        ge=0,
+        description="weight of the registered neighbours' vote beside a round's prediction; 0: they have none",
+    )
     uncertain_quantile: float = Field(0.9, gt=0, le=1)
     refinement: Literal["region", "volume", "none"] = "region"
     check_pseudo_labels: bool = Field(True, description="a case takes a new pseudo-label only if it is not worse")

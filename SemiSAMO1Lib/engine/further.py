@@ -1,4 +1,4 @@
-"""Segment further scans with a finished training: its propagation and its specialists."""
+"""Segment further scans with a finished training: its propagation, its specialists, and cases like them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..volume import Volume
+from .answers import joined
 from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
 from .data.store import Store
 from .inference.ensemble import predicted_by_all
 from .inference.uncertainty import case_scores, to_case_grid
+from .library import Library
 from .memory import or_on_cpu
 from .observer import Observer
 from .planning import Plan
 from .propagation.base import Propagator
 from .propagation.registry import Request, make_propagator
-from .refinement.fusion import fused
 from .training import make_fabric
 
 
@@ -49,6 +51,7 @@ class FinishedRun:
         self.store, self.observer, self.features = store, observer, features
         self.plan = Plan.model_validate(store.json("plan.json"))
         self._ready: dict[str, tuple[Propagator, Any]] = {}
+        self._libraries: dict[str, Library] = {}
 
     def segment(self, volume: Volume) -> CaseResult:
         """Segment a scan."""
@@ -66,9 +69,14 @@ class FinishedRun:
         probabilities = found.probabilities.cpu().numpy()
         self.observer.event("progress", stage="propagation", done=1, of=1, fraction=1 / (1 + config.rounds))
         image = cohort.scaled(volume, grid)
+        votes = or_on_cpu(
+            lambda where: self._library(where).votes(Volume(image.astype(np.float32), grid), found),
+            fabric.device,
+            self.observer,
+            "the vote of like cases",
+        )
         predicted = predicted_by_all(image, self.plan, config, fabric, self.store, self.observer)
-        if predicted is not None:
-            probabilities = fused(probabilities, confidence, predicted, config.propagation_share)
+        probabilities = joined(predicted, probabilities, confidence, votes, config)
         prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
         scores = case_scores(prediction, uncertainty, self.classes)
         return CaseResult(config.rounds, "scan", prediction, uncertainty, scores)
@@ -78,3 +86,6 @@ class FinishedRun:
             propagator = make_propagator(Request(self.plan, self.config, where, self.observer, self.features))
             self._ready[where.type] = (propagator, propagator.prepare(self.labelled))
         return self._ready[where.type]
+
+    def _library(self, where: torch.device) -> Library:
+        return self._libraries.setdefault(where.type, Library(self.store, self.plan, self.config, where))

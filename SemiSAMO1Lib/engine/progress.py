@@ -9,8 +9,11 @@ from .cohort import Cohort
 from .config import TrainingConfig
 from .observer import Observer
 
-#: Usual cost on two CPU cores, seconds per million voxels: registering, one training step, predicting a case.
+#: Usual cost on two CPU cores, seconds per million voxels: registering, linking two cases, letting a case's neighbours
+#: vote, one training step, predicting a case.
 REGISTRATION_COST = 14.0
+LINK_COST = 2.2
+ANSWER_COST = 1.5
 STEP_COST = 3.8
 PREDICTION_COST = 6.0
 
@@ -24,11 +27,17 @@ class Progress:
         count = len(cohort.cases)
         cases_ml = sum(math.prod(case.geometry.extent) for case in cohort.cases) / 1e6
         patch = (plan.batch * 4 / 3 + 1) * math.prod(plan.patch) / 1e6
-        predicted = cases_ml / math.prod(plan.spacing) * config.test_time_passes
+        training_ml = cases_ml / math.prod(plan.spacing)
+        predicted = training_ml * config.test_time_passes
         costs = {"propagation": REGISTRATION_COST * cases_ml / plan.registration_spacing**3 + 0.1 * count}
+        links = LINK_COST * min(config.neighbours, count - 1) if config.neighbour_share > 0 else 0.0
+        costs["links"] = links * training_ml + 0.01 * count
+        answering = ANSWER_COST * training_ml + 0.05 * count
+        costs["answer 0"] = answering
         for number in range(1, config.rounds + 1):
             costs[f"training {number}"] = STEP_COST * patch * config.iterations
             costs[f"prediction {number}"] = PREDICTION_COST * predicted + 0.1 * count
+            costs[f"answer {number}"] = answering
             if number < config.rounds:
                 costs[f"refinement {number}"] = 0.1 * count
         total = sum(costs.values())

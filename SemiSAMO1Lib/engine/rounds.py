@@ -1,11 +1,14 @@
 """The whole method, top to bottom: one labelled volume in, a segmented cohort out (method, section 1).
 
     plan         spacing, patch, network: computed from the pool's images and the template's label
-    propagate    carry the template's label to every case                                        -> round 0
+    propagate    carry the template's label to every case
+    link         register every case with those that look most like it
+    answer       propagation, and the vote of linked cases                                       -> round 0
     for each round r = 1..R:
         train    a specialist from scratch on the template and the current pseudo-labels
-        predict  every case, with uncertainty                                                    -> round r
-        refine   new pseudo-labels from registration, prediction and neighbours
+        predict  every case
+        answer   prediction, propagation, and the vote of linked cases; with uncertainty         -> round r
+        refine   the answers that a check does not find worse become pseudo-labels
 
 Every stage leaves whole files in the store; a run that is started again on the same store skips what is there.
 """
@@ -23,6 +26,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from ..volume import Geometry, Volume
+from .answers import answer, link
 from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
@@ -34,6 +38,7 @@ from .further import FinishedRun
 from .inference.sliding import Agreement, predict_probabilities
 from .inference.uncertainty import case_scores, to_case_grid
 from .learners import Learner, learner_named
+from .library import keep_library
 from .memory import is_out_of_memory, or_on_cpu, usable_memory
 from .observer import Observer, Silent, stop_if_asked
 from .planning import Plan, make_plan, plan_to_json, smaller
@@ -42,8 +47,8 @@ from .propagation.base import Propagator
 from .propagation.descriptors import working_spacing
 from .propagation.registry import Request, make_propagator, require_generalists
 from .ranks import Ranks
-from .refinement import refine_cohort
-from .refinement.fusion import fused, running_mean, voxel_weights
+from .refinement import refine_cohort, write_pseudo_label
+from .refinement.fusion import running_mean
 from .sampling import PatchSource, require_shares
 from .specialists import make_specialist, require_specialist
 from .training import make_fabric, train_round
@@ -111,16 +116,21 @@ def run(
     progress = Progress(observer, cohort, config)
 
     propagate(cohort, config, fabric, progress, features)
+    link(cohort, config, fabric, progress)
+    answer(cohort, 0, config, fabric, progress)
+    first_pseudo_labels(cohort, config, ranks, progress)
     if completed < 0 and ranks.first:
         yield from results(cohort, 0, config, progress)
 
     for number in range(1, config.rounds + 1):
         trained = train(cohort, number, config, fabric, progress, judge)
         predict(cohort, number, trained, config, fabric, progress)
+        answer(cohort, number, config, fabric, progress)
         if number > completed and ranks.first:
             yield from results(cohort, number, config, progress)
         if number < config.rounds:
             ranks.once(partial(refine, cohort, number, config, progress))
+    ranks.once(partial(keep_library, cohort, config.rounds, config))
     if config.rounds:
         ranks.once(partial(look_again, cohort, config, observer, features))
     progress.finish()
@@ -153,7 +163,7 @@ def plan_of(
 
 
 def propagate(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progress, cache: Path | None) -> None:
-    """Round 0: the generalist carries the template's label to every case; argmax = first pseudo-label."""
+    """The generalist carries the template's label to every case."""
     device, ranks = fabric.device, Ranks(fabric)
     ready: dict[str, tuple[Propagator, Any]] = {}
 
@@ -171,7 +181,6 @@ def propagate(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: 
         if not cohort.store.has("propagation", f"{case.id}.json"):
             found = or_on_cpu(carry, device, progress.observer, f"propagation to {case.id}")
             cohort.save_propagation(case.id, found)
-        _first_pseudo_label(cohort, case.id, config)
         progress.step("propagation", position + 1, len(cohort.cases))
     if ranks.first and not cohort.store.has("template-signature.npy"):
         propagator, prepared = or_on_cpu(on, device, progress.observer, "the template")
@@ -179,17 +188,11 @@ def propagate(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: 
     ranks.wait()
 
 
-def _first_pseudo_label(cohort: Cohort, case_id: str, config: TrainingConfig) -> None:
-    names = ("1", f"{case_id}.npy")
-    if cohort.store.has("weights-of-voxels", *names):
-        return
-    probabilities = np.asarray(cohort.probabilities(0, case_id))
-    kind = np.uint8 if cohort.plan.classes <= 256 else np.uint16
-    target = probabilities if config.soft_pseudo_labels else probabilities.argmax(0).astype(kind)
-    cohort.store.save_array(target, "pseudo", *names)
-    cohort.store.save_array(
-        voxel_weights(cohort.confidence(case_id), config.confidence_weights), "weights-of-voxels", *names
-    )
+def first_pseudo_labels(cohort: Cohort, config: TrainingConfig, ranks: Ranks, progress: Progress) -> None:
+    """Round 0's answers become the pseudo-labels of round 1."""
+    for _, case_id in ranks.share(cohort.ids, progress.observer):
+        if not cohort.store.has("weights-of-voxels", "1", f"{case_id}.npy"):
+            write_pseudo_label(cohort, 0, case_id, cohort.answer(0, case_id), config)
 
 
 def train(
@@ -311,9 +314,7 @@ def results(cohort: Cohort, number: int, config: TrainingConfig, progress: Progr
     doubts = []
     for case in cohort.cases:
         confidence = np.asarray(cohort.confidence(case.id), np.float32)
-        probabilities = cohort.probabilities(number, case.id)
-        if number > 0:
-            probabilities = fused(cohort.probabilities(0, case.id), confidence, probabilities, config.propagation_share)
+        probabilities = cohort.answer(number, case.id)
         seen = confidence > 0
         prediction, uncertainty = to_case_grid(probabilities, cohort.grid(case.geometry), seen, case.geometry)
         scores = case_scores(prediction, uncertainty, cohort.plan.classes)

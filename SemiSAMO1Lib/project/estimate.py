@@ -16,6 +16,9 @@ REFERENCE_STEP_S = 0.045
 #: On it, seconds per million voxels: registering a scan (and fixed ones), a training step, predicting once.
 REGISTERING, PER_SCAN, STEP, PREDICTING = 7.5, 0.5, 1.7, 3.3
 
+#: Registering two scans with each other, and letting the neighbours of a scan vote.
+LINKING, VOTING = 2.0, 1.5
+
 #: Seconds until the worker has imported, planned and read, and after the last round.
 BEGINNING = 15.0
 
@@ -51,6 +54,9 @@ def estimate_seconds(
     registering = REGISTERING * registered.sum() + PER_SCAN * len(scans)
     a_round = STEP * width * PATCHES_SEEN * patch * iterations
     a_round += PREDICTING * width * trained.sum() * values["test_time_passes"] + 0.1 * len(scans)
+    if neighbours := max(0, min(values["neighbours"], len(scans) - 2)):
+        a_round += VOTING * trained.sum()
+        registering += (LINKING * neighbours + VOTING) * trained.sum()
     return float(BEGINNING + (registering + rounds * a_round) * step_s / REFERENCE_STEP_S)
 
 

@@ -22,7 +22,7 @@ from .curves import WithCurves
 from .inputs import Inputs, read_inputs
 from .reporter import Reporter
 
-#: Working files of a training: bytes per voxel of the training grid, and per voxel, class and round.
+#: Working files of a training: bytes per voxel of the training grid; per voxel, class and round, for each of two maps.
 _BYTES_PER_VOXEL, _BYTES_PER_PROBABILITY = 20, 2
 
 
@@ -151,7 +151,7 @@ def _begin_with(job: JobFolder, config: TrainingConfig, classes: int, processes:
 def _remove_working_files(job: JobFolder) -> None:
     """A finished training keeps its plan, weights, transforms and facts; images and probabilities can be made again."""
     made_again = ("propagation", "images", "probabilities", "pseudo", "weights-of-voxels", "confidence", "signatures")
-    for name in (*made_again, "distances", "passes", "labelled"):
+    for name in (*made_again, "links", "answers", "voters", "distances", "passes", "labelled"):
         shutil.rmtree(job.work / name, ignore_errors=True)
 
 
@@ -321,7 +321,7 @@ def _require_disk(job: JobFolder, inputs: Inputs, config: TrainingConfig) -> Non
     need = 200 << 20
     for case in inputs.cases:
         voxels = min(case.geometry.voxels, 2 * config.training_voxels)
-        need += voxels * (_BYTES_PER_VOXEL + _BYTES_PER_PROBABILITY * classes * (config.rounds + 1))
+        need += voxels * (_BYTES_PER_VOXEL + _BYTES_PER_PROBABILITY * classes * 2 * (config.rounds + 1))
         need += case.geometry.voxels * 2
     need -= sum(path.stat().st_size for path in job.path.rglob("*") if path.is_file())  # a resumed run has them already
     free = files.free_bytes(job.path)

@@ -94,7 +94,7 @@ def alone(preset: str, **changes: Any) -> dict[str, Any]:
     """The network alone, without registration: as many iterations as all rounds of the preset."""
     settings = {**STANDARD, **PRESETS[preset]}
     steps = settings["rounds"] * settings["iterations"]
-    return {"rounds": 1, "iterations": steps, "propagation_share": 0.0, **changes}
+    return {"rounds": 1, "iterations": steps, "propagation_share": 0.0, "neighbour_share": 0.0, **changes}
 
 
 def rows_for(preset: str) -> dict[str, Row]:

@@ -16,8 +16,8 @@ from SemiSAMO1Lib.engine.propagation.descriptors import describe, pool, working_
 from SemiSAMO1Lib.engine.propagation.registration import (
     RegistrationPropagator,
     RegistrationSettings,
-    _local_fits,
     choose,
+    local_fits,
     score,
 )
 from SemiSAMO1Lib.engine.propagation.starts import Start, affine, exhaustive_translation, translations
@@ -482,7 +482,7 @@ class TestSeveralLabelledScans:
         spoilt[..., :half] = rng.permuted(spoilt[..., :half])
         case, clean, bad = (one.describe(Volume(array, image.geometry)) for array in (image.array, clean, spoilt))
         same = identity_deformation(case.coarse.geometry)
-        good, worse = _local_fits(case, [(clean, same), (bad, same)], 0.3)
+        good, worse = local_fits(case, [(clean, same), (bad, same)], 0.3)
         quarter = worse.shape[2] // 4
         there, elsewhere = (
             float(worse[..., part].mean() / good[..., part].mean())
@@ -496,7 +496,7 @@ class TestSeveralLabelledScans:
         one = propagator(atlases=2, use_affine=False)
         case = one.describe(labelled[1].image)
         away = identity_deformation(case.coarse.geometry, start=_shifted(1e4))
-        fits = _local_fits(case, [(case, away), (case, away)], 0.3)
+        fits = local_fits(case, [(case, away), (case, away)], 0.3)
         assert all(torch.equal(fit, torch.ones_like(fit)) for fit in fits)
 
 

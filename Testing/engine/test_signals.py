@@ -35,7 +35,7 @@ def halved(label):
 
 
 def make(folder, predictions, registered=True, earlier=None):
-    """A cohort whose cases were predicted like this in round 2; registration gave the truth."""
+    """A cohort whose cases were predicted like this in round 2, and answered so; registration gave the truth."""
     image = Volume(smooth_noise(GRID.shape, 0) + 2 * (TRUTH > 0), GRID)
     template = LabelledCase("template", image, Volume(TRUTH, GRID))
     cases = [EngineCase(name, GRID, lambda: image) for name in predictions]
@@ -47,6 +47,8 @@ def make(folder, predictions, registered=True, earlier=None):
         first = earlier if earlier is not None else label
         cohort.store.save_array(probabilities(first, sure), "probabilities", "1", f"{name}.npy")
         cohort.store.save_array(probabilities(label, sure), "probabilities", "2", f"{name}.npy")
+        cohort.save_answer(0, name, probabilities(TRUTH))
+        cohort.save_answer(2, name, probabilities(label, sure))
     return cohort
 
 
@@ -54,7 +56,7 @@ def make(folder, predictions, registered=True, earlier=None):
 def good_and_bad(tmp_path):
     good = dict.fromkeys("abc", (TRUTH, 0.95))
     cohort = make(tmp_path, {**good, "spoiled": (halved(TRUTH), 0.6)}, earlier=TRUTH)
-    return cohort_signals(cohort, 2, tiny_config(ensemble_rounds=False, propagation_share=0.1), Silent())
+    return cohort_signals(cohort, 2, tiny_config(ensemble_rounds=False), Silent())
 
 
 ALL = ("expected_dice", "boundary_entropy", "entropy_by_volume", "entropy_by_surface", "with_propagation")
@@ -95,8 +97,8 @@ def test_entropy_does_not_know_the_number_of_classes(tmp_path):
     p = probabilities(TRUTH, 1.0).astype(np.float32)
     p[:, 2:7, 3:9, 3:9] = np.array([0.0, 0.5, 0.5]).reshape(3, 1, 1, 1)
     cohort = make(tmp_path, {"a": (TRUTH, 1.0)})
-    cohort.store.save_array(p.astype(np.float16), "probabilities", "2", "a.npy")
-    signals = cohort_signals(cohort, 2, tiny_config(ensemble_rounds=False, propagation_share=0.0), Silent())
+    cohort.save_answer(2, "a", p.astype(np.float16))
+    signals = cohort_signals(cohort, 2, tiny_config(ensemble_rounds=False), Silent())
     assert signals["a"][0]["entropy_by_volume"] == pytest.approx(1.0, abs=0.01)
 
 

@@ -21,7 +21,6 @@ from ..config import TrainingConfig
 from ..data.grids import resample_labels, sample, space_points
 from ..generalists.mind import mind_ssc
 from ..observer import Observer, stop_if_asked
-from ..refinement.fusion import fused
 from ..similarity import cosine
 from .metrics import dice
 
@@ -77,7 +76,7 @@ def cohort_signals(cohort: Cohort, number: int, config: TrainingConfig, observer
     volumes = []
     for case_id in cohort.ids:
         stop_if_asked(observer)
-        label = _answer(cohort, number, case_id, config).argmax(0)
+        label = np.asarray(cohort.answer(number, case_id)).argmax(0)
         volumes.append(_volumes(label, classes, cohort.plan.spacing))
         if cohort.has_deformations():
             votes.add(_carried(cohort, case_id, label, template))
@@ -98,12 +97,6 @@ def _template(cohort: Cohort) -> _Template:
     return _Template(grid, label, _prototypes(image, label, classes), _volumes(label, classes, cohort.plan.spacing))
 
 
-def _answer(cohort: Cohort, number: int, case_id: str, config: TrainingConfig) -> NDArray[np.float16]:
-    """The round's answer, (C, z, y, x): prediction and propagation together."""
-    propagated, confidence = cohort.probabilities(0, case_id), cohort.confidence(case_id)
-    return fused(propagated, confidence, cohort.probabilities(number, case_id), config.propagation_share)
-
-
 def _carried(cohort: Cohort, case_id: str, label: NDArray[Any], template: _Template) -> NDArray[np.uint16]:
     """A case's answer in the template's space: class indices; _UNSEEN where the case's field does not reach."""
     there = cohort.deformation(case_id).to_case(space_points(template.grid))
@@ -122,7 +115,7 @@ def _case_signals(
     typical: NDArray[np.float64],
     votes: _Votes,
 ) -> list[Signals]:
-    probabilities = _answer(cohort, number, case_id, config)
+    probabilities = np.asarray(cohort.answer(number, case_id))
     label = probabilities.argmax(0)
     propagated = np.asarray(cohort.probabilities(0, case_id)).argmax(0)
     network = np.asarray(cohort.probabilities(number, case_id)).argmax(0)

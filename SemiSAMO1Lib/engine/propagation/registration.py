@@ -193,7 +193,7 @@ class RegistrationPropagator:
     ) -> Propagation:
         """Every voxel takes the mean label of the transforms, each by its vote, its trust and its fit there."""
         pairs = [(one.described, deformation) for one, deformation, _ in found]
-        fits = _local_fits(case, pairs, self.settings.locality)
+        fits = local_fits(case, pairs, self.settings.locality)
         points = space_points(grid, self.device)
         weight = torch.zeros(grid.shape, device=self.device)
         confidence = torch.zeros(grid.shape, device=self.device)
@@ -205,8 +205,7 @@ class RegistrationPropagator:
             seen = inside(geometry, there).float()
             if one.known is not None:
                 seen *= sample(one.known, geometry, there)[0]
-            trip = sample(deformation.round_trip[None], deformation.geometry, points)[0]
-            trust = torch.exp(-0.5 * (trip / scale).square()) * seen
+            trust = trust_of(deformation, points, scale) * seen
             # outside its field a template votes next to nothing, but a place nobody saw still has a nearest guess
             vote = share * (trust + 1e-6) * sample(fit[None], case.coarse.geometry, points)[0]
             votes.append((one, there, vote))
@@ -226,7 +225,14 @@ class RegistrationPropagator:
         return Propagation(grid, probabilities, confidence, [d for _, d, _ in found], facts)
 
 
-def _local_fits(case: Described, found: Sequence[tuple[Described, Deformation]], locality: float) -> list[Tensor]:
+def trust_of(deformation: Deformation, points: Tensor, scale: float) -> Tensor:
+    """How far a transform is to be believed at points (3, z, y, x) mm, in (0, 1]: 0.61 where one comes back `scale` mm
+    beside where one began."""
+    trip = sample(deformation.round_trip[None], deformation.geometry, points)[0]
+    return torch.exp(-0.5 * (trip / scale).square())
+
+
+def local_fits(case: Described, found: Sequence[tuple[Described, Deformation]], locality: float) -> list[Tensor]:
     """How well each labelled scan fits the case at a place, in (0, 1] beside the best one there (local weighting:
     Artaechevarria et al. 2009), on the case's coarse grid."""
     geometry = case.coarse.geometry

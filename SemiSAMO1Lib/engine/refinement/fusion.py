@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def fused(
-    propagated: NDArray[Any], confidence: NDArray[Any], predicted: NDArray[Any], share: float
-) -> NDArray[np.float16]:
-    """The confidence-weighted mean of propagation and prediction.
+def weighted_mean(parts: Sequence[tuple[NDArray[Any], NDArray[np.float32]]]) -> NDArray[np.float16]:
+    """Voxel by voxel.
 
     Args:
-        propagated, predicted: class probabilities (C, z, y, x), any float type; may be mapped from disk.
-        confidence: of the propagation, (z, y, x) in [0, 1].
-        share: weight of a fully confident propagation beside the prediction (measured: docs/benchmarks.md).
+        parts: class probabilities (C, z, y, x), any float type, may be mapped from disk, each with its weights
+            (z, y, x); somebody has a weight everywhere.
     """
-    result = np.empty(predicted.shape, np.float16)
-    trust = share * np.asarray(confidence, np.float32)
-    for value in range(len(predicted)):
-        result[value] = (propagated[value] * trust + predicted[value].astype(np.float32)) / (1 + trust)
+    total = sum(weight for _, weight in parts)
+    result = np.empty(parts[0][0].shape, np.float16)
+    for value in range(len(result)):
+        result[value] = sum(probabilities[value] * weight for probabilities, weight in parts) / total
     return result
 
 

@@ -1,7 +1,7 @@
 """From one round's predictions to the next round's pseudo-labels (method, section 1.4, and its region version).
 
-The new pseudo-label of a case is the argmax of the confidence-weighted mean of registration and prediction. Where the
-network is unsure, its neighbours vote too. It is taken only if a check without labels does not get worse.
+The new pseudo-label of a case is the argmax of the round's answer: network, registration and registered neighbours, the
+network weighted by how sure it is at a place. It is taken only if a check without labels does not get worse.
 """
 
 from __future__ import annotations
@@ -11,21 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..cohort import Cohort
 from ..config import TrainingConfig
-from ..data.grids import resample_labels, space_points
+from ..data.grids import resample_labels
 from ..inference.uncertainty import voxel_entropy
 from ..observer import Observer, stop_if_asked
 from ..similarity import nearest
-from .acceptance import accepted, mean_dice, reverse_dice
-from .fusion import fused, voxel_weights
-from .neighbours import aligned_vote, whole_volume_vote
-
-#: A voxel whose normalised entropy exceeds this is uncertain: its neighbours vote.
-UNCERTAIN_VOXEL = 0.4
+from .acceptance import accepted
+from .check import checks_of
+from .fusion import voxel_weights
+from .neighbours import whole_volume_vote
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Situation:
     """What a refiner knows when it makes the pseudo-labels of round `number` + 1.
 
     Attributes:
-        cohort: predictions, propagation, transforms and signatures of every case, on disk.
+        cohort: predictions, answers and signatures of every case, on disk.
         number: the round that has just been predicted.
         config: of the training.
         uncertain: cases whose mean uncertainty reaches the configured quantile.
@@ -60,33 +57,22 @@ class Situation:
     uncertain: frozenset[str]
     neighbours: dict[str, list[tuple[str, float]]]
 
-    def mean(self, case_id: str) -> NDArray[np.float16]:
-        """Confidence-weighted mean of propagation and prediction, (C, z, y, x)."""
-        propagated, confidence = self.cohort.probabilities(0, case_id), self.cohort.confidence(case_id)
-        predicted = self.cohort.probabilities(self.number, case_id)
-        return fused(propagated, confidence, predicted, self.config.propagation_share)
-
 
 #: Makes a case's new pseudo-label: class probabilities (C, z, y, x).
-Refiner = Callable[[Situation, str], NDArray[np.float16]]
+Refiner = Callable[[Situation, str], NDArray[Any]]
 
 
-def region(situation: Situation, case_id: str) -> NDArray[np.float16]:
-    """Uncertain voxels get the vote of neighbours that registration aligned with the case."""
-    mean = situation.mean(case_id)
-    where = voxel_entropy(situation.cohort.probabilities(situation.number, case_id)) > UNCERTAIN_VOXEL
-    template = situation.cohort.labelled[0].id
-    chosen = [(other, s) for other, s in situation.neighbours[case_id] if s > 0 and other != template]
-    _let_vote(situation.cohort, situation.number, case_id, chosen, mean, where)
-    return mean
+def region(situation: Situation, case_id: str) -> NDArray[Any]:
+    """The answer: in uncertain regions it is that of the registration and of registered neighbours (`answers.py`)."""
+    return situation.cohort.answer(situation.number, case_id)
 
 
-def volume(situation: Situation, case_id: str) -> NDArray[np.float16]:
+def volume(situation: Situation, case_id: str) -> NDArray[Any]:
     """As published: an uncertain volume is replaced as a whole by the vote of its neighbours (method, section 1.4)."""
-    mean = situation.mean(case_id)
+    answer = situation.cohort.answer(situation.number, case_id)
     chosen = [(other, s) for other, s in situation.neighbours[case_id] if s > 0]
     if case_id not in situation.uncertain or not chosen:
-        return mean
+        return answer
     cohort, template = situation.cohort, situation.cohort.labelled[0]
     labels = []
     for other, similarity in chosen:
@@ -95,12 +81,12 @@ def volume(situation: Situation, case_id: str) -> NDArray[np.float16]:
         else:
             label = np.asarray(cohort.probabilities(situation.number, other)).argmax(0)
         labels.append((similarity, label))
-    return whole_volume_vote(mean.shape[1:], labels, cohort.plan.classes)
+    return whole_volume_vote(answer.shape[1:], labels, cohort.plan.classes)
 
 
-def none(situation: Situation, case_id: str) -> NDArray[np.float16]:
+def none(situation: Situation, case_id: str) -> NDArray[Any]:
     """The prediction itself: the naive way, for comparison."""
-    return np.asarray(situation.cohort.probabilities(situation.number, case_id))
+    return situation.cohort.probabilities(situation.number, case_id)
 
 
 #: How pseudo-labels are refined, by name. A new way is one function and one line here.
@@ -119,14 +105,14 @@ def refine_cohort(cohort: Cohort, number: int, config: TrainingConfig, observer:
     # a rejected prediction tells its neighbours nothing
     useful = [case for case in cohort.ids if cohort.case(case).trainable]
     certain = [case for case in useful if uncertainty[case] < limit] or useful
-    checks = {case: check(cohort, number, case) for case in cohort.ids}
+    checks = checks_of(cohort, lambda case: cohort.answer(number, case))
     taken = accepted(checks, before) if config.check_pseudo_labels else dict.fromkeys(checks, True)
     uncertain = frozenset(case for case, value in uncertainty.items() if value >= limit)
     situation = Situation(cohort, number, config, uncertain, _neighbours(cohort, certain, config.neighbours))
     for position, case in enumerate(cohort.ids):
         stop_if_asked(observer)
         if taken[case]:
-            _write(cohort, number, case, REFINERS[name](situation, case), config)
+            write_pseudo_label(cohort, number, case, REFINERS[name](situation, case), config)
         else:
             _keep_old(cohort, number, case)
         observer.event("progress", stage=f"refine {number}", done=position + 1, of=len(cohort.ids))
@@ -139,20 +125,6 @@ def _neighbours(cohort: Cohort, certain: list[str], count: int) -> dict[str, lis
     template = cohort.labelled[0].id
     signatures[template] = np.asarray(cohort.template_signature(), np.float32)
     return {case: nearest(case, [*certain, template], signatures, count) for case in cohort.ids}
-
-
-def check(cohort: Cohort, number: int, case_id: str) -> float:
-    """Mean of two agreements that need no label: with the template's label after carrying the prediction back, and
-    with the propagation; the latter alone where nothing was registered."""
-    prediction, propagated = (np.asarray(cohort.probabilities(n, case_id)).argmax(0) for n in (number, 0))
-    agreement = mean_dice(prediction, propagated, cohort.plan.classes)
-    if not cohort.has_deformations():
-        return agreement
-    template = cohort.labelled[0]
-    grid, template_grid = cohort.grid(cohort.case(case_id).geometry), cohort.grid(template.image.geometry)
-    label = resample_labels(template.label, template_grid)
-    back = reverse_dice(prediction, grid, cohort.deformation(case_id), label, template_grid, cohort.plan.classes)
-    return 0.5 * (back + agreement)
 
 
 def _in_force(cohort: Cohort, number: int) -> dict[str, float | None]:
@@ -173,10 +145,12 @@ def _volume_uncertainty(cohort: Cohort, number: int, case_id: str, config: Train
     return float(entropy[seen].mean()) if seen.any() else 1.0
 
 
-def _write(cohort: Cohort, number: int, case_id: str, new: NDArray[np.float16], config: TrainingConfig) -> None:
+def write_pseudo_label(cohort: Cohort, number: int, case_id: str, new: NDArray[Any], config: TrainingConfig) -> None:
+    """Keep class probabilities (C, z, y, x) as the pseudo-label that round `number` + 1 learns from."""
     names = (str(number + 1), f"{case_id}.npy")
     kind = np.uint8 if cohort.plan.classes <= 256 else np.uint16
-    cohort.store.save_array(new if config.soft_pseudo_labels else new.argmax(0).astype(kind), "pseudo", *names)
+    target = np.asarray(new) if config.soft_pseudo_labels else np.asarray(new).argmax(0).astype(kind)
+    cohort.store.save_array(target, "pseudo", *names)
     weights = voxel_weights(cohort.confidence(case_id), config.confidence_weights)
     cohort.store.save_array(weights, "weights-of-voxels", *names)
 
@@ -186,23 +160,3 @@ def _keep_old(cohort: Cohort, number: int, case_id: str) -> None:
         cohort.store.save_array(
             np.asarray(cohort.store.array(kind, str(number), f"{case_id}.npy")), kind, str(number + 1), f"{case_id}.npy"
         )
-
-
-def _let_vote(
-    cohort: Cohort,
-    number: int,
-    case_id: str,
-    chosen: list[tuple[str, float]],
-    mean: NDArray[np.float16],
-    where: NDArray[np.bool_],
-) -> None:
-    """Let the aligned neighbours vote in the uncertain voxels, in place; the others stay as they are."""
-    if not where.any() or not chosen:
-        return
-    points = space_points(cohort.grid(cohort.case(case_id).geometry))[:, torch.from_numpy(where)][:, None, None, :]
-    votes = []
-    for other, similarity in chosen:
-        other_grid = cohort.grid(cohort.case(other).geometry)
-        votes.append((similarity, cohort.deformation(other), cohort.probabilities(number, other), other_grid))
-    for value, vote in enumerate(aligned_vote(points, cohort.deformation(case_id), votes)):
-        mean[value][where] = 0.5 * (mean[value][where] + vote[0, 0].numpy())

@@ -1,0 +1,86 @@
+"""Cases of a finished run that vote on further scans: those whose answers can best be believed, with their images."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..volume import Geometry, Volume
+from .answers import has_links, link_spacing
+from .cases import Propagation
+from .cohort import Cohort
+from .config import TrainingConfig
+from .data.store import Store
+from .planning import Plan
+from .propagation.links import Linker, carried
+from .refinement.check import checks_of
+from .similarity import nearest
+
+#: Cases that are kept.
+SIZE = 16
+
+_INDEX = ("library.json",)
+
+
+def keep_library(cohort: Cohort, number: int, config: TrainingConfig) -> None:
+    """Keep image, label and signature of the cases whose answer of a round passes the check best."""
+
+    def keep() -> list[dict[str, object]]:
+        if not has_links(cohort, config):
+            return []
+        checks = checks_of(cohort, lambda case_id: cohort.answer(number, case_id))
+        useful = [case_id for case_id in cohort.ids if cohort.case(case_id).trainable]
+        chosen = sorted(useful, key=lambda case_id: (-checks[case_id], case_id))[:SIZE]
+        for case_id in chosen:
+            label = np.asarray(cohort.answer(number, case_id)).argmax(0)
+            kind = np.uint8 if cohort.plan.classes <= 256 else np.uint16
+            cohort.store.save_array(np.asarray(cohort.image(case_id)), "library", f"{case_id}-image.npy")
+            cohort.store.save_array(label.astype(kind), "library", f"{case_id}-label.npy")
+            cohort.store.save_array(np.asarray(cohort.signature(case_id)), "library", f"{case_id}-signature.npy")
+        rows = {one: cohort.grid(cohort.case(one).geometry).to_json() for one in chosen}
+        starts = {one: cohort.deformation(one).start.tolist() for one in chosen}
+        return [{"id": one, "geometry": rows[one], "to_template": starts[one]} for one in chosen]
+
+    cohort.store.once(keep, *_INDEX)
+
+
+class Library:
+    """The kept cases of a finished run; those that were looked at last stay in memory."""
+
+    def __init__(self, store: Store, plan: Plan, config: TrainingConfig, device: torch.device) -> None:
+        rows = store.json(*_INDEX) if config.neighbour_share > 0 and store.has(*_INDEX) else []
+        self._store, self._plan, self._config = store, plan, config
+        self._grids = {row["id"]: Geometry.from_json(row["geometry"]) for row in rows}
+        self._starts = {row["id"]: np.array(row["to_template"]) for row in rows}
+        self._linker = Linker(link_spacing(plan), device)
+
+    def votes(self, image: Volume, propagated: Propagation) -> tuple[NDArray[np.float16], NDArray[np.float16]] | None:
+        """What the kept cases that look most like a scan show there: see `carried`. None where nobody votes.
+
+        Args:
+            image: the scan's intensities on its training grid.
+            propagated: of the scan.
+        """
+        if not self._grids or not propagated.transforms or propagated.signature is None:
+            return None
+        signatures = {one: np.asarray(self._store.array("library", f"{one}-signature.npy")) for one in self._grids}
+        signatures[""] = propagated.signature
+        chosen = [one for one, _ in nearest("", list(self._grids), signatures, self._config.neighbours)]
+        own = propagated.transforms[0].start
+        self._linker.forget("")
+        links = self._linker.links(
+            "",
+            chosen,
+            lambda one: self._kept(one, "image") if one else image,
+            lambda one: np.asarray(np.linalg.inv(self._starts[one]) @ own),
+        )
+
+        def said_by(one: str, value: int) -> Volume:
+            label = self._kept(one, "label")
+            return Volume(label.array == value, label.geometry)
+
+        return carried(links, said_by, image.geometry, self._plan.classes)
+
+    def _kept(self, name: str, what: str) -> Volume:
+        return Volume(self._store.array("library", f"{name}-{what}.npy"), self._grids[name])

@@ -1,0 +1,149 @@
+"""Labels carried between the scans of a cohort: each is registered, once, with those that look most like it; whatever
+these are found to show later votes there (multi-atlas fusion with local weights: Artaechevarria et al. 2009).
+
+One template fits some scans badly, and most of these have others like them that it fits well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...volume import Geometry, Volume
+from ..data.grids import inside, sample, space_points, transform_points
+from .deformable import Settings, register
+from .descriptors import Described, describe
+from .registration import FINEST_BELOW, RegistrationSettings, local_fits, trust_of
+
+#: Where no linked scan is trusted, or fits, they still have a nearest guess.
+_LEAST = 1e-6
+
+
+@dataclass(frozen=True)
+class Link:
+    """Where one scan's places lie in another, and how much the other is to be believed there.
+
+    Attributes:
+        other: the other scan's name.
+        start: 4×4, points (x, y, z) mm of the scan to points of the other.
+        forward: (3, z, y, x) float16, displacement in mm (x, y, z) before `start`.
+        trust: (z, y, x) float16 in [0, 1], of the transform by its round trip; 0 beyond the other's field of view.
+        fit: (z, y, x) float16 in (0, 1], how well the other looks like the scan there, beside the one that does best.
+        geometry: grid of all three, in the scan.
+    """
+
+    other: str
+    start: NDArray[np.float64]
+    forward: Tensor
+    trust: Tensor
+    fit: Tensor
+    geometry: Geometry
+
+    def to_file(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        plain = {"other": self.other, "start": self.start.tolist(), "geometry": self.geometry.to_json()}
+        return {**plain, "forward": self.forward, "trust": self.trust, "fit": self.fit}
+
+    @classmethod
+    def from_file(cls, value: dict[str, Any]) -> Link:
+        start, geometry = np.array(value["start"]), Geometry.from_json(value["geometry"])
+        return cls(value["other"], start, value["forward"], value["trust"], value["fit"], geometry)
+
+
+class Linker:
+    """Registers scans on their training grids with each other; those used last stay described."""
+
+    def __init__(self, spacing: float, device: torch.device, settings: Settings | None = None, kept: int = 12) -> None:
+        """
+        Args:
+            spacing: isotropic spacing of the registration, mm.
+            device: where descriptors and fields live.
+            settings: of the deformable step.
+            kept: described scans in memory.
+        """
+        self._spacing, self._device, self._kept = spacing, device, kept
+        self._settings = settings or Settings()
+        self._described: dict[str, Described] = {}
+
+    @torch.no_grad()
+    def links(
+        self, name: str, others: Sequence[str], image: Callable[[str], Volume], start: Callable[[str], Any]
+    ) -> list[Link]:
+        """Register a scan with others.
+
+        Args:
+            name: the scan.
+            others: the scans it is registered with.
+            image: gives a scan's intensities.
+            start: gives, for one of the others, the 4×4 matrix from the scan to it, where the registration begins.
+        """
+        if not others:
+            return []
+        case = self._ready(name, image)
+        found = [(other, self._ready(other, image)) for other in others]
+        results = [register(case, one, start(other), self._settings) for other, one in found]
+        pairs = [(one, result) for (_, one), result in zip(found, results, strict=True)]
+        fits = local_fits(case, pairs, RegistrationSettings.locality)
+        links = []
+        for (other, one), result, fit in zip(found, results, fits, strict=True):
+            points = space_points(result.geometry, self._device)
+            trust = trust_of(result, points, 3 * self._spacing) * inside(one.image.geometry, result.to_template(points))
+            fitting = sample(fit[None], case.coarse.geometry, points)[0]
+            forward, trust, fitting = (each.half().cpu() for each in (result.forward, trust, fitting))
+            links.append(Link(other, result.start, forward, trust, fitting, result.geometry))
+        return links
+
+    def forget(self, name: str) -> None:
+        """The next scan of this name is another one."""
+        self._described.pop(name, None)
+
+    def _ready(self, name: str, image: Callable[[str], Volume]) -> Described:
+        found = self._described.pop(name, None)
+        if found is None:
+            volume = image(name)
+            grown = float(np.prod(volume.geometry.extent)) / self._spacing**3
+            found = describe(volume, self._spacing, self._device, finest=grown < FINEST_BELOW)
+        self._described[name] = found
+        while len(self._described) > self._kept:
+            del self._described[next(iter(self._described))]
+        return found
+
+
+def carried(
+    links: Sequence[Link], said_by: Callable[[str, int], Volume], grid: Geometry, classes: int
+) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+    """What linked scans say about a scan.
+
+    Args:
+        links: who votes, at least one.
+        said_by: gives a linked scan's probability of a class, (z, y, x).
+        grid: where the votes are wanted, in the scan.
+        classes: C.
+
+    Returns:
+        class probabilities (C, z, y, x), sum 1, and the mean trust in the votes (z, y, x), in [0, 1].
+    """
+    points = space_points(grid)
+    ballots: list[tuple[Link, Tensor, Tensor]] = []
+    weight, trust = torch.zeros(grid.shape), torch.zeros(grid.shape)
+    for link in links:
+        there = transform_points(points + sample(link.forward.float(), link.geometry, points), link.start)
+        trusted, fit = sample(torch.stack([link.trust, link.fit]).float(), link.geometry, points)
+        vote = (trusted + _LEAST) * (fit + _LEAST)
+        ballots.append((link, there, vote))
+        weight += vote
+        trust += vote * trusted
+    said = np.empty((classes, *grid.shape), np.float16)
+    for value in range(classes):  # one class at a time: memory does not grow with their number
+        total = torch.zeros(grid.shape)
+        for link, there, vote in ballots:
+            own = said_by(link.other, value)
+            total += vote * sample(torch.from_numpy(own.array.astype(np.float32))[None], own.geometry, there)[0]
+        said[value] = (total / weight).numpy()
+    return said, (trust / weight).half().numpy()

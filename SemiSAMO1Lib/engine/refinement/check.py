@@ -1,0 +1,38 @@
+"""How far a label can be believed that nobody drew: two agreements that need no reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cohort import Cohort
+from ..data.grids import resample_labels
+from .acceptance import mean_dice, reverse_dice
+
+
+def checks_of(cohort: Cohort, said: Callable[[str], NDArray[Any]]) -> dict[str, float]:
+    """The check value of every case, in [0, 1].
+
+    The mean of two agreements: with the template's label after carrying the label back to it, and with the
+    propagation; the latter alone where nothing was registered.
+
+    Args:
+        cohort: propagation and transforms of every case, on disk.
+        said: gives the class probabilities (C, z, y, x) of a case that are judged.
+    """
+    template = cohort.labelled[0]
+    template_grid = cohort.grid(template.image.geometry)
+    label = resample_labels(template.label, template_grid)
+    classes, registered = cohort.plan.classes, cohort.has_deformations()
+    found = {}
+    for case_id in cohort.ids:
+        judged, propagated = (np.asarray(one).argmax(0) for one in (said(case_id), cohort.probabilities(0, case_id)))
+        found[case_id] = mean_dice(judged, propagated, classes)
+        if registered:
+            grid = cohort.grid(cohort.case(case_id).geometry)
+            back = reverse_dice(judged, grid, cohort.deformation(case_id), label, template_grid, classes)
+            found[case_id] = 0.5 * (back + found[case_id])
+    return found

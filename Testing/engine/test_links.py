@@ -1,0 +1,284 @@
+"""Cases that vote on each other: registered once, weighted by trust and fit, and what a round says with their help."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from engine_helpers import dice, identity_deformation, smooth_noise, tiny_config, tiny_plan
+
+from SemiSAMO1Lib.engine.answers import VOTERS, answer, has_links, joined, link
+from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase, Propagation
+from SemiSAMO1Lib.engine.cohort import Cohort
+from SemiSAMO1Lib.engine.data.grids import sample, space_points
+from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.library import Library, keep_library
+from SemiSAMO1Lib.engine.observer import Silent
+from SemiSAMO1Lib.engine.progress import Progress
+from SemiSAMO1Lib.engine.propagation.links import Link, Linker, carried
+from SemiSAMO1Lib.engine.training import make_fabric
+from SemiSAMO1Lib.volume import Geometry, Volume
+
+CPU = torch.device("cpu")
+GRID = Geometry((10, 12, 14))
+TRUTH = np.zeros(GRID.shape, np.uint8)
+TRUTH[2:7, 3:9, 3:9] = 1
+
+
+def probabilities(label, sure=0.9):
+    return np.where(label[None] == np.arange(2).reshape(-1, 1, 1, 1), sure, 1 - sure).astype(np.float16)
+
+
+def a_link(other, trust=1.0, fit=1.0, start=None):
+    full = [torch.full(GRID.shape, value, dtype=torch.float16) for value in (trust, fit)]
+    return Link(other, np.eye(4) if start is None else start, torch.zeros(3, *GRID.shape).half(), *full, GRID)
+
+
+def voted(links, labels):
+    return carried(links, lambda name, value: Volume(probabilities(labels[name])[value], GRID), GRID, 2)
+
+
+# ---------------------------------------------------------------------- votes
+
+
+def test_votes_count_by_trust_and_fit():
+    """Weights 0.5 · 0.4 and 1 · 0.6 of labels that are 0.9 and 0.1 sure of the organ."""
+    said, _ = voted([a_link("x", 0.5, 0.4), a_link("y", 1.0, 0.6)], {"x": TRUTH, "y": 0 * TRUTH})
+    inside = float(said[1][4, 5, 5])
+    assert inside == pytest.approx((0.2 * 0.9 + 0.6 * 0.1) / 0.8, abs=2e-3)
+
+
+def test_the_trust_of_a_vote_is_the_mean_of_the_voters():
+    _, trust = voted([a_link("x", 0.5, 0.4), a_link("y", 1.0, 0.6)], {"x": TRUTH, "y": TRUTH})
+    assert float(trust[4, 5, 5]) == pytest.approx((0.2 * 0.5 + 0.6 * 1.0) / 0.8, abs=2e-3)
+
+
+def test_what_nobody_is_trusted_in_is_still_guessed():
+    said, trust = voted([a_link("x", 0.0)], {"x": TRUTH})
+    assert np.array_equal(said.argmax(0), TRUTH) and trust.max() == 0
+
+
+def test_where_no_voter_fits_they_count_alike():
+    """The scan that fits best there may have lost its vote."""
+    said, _ = voted([a_link("x", fit=0.0), a_link("y", fit=0.0)], {"x": TRUTH, "y": 0 * TRUTH})
+    assert float(said[1][4, 5, 5]) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_votes_follow_the_transform():
+    """The other scan lies 2 mm further along x."""
+    start = np.eye(4)
+    start[0, 3] = 2.0
+    said, _ = voted([a_link("x", start=start)], {"x": np.roll(TRUTH, 2, 2)})
+    assert np.array_equal(said.argmax(0)[..., :11], TRUTH[..., :11])
+
+
+def test_class_probabilities_add_up():
+    said, _ = voted([a_link("x", 0.3, 0.4), a_link("y", 0.9, 0.6)], {"x": TRUTH, "y": np.roll(TRUTH, 1, 0)})
+    assert np.abs(said.astype(np.float32).sum(0) - 1).max() < 2e-3
+
+
+def test_a_link_is_the_same_after_its_file(tmp_path):
+    store = Store(tmp_path)
+    store.save_tensors(a_link("x", 0.25, 0.5).to_file(), "link.pt")
+    read = Link.from_file(store.tensors("link.pt"))
+    assert (read.other, read.geometry, float(read.trust.max()), float(read.fit.max())) == ("x", GRID, 0.25, 0.5)
+
+
+# ---------------------------------------------------------------------- registering
+
+
+SCAN = Geometry((24, 26, 28))
+
+
+def scan(shift=0):
+    """A smooth scan; `shift` moves it by voxels along x."""
+    return Volume(np.roll(smooth_noise(SCAN.shape, 5, sigma=2.0), shift, 2), SCAN)
+
+
+def linked(scans):
+    others = [name for name in scans if name != "a"]
+    return Linker(1.0, CPU).links("a", others, scans.get, lambda _: np.eye(4))
+
+
+def test_a_moved_scan_is_found():
+    found = linked({"a": scan(), "b": scan(2)})[0]
+    middle = tuple(slice(8, -8) for _ in range(3))
+    points = space_points(SCAN)[:, *middle]
+    moved = sample(found.forward.float(), found.geometry, points)[0]
+    assert float(moved.mean()) == pytest.approx(2.0, abs=0.5), "b shows everything two voxels further along x"
+
+
+def test_the_scan_that_fits_better_has_the_larger_say():
+    noise = Volume(smooth_noise(SCAN.shape, 77, sigma=2.0), SCAN)
+    like, other = linked({"a": scan(), "like": scan(1), "other": noise})
+    assert float(like.fit.float().mean()) > float(other.fit.float().mean()) + 0.1
+
+
+def test_scans_used_last_stay_in_memory_and_no_more():
+    read = []
+
+    def image(name):
+        read.append(name)
+        return scan(int(name))
+
+    linker = Linker(1.0, CPU, kept=3)
+    linker.links("0", ["1", "2"], image, lambda _: np.eye(4))
+    linker.links("1", ["2", "3"], image, lambda _: np.eye(4))
+    linker.links("0", ["3"], image, lambda _: np.eye(4))
+    assert read == ["0", "1", "2", "3", "0"]
+
+
+# ---------------------------------------------------------------------- a cohort
+
+
+NAMES = ("a", "b", "c", "d", "e")
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Five cases that look alike and lie voxel on voxel. Propagation missed the organ in case a; networks found it in
+    b to d, and in e something else."""
+    image = Volume(smooth_noise(GRID.shape, 0), GRID)
+    template = LabelledCase("template", image, Volume(TRUTH, GRID))
+    cases = [EngineCase(name, GRID, lambda: image) for name in NAMES]
+    found = Cohort(cases, [template], tiny_plan(2), Store(tmp_path))
+    for number, name in enumerate(NAMES):
+        known = torch.from_numpy(probabilities(0 * TRUTH if name == "a" else TRUTH).astype(np.float32))
+        signature = (smooth_noise((3, 4, 4), 1) + 0.01 * number).astype(np.float16)
+        confidence = torch.full(GRID.shape, 0.5)
+        found.save_propagation(name, Propagation(GRID, known, confidence, [identity_deformation(GRID)], {}, signature))
+        wrong = {"a": 0 * TRUTH, "e": np.roll(TRUTH, 5, 2)}
+        found.store.save_array(probabilities(wrong.get(name, TRUTH)), "probabilities", "1", f"{name}.npy")
+    found.store.save_array(smooth_noise((3, 4, 4), 1), "template-signature.npy")
+    return found
+
+
+def answered(cohort, number=1, **changes):
+    config, fabric = tiny_config(rounds=1, **changes), make_fabric("cpu", "32-true")
+    progress = Progress(Silent(), cohort, config)
+    link(cohort, config, fabric, progress)
+    for each in range(number + 1):
+        answer(cohort, each, config, fabric, progress)
+    return {name: np.asarray(cohort.answer(number, name)).argmax(0) for name in NAMES}
+
+
+def test_like_cases_mend_what_the_propagation_missed(cohort):
+    assert dice(answered(cohort, 0)["a"], TRUTH, 1) > 0.95
+
+
+def test_like_cases_mend_what_the_network_missed(cohort):
+    assert dice(answered(cohort, 1)["a"], TRUTH, 1) > 0.95
+
+
+def test_without_their_share_nobody_is_asked(cohort):
+    found = answered(cohort, 1, neighbour_share=0)
+    assert not found["a"].any() and not cohort.has_links("a")
+
+
+def test_a_case_has_no_vote_on_itself(cohort):
+    answered(cohort, 0)
+    assert all(name not in [one.other for one in cohort.links(name)] for name in NAMES)
+
+
+def test_as_many_neighbours_as_asked_for(cohort):
+    answered(cohort, 0, neighbours=2)
+    assert [len(cohort.links(name)) for name in NAMES] == [2] * len(NAMES)
+
+
+def test_rejected_cases_have_no_vote(cohort):
+    cohort.cases = [replace(case, trainable=case.id != "b") for case in cohort.cases]
+    answered(cohort, 0)
+    assert all("b" not in [one.other for one in cohort.links(name)] for name in NAMES)
+
+
+def test_where_all_others_are_rejected_a_case_is_answered_alone(cohort):
+    cohort.cases = [replace(case, trainable=case.id == "b") for case in cohort.cases]
+    assert np.array_equal(answered(cohort, 1)["b"], TRUTH) and cohort.links("b") == []
+
+
+def test_cases_that_fail_the_check_have_no_vote(cohort):
+    answered(cohort, 1)
+    voters = cohort.store.json("voters", "1.json")
+    assert "e" not in voters and len(voters) >= VOTERS * len(NAMES), voters
+
+
+def test_links_are_made_once(cohort, monkeypatch):
+    answered(cohort, 0)
+    monkeypatch.setattr(Linker, "links", lambda *_: pytest.fail("registered again"))
+    answered(cohort, 1)
+
+
+def test_one_case_has_nobody_to_ask(cohort):
+    alone = Cohort(cohort.cases[:1], cohort.labelled, cohort.plan, cohort.store)
+    assert not has_links(alone, tiny_config())
+
+
+# ---------------------------------------------------------------------- the mean
+
+
+def test_a_network_that_does_not_know_leaves_it_to_others():
+    unsure, other = probabilities(TRUTH, 0.5), probabilities(TRUTH, 0.9)
+    found = joined(unsure, other, np.ones(GRID.shape), None, tiny_config(propagation_share=0.5))
+    assert np.abs(found.astype(np.float32) - other).max() < 0.01, "its entropy is 1: it weighs next to nothing"
+
+
+def test_a_sure_network_weighs_as_its_certainty():
+    sure, other = probabilities(TRUTH, 1.0), probabilities(0 * TRUTH, 1.0)
+    found = joined(sure, other, np.ones(GRID.shape), None, tiny_config(propagation_share=0.5))
+    assert float(found[1][4, 5, 5]) == pytest.approx(1 / 1.5, abs=1e-3)
+
+
+def test_with_no_share_the_prediction_is_the_answer():
+    sure, other = probabilities(TRUTH, 0.8), probabilities(0 * TRUTH, 1.0)
+    assert np.array_equal(joined(sure, other, np.ones(GRID.shape), None, tiny_config(propagation_share=0)), sure)
+
+
+def test_where_the_template_saw_nothing_round_0_is_the_nearest_guess():
+    guess = probabilities(TRUTH, 0.8)
+    found = joined(None, guess, np.zeros(GRID.shape), None, tiny_config())
+    assert np.abs(found.astype(np.float32) - guess).max() < 1e-3
+
+
+# ---------------------------------------------------------------------- further scans
+
+
+@pytest.fixture
+def library(cohort):
+    answered(cohort, 1)
+    keep_library(cohort, 1, tiny_config())
+    return Library(cohort.store, cohort.plan, tiny_config(), CPU)
+
+
+def seen(transforms=True):
+    known = torch.from_numpy(probabilities(0 * TRUTH).astype(np.float32))
+    signature = smooth_noise((3, 4, 4), 1).astype(np.float16)
+    found = [identity_deformation(GRID)] if transforms else []
+    return Propagation(GRID, known, torch.ones(GRID.shape), found, {}, signature)
+
+
+def test_kept_cases_vote_on_a_further_scan(library):
+    votes = library.votes(Volume(smooth_noise(GRID.shape, 0), GRID), seen())
+    assert votes is not None and dice(votes[0].argmax(0), TRUTH, 1) > 0.95
+
+
+def test_a_second_scan_is_not_taken_for_the_first(library):
+    image = smooth_noise(GRID.shape, 0)
+    library.votes(Volume(smooth_noise(GRID.shape, 9), GRID), seen())
+    again = library.votes(Volume(image, GRID), seen())
+    assert dice(again[0].argmax(0), TRUTH, 1) > 0.95
+
+
+def test_a_scan_that_was_not_registered_is_not_voted_on(library):
+    assert library.votes(Volume(smooth_noise(GRID.shape, 0), GRID), seen(transforms=False)) is None
+
+
+def test_a_run_without_a_library_has_no_votes(cohort):
+    votes = Library(cohort.store, cohort.plan, tiny_config(), CPU)
+    assert votes.votes(Volume(smooth_noise(GRID.shape, 0), GRID), seen()) is None
+
+
+def test_rejected_cases_are_not_kept(cohort):
+    cohort.cases = [replace(case, trainable=case.id != "b") for case in cohort.cases]
+    answered(cohort, 1)
+    keep_library(cohort, 1, tiny_config())
+    assert "b" not in [row["id"] for row in cohort.store.json("library.json")]
