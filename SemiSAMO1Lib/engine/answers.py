@@ -75,23 +75,31 @@ def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, 
     """Class probabilities that a round gives for every case: a weighted mean, voxel by voxel, of
 
     - the networks' prediction, by its certainty there (1 less its entropy); not in round 0;
-    - the propagation, by `propagation_share` times its confidence;
-    - what linked cases show there (prediction and propagation), by `neighbour_share` times the trust in the links.
+    - what linked cases show there (prediction and propagation), by `neighbour_share` times the trust in the links;
+    - the propagation, by `propagation_share` times its confidence, as far as the links are not to be trusted.
     """
-    ranks = Ranks(fabric)
-    if has_links(cohort, config) and number > 0:
+    ranks, linked = Ranks(fabric), has_links(cohort, config)
+    if linked and number > 0:
         ranks.once(lambda: cohort.store.once(lambda: _voters(cohort, number), "voters", f"{number}.json"))
     for position, case_id in ranks.share(cohort.ids, progress.observer):
         if not cohort.has_answer(number, case_id):
-            cohort.save_answer(number, case_id, _answer(cohort, number, case_id, config))
+            links = _voting(cohort, number, case_id) if linked else []
+            cohort.save_answer(number, case_id, _answer(cohort, number, case_id, links, config))
         progress.step(f"answer {number}", position + 1, len(cohort.ids))
 
 
-def _answer(cohort: Cohort, number: int, case_id: str, config: TrainingConfig) -> NDArray[np.float16]:
-    links = cohort.links(case_id) if has_links(cohort, config) else []
-    if links and number > 0:
-        voters = set(cohort.store.json("voters", f"{number}.json"))
-        links = [one for one in links if one.other in voters] or links
+def _voting(cohort: Cohort, number: int, case_id: str) -> list[Link]:
+    """The links of a case that have a vote in a round; all where none has."""
+    links = cohort.links(case_id)
+    if number == 0:
+        return links
+    voters = set(cohort.store.json("voters", f"{number}.json"))
+    return [one for one in links if one.other in voters] or links
+
+
+def _answer(
+    cohort: Cohort, number: int, case_id: str, links: list[Link], config: TrainingConfig
+) -> NDArray[np.float16]:
     grid, classes = cohort.grid(cohort.case(case_id).geometry), cohort.plan.classes
     return joined(
         cohort.probabilities(number, case_id) if number > 0 else None,
@@ -119,14 +127,14 @@ def joined(
     """
     by_propagation = config.propagation_share * np.asarray(confidence, np.float32)
     parts: list[tuple[NDArray[Any], NDArray[np.float32]]] = []
-    if predicted is None:
-        parts.append((propagated, np.maximum(by_propagation, _LEAST)))
-    else:
-        parts += [(predicted, np.maximum(1 - voxel_entropy(predicted), _LEAST)), (propagated, by_propagation)]
     if votes is not None:
-        said, trust = votes
-        parts.append((said, config.neighbour_share * trust.astype(np.float32)))
-    return weighted_mean(parts)
+        said, trust = votes[0], votes[1].astype(np.float32)
+        parts.append((said, config.neighbour_share * trust))
+        by_propagation = by_propagation * (1 - trust)
+    if predicted is None:
+        return weighted_mean([*parts, (propagated, np.maximum(by_propagation, _LEAST))])
+    certainty = np.maximum(1 - voxel_entropy(predicted), _LEAST)
+    return weighted_mean([*parts, (predicted, certainty), (propagated, by_propagation)])
 
 
 def _own(cohort: Cohort, number: int, config: TrainingConfig, case_id: str, value: int) -> Volume:

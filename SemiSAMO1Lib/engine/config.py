@@ -105,7 +105,7 @@ class TrainingConfig(_Strict):
     test_time_passes: int = Field(2, ge=1, le=16)
     neighbours: int = Field(8, ge=1, description="cases that vote on another: K, 5 as published")
     neighbour_share: float = Field(
-        1.0,
+        1.5,
         ge=0,
         description="weight of the registered neighbours' vote beside a round's prediction; 0: they have none",
     )

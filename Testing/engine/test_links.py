@@ -228,6 +228,14 @@ def test_a_sure_network_weighs_as_its_certainty():
     assert float(found[1][4, 5, 5]) == pytest.approx(1 / 1.5, abs=1e-3)
 
 
+@pytest.mark.parametrize(("trust", "expected"), [(1.0, 0.0), (0.0, 1.0), (0.5, 0.25)])
+def test_the_propagation_counts_as_far_as_the_links_are_not_trusted(trust, expected):
+    """Votes against the organ, propagation for it, no network: shares 1.5 · trust and 0.5 · (1 - trust)."""
+    votes = probabilities(0 * TRUTH, 1.0), np.full(GRID.shape, trust, np.float16)
+    found = joined(None, probabilities(TRUTH, 1.0), np.ones(GRID.shape), votes, tiny_config())
+    assert float(found[1][4, 5, 5]) == pytest.approx(expected, abs=0.01)
+
+
 def test_with_no_share_the_prediction_is_the_answer():
     sure, other = probabilities(TRUTH, 0.8), probabilities(0 * TRUTH, 1.0)
     assert np.array_equal(joined(sure, other, np.ones(GRID.shape), None, tiny_config(propagation_share=0)), sure)
