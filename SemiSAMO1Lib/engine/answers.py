@@ -46,7 +46,7 @@ def link(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progr
         return Volume(np.asarray(cohort.image(case_id), np.float32), grid)
 
     def links_on(where: torch.device) -> list[Link]:
-        linker = linkers.setdefault(where.type, Linker(link_spacing(cohort.plan), where))
+        linker = linkers.setdefault(where.type, linker_for(cohort.plan, where))
         own = cohort.deformation(case_id).start
 
         def start(other: str) -> NDArray[np.float64]:
@@ -54,6 +54,8 @@ def link(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progr
 
         return linker.links(case_id, chosen, image, start)
 
+    for _, case_id in Ranks(fabric).share(cohort.ids, progress.observer):
+        cohort.image(case_id)  # made by one process, before others need it
     for position, case_id in Ranks(fabric).share(cohort.ids, progress.observer):
         if not cohort.has_links(case_id):
             chosen = [other for other, _ in nearest(case_id, useful, signatures, config.neighbours)]
@@ -61,9 +63,10 @@ def link(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progr
         progress.step("links", position + 1, len(cohort.ids))
 
 
-def link_spacing(plan: Plan) -> float:
-    """Isotropic spacing, mm, on which cases are registered with each other: no finer than their training grids."""
-    return max(plan.registration_spacing, float(np.prod(plan.spacing)) ** (1 / 3))
+def linker_for(plan: Plan, device: torch.device) -> Linker:
+    """Registers cases with each other by their images on the training grid, no finer than these are."""
+    spacing = max(plan.registration_spacing, float(np.prod(plan.spacing)) ** (1 / 3))
+    return Linker(spacing, device, padded=plan.intensity.scheme != "fixed")
 
 
 def has_links(cohort: Cohort, config: TrainingConfig) -> bool:
@@ -101,11 +104,15 @@ def _answer(
     cohort: Cohort, number: int, case_id: str, links: list[Link], config: TrainingConfig
 ) -> NDArray[np.float16]:
     grid, classes = cohort.grid(cohort.case(case_id).geometry), cohort.plan.classes
+
+    def said_by(other: str, value: int) -> Volume:
+        return _own(cohort, number, config, other, value)
+
     return joined(
         cohort.probabilities(number, case_id) if number > 0 else None,
         cohort.probabilities(0, case_id),
         cohort.confidence(case_id),
-        carried(links, lambda *which: _own(cohort, number, config, *which), grid, classes) if links else None,
+        carried(links, said_by, lambda other: _known(cohort, other), grid, classes) if links else None,
         config,
     )
 
@@ -144,6 +151,11 @@ def _own(cohort: Cohort, number: int, config: TrainingConfig, case_id: str, valu
         share = config.propagation_share * np.asarray(cohort.confidence(case_id), np.float32)
         own = (own + share * cohort.probabilities(0, case_id)[value]) / (1 + share)
     return Volume(own, cohort.grid(cohort.case(case_id).geometry))
+
+
+def _known(cohort: Cohort, case_id: str) -> Volume:
+    """Where the propagation to a case had something to say: elsewhere its label is unknown, not background."""
+    return Volume(np.asarray(cohort.confidence(case_id)) > 0, cohort.grid(cohort.case(case_id).geometry))
 
 
 def _voters(cohort: Cohort, number: int) -> list[str]:

@@ -7,13 +7,13 @@ import torch
 from numpy.typing import NDArray
 
 from ..volume import Geometry, Volume
-from .answers import has_links, link_spacing
+from .answers import has_links, linker_for
 from .cases import Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
 from .data.store import Store
 from .planning import Plan
-from .propagation.links import Linker, carried
+from .propagation.links import carried
 from .refinement.check import checks_of
 from .similarity import nearest
 
@@ -37,6 +37,8 @@ def keep_library(cohort: Cohort, number: int, config: TrainingConfig) -> None:
             kind = np.uint8 if cohort.plan.classes <= 256 else np.uint16
             cohort.store.save_array(np.asarray(cohort.image(case_id)), "library", f"{case_id}-image.npy")
             cohort.store.save_array(label.astype(kind), "library", f"{case_id}-label.npy")
+            known = np.asarray(cohort.confidence(case_id)) > 0
+            cohort.store.save_array(known, "library", f"{case_id}-known.npy")
             cohort.store.save_array(np.asarray(cohort.signature(case_id)), "library", f"{case_id}-signature.npy")
         rows = {one: cohort.grid(cohort.case(one).geometry).to_json() for one in chosen}
         starts = {one: cohort.deformation(one).start.tolist() for one in chosen}
@@ -53,7 +55,7 @@ class Library:
         self._store, self._plan, self._config = store, plan, config
         self._grids = {row["id"]: Geometry.from_json(row["geometry"]) for row in rows}
         self._starts = {row["id"]: np.array(row["to_template"]) for row in rows}
-        self._linker = Linker(link_spacing(plan), device)
+        self._linker = linker_for(plan, device)
 
     def votes(self, image: Volume, propagated: Propagation) -> tuple[NDArray[np.float16], NDArray[np.float16]] | None:
         """What the kept cases that look most like a scan show there: see `carried`. None where nobody votes.
@@ -80,7 +82,7 @@ class Library:
             label = self._kept(one, "label")
             return Volume(label.array == value, label.geometry)
 
-        return carried(links, said_by, image.geometry, self._plan.classes)
+        return carried(links, said_by, lambda one: self._kept(one, "known"), image.geometry, self._plan.classes)
 
     def _kept(self, name: str, what: str) -> Volume:
         return Volume(self._store.array("library", f"{name}-{what}.npy"), self._grids[name])

@@ -228,7 +228,7 @@ def _same_run(
     if not (path.exists() and (output / "work" / "plan.json").exists()):  # else nothing of a run is there
         files.write_json(path, now)
         return
-    before = files.read_json(path)
+    before = {"neighbour_share": 0.0, **files.read_json(path)}  # runs of before there were neighbours
     if differ := sorted(key for key in now if before.get(key) != now[key]):
         raise ProtocolError(
             f"{output} holds a run with other {', '.join(differ)}. Choose another --output, or remove it"

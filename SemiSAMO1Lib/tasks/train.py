@@ -14,6 +14,7 @@ from ..engine.cases import CaseResult, EngineCase
 from ..engine.config import TrainingConfig, make_config
 from ..engine.data.store import Store
 from ..engine.observer import stop_if_asked
+from ..engine.propagation.registration import FINEST_BELOW
 from ..image_io import write_volume
 from ..job.folder import JobFolder, usable_cores
 from ..project import Project
@@ -24,6 +25,9 @@ from .reporter import Reporter
 
 #: Working files of a training: bytes per voxel of the training grid; per voxel, class and round, for each of two maps.
 _BYTES_PER_VOXEL, _BYTES_PER_PROBABILITY = 20, 2
+
+#: Bytes of a link to a neighbour: displacement, trust and fit at a node.
+_BYTES_PER_LINK = 10
 
 
 #: Parameters of a training job that are not the engine's.
@@ -73,7 +77,7 @@ def _segment(job: JobFolder, inputs: Inputs, config: TrainingConfig, reporter: R
     complete = completed_round(job)
     store = Store(job.work)
     to_look_again = config.rounds > 0 and len(inputs.labelled) > 1 and not store.has("labelled.json")
-    if complete >= config.rounds and not to_look_again:
+    if complete >= config.rounds and not to_look_again and store.has("library.json"):
         return  # a worker was killed after all that
     features = job.project / "cache" / "features"
     with WithCurves(reporter, job.path / "curves") if writes else nullcontext(reporter) as seen:
@@ -149,7 +153,7 @@ def _begin_with(job: JobFolder, config: TrainingConfig, classes: int, processes:
 
 
 def _remove_working_files(job: JobFolder) -> None:
-    """A finished training keeps its plan, weights, transforms and facts; images and probabilities can be made again."""
+    """A finished training keeps its plan, weights, transforms, facts and library; all else can be made again."""
     made_again = ("propagation", "images", "probabilities", "pseudo", "weights-of-voxels", "confidence", "signatures")
     for name in (*made_again, "links", "answers", "voters", "distances", "passes", "labelled"):
         shutil.rmtree(job.work / name, ignore_errors=True)
@@ -163,7 +167,8 @@ def config_of(job: JobFolder) -> TrainingConfig:
     """
     path = job.work / "config.json"
     if path.exists():
-        return TrainingConfig.model_validate(files.read_json(path))
+        # a training of before cases voted on each other goes on without that
+        return TrainingConfig.model_validate({"neighbour_share": 0.0, **files.read_json(path)})
     return make_config(**{k: v for k, v in job.spec()["parameters"].items() if k not in _NOT_OF_THE_ENGINE})
 
 
@@ -323,6 +328,8 @@ def _require_disk(job: JobFolder, inputs: Inputs, config: TrainingConfig) -> Non
         voxels = min(case.geometry.voxels, 2 * config.training_voxels)
         need += voxels * (_BYTES_PER_VOXEL + _BYTES_PER_PROBABILITY * classes * 2 * (config.rounds + 1))
         need += case.geometry.voxels * 2
+        linked_on = 1 if voxels < FINEST_BELOW else 1 / 8  # links of larger scans lie on every second voxel
+        need += int(voxels * _BYTES_PER_LINK * config.neighbours * linked_on)
     need -= sum(path.stat().st_size for path in job.path.rglob("*") if path.is_file())  # a resumed run has them already
     free = files.free_bytes(job.path)
     if free < need:

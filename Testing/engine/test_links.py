@@ -34,8 +34,11 @@ def a_link(other, trust=1.0, fit=1.0, start=None):
     return Link(other, np.eye(4) if start is None else start, torch.zeros(3, *GRID.shape).half(), *full, GRID)
 
 
-def voted(links, labels):
-    return carried(links, lambda name, value: Volume(probabilities(labels[name])[value], GRID), GRID, 2)
+def voted(links, labels, known=None):
+    def said_by(name, value):
+        return Volume(probabilities(labels[name])[value], GRID)
+
+    return carried(links, said_by, known or (lambda _: Volume(np.ones(GRID.shape, bool), GRID)), GRID, 2)
 
 
 # ---------------------------------------------------------------------- votes
@@ -56,6 +59,15 @@ def test_the_trust_of_a_vote_is_the_mean_of_the_voters():
 def test_what_nobody_is_trusted_in_is_still_guessed():
     said, trust = voted([a_link("x", 0.0)], {"x": TRUTH})
     assert np.array_equal(said.argmax(0), TRUTH) and trust.max() == 0
+
+
+def test_who_does_not_know_has_no_vote():
+    """x saw nothing there: what it shows is a guess, unknown and not background."""
+    known = {"x": Volume(np.zeros(GRID.shape, bool), GRID), "y": Volume(np.ones(GRID.shape, bool), GRID)}
+    said, trust = voted([a_link("x"), a_link("y", 0.5)], {"x": 0 * TRUTH, "y": TRUTH}, known.get)
+    assert float(said[1][4, 5, 5]) == pytest.approx(0.9, abs=2e-3) and float(trust[4, 5, 5]) == pytest.approx(
+        0.5, abs=0.01
+    )
 
 
 def test_where_no_voter_fits_they_count_alike():
@@ -112,6 +124,21 @@ def test_the_scan_that_fits_better_has_the_larger_say():
     noise = Volume(smooth_noise(SCAN.shape, 77, sigma=2.0), SCAN)
     like, other = linked({"a": scan(), "like": scan(1), "other": noise})
     assert float(like.fit.float().mean()) > float(other.fit.float().mean()) + 0.1
+
+
+def test_a_scan_elsewhere_is_no_neighbour():
+    """It shows another place: whatever fits there, fits by chance."""
+    away = Volume(scan().array, replace(SCAN, origin=(500.0, 0.0, 0.0)))
+    scans = {"a": scan(), "b": scan(1), "away": away}
+    found = Linker(1.0, CPU).links("a", ["away", "b"], scans.get, lambda _: np.eye(4))
+    assert [one.other for one in found] == ["b"]
+
+
+def test_clipped_grey_values_are_not_taken_for_padding():
+    """CT within its window: what lies outside of it is one value, and data."""
+    clipped = Volume(np.maximum(scan().array, float(np.median(scan().array))), SCAN)
+    read = [Linker(1.0, CPU, padded=given)._ready("a", lambda _: clipped).weight.mean() for given in (True, False)]
+    assert float(read[1]) == 1.0 > float(read[0])
 
 
 def test_scans_used_last_stay_in_memory_and_no_more():

@@ -81,7 +81,7 @@ def working_spacing(volumes: list[Geometry], limit: int = LARGEST_GRID) -> float
     return side
 
 
-def describe(volume: Volume, spacing: float, device: torch.device, finest: bool) -> Described:
+def describe(volume: Volume, spacing: float, device: torch.device, finest: bool, padded: bool = True) -> Described:
     """Bring a scan to its working grid and describe it.
 
     Args:
@@ -89,10 +89,12 @@ def describe(volume: Volume, spacing: float, device: torch.device, finest: bool)
         spacing: isotropic, mm (see `working_spacing`).
         device: where the descriptors live; half precision on CUDA, float32 elsewhere.
         finest: keep the descriptors of every voxel too.
+        padded: a border of one grey value holds no data; False: all of the scan is data.
     """
     grid = patient_aligned(volume.geometry, spacing)
     array = resample_image(volume, grid)
-    has_data = Volume(data_mask(volume.array).astype(np.float32), volume.geometry)
+    mask = data_mask(volume.array) if padded else np.ones(volume.array.shape, bool)
+    has_data = Volume(mask.astype(np.float32), volume.geometry)
     weight = torch.from_numpy(resample_image(has_data, grid).clip(0, 1)) * inside(volume.geometry, space_points(grid))
     weight = _away_from_padding(weight)
     low, high = np.percentile(array[weight.numpy() > 0.5], (0.5, 99.5)) if (weight > 0.5).any() else (0.0, 1.0)

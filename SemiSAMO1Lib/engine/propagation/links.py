@@ -6,6 +6,7 @@ One template fits some scans badly, and most of these have others like them that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from ...volume import Geometry, Volume
 from ..data.grids import inside, sample, space_points, transform_points
 from .deformable import Settings, register
 from .descriptors import Described, describe
-from .registration import FINEST_BELOW, RegistrationSettings, local_fits, trust_of
+from .registration import FINEST_BELOW, RegistrationSettings, local_fits, score, trust_of
 
 #: Where no linked scan is trusted, or fits, they still have a nearest guess.
 _LEAST = 1e-6
@@ -33,7 +34,7 @@ class Link:
         other: the other scan's name.
         start: 4×4, points (x, y, z) mm of the scan to points of the other.
         forward: (3, z, y, x) float16, displacement in mm (x, y, z) before `start`.
-        trust: (z, y, x) float16 in [0, 1], of the transform by its round trip; 0 beyond the other's field of view.
+        trust: (z, y, x) float16 in [0, 1], of the transform by its round trip.
         fit: (z, y, x) float16 in (0, 1], how well the other looks like the scan there, beside the one that does best.
         geometry: grid of all three, in the scan.
     """
@@ -59,15 +60,23 @@ class Link:
 class Linker:
     """Registers scans on their training grids with each other; those used last stay described."""
 
-    def __init__(self, spacing: float, device: torch.device, settings: Settings | None = None, kept: int = 12) -> None:
+    def __init__(
+        self,
+        spacing: float,
+        device: torch.device,
+        settings: Settings | None = None,
+        kept: int = 12,
+        padded: bool = True,
+    ) -> None:
         """
         Args:
             spacing: isotropic spacing of the registration, mm.
             device: where descriptors and fields live.
             settings: of the deformable step.
             kept: described scans in memory.
+            padded: a border of one grey value holds no data; False for grey values that were clipped to a window.
         """
-        self._spacing, self._device, self._kept = spacing, device, kept
+        self._spacing, self._device, self._kept, self._padded = spacing, device, kept, padded
         self._settings = settings or Settings()
         self._described: dict[str, Described] = {}
 
@@ -88,12 +97,16 @@ class Linker:
         case = self._ready(name, image)
         found = [(other, self._ready(other, image)) for other in others]
         results = [register(case, one, start(other), self._settings) for other, one in found]
+        # one that hardly overlaps fits by chance; where all are so, the largest overlap is the least bad guess
+        sound = [at for at, result in enumerate(results) if math.isfinite(score(result))]
+        sound = sound or [max(range(len(results)), key=lambda at: results[at].overlap)]
+        found, results = [found[at] for at in sound], [results[at] for at in sound]
         pairs = [(one, result) for (_, one), result in zip(found, results, strict=True)]
         fits = local_fits(case, pairs, RegistrationSettings.locality)
         links = []
-        for (other, one), result, fit in zip(found, results, fits, strict=True):
+        for (other, _), result, fit in zip(found, results, fits, strict=True):
             points = space_points(result.geometry, self._device)
-            trust = trust_of(result, points, 3 * self._spacing) * inside(one.image.geometry, result.to_template(points))
+            trust = trust_of(result, points, 3 * self._spacing)
             fitting = sample(fit[None], case.coarse.geometry, points)[0]
             forward, trust, fitting = (each.half().cpu() for each in (result.forward, trust, fitting))
             links.append(Link(other, result.start, forward, trust, fitting, result.geometry))
@@ -108,7 +121,7 @@ class Linker:
         if found is None:
             volume = image(name)
             grown = float(np.prod(volume.geometry.extent)) / self._spacing**3
-            found = describe(volume, self._spacing, self._device, finest=grown < FINEST_BELOW)
+            found = describe(volume, self._spacing, self._device, finest=grown < FINEST_BELOW, padded=self._padded)
         self._described[name] = found
         while len(self._described) > self._kept:
             del self._described[next(iter(self._described))]
@@ -116,13 +129,18 @@ class Linker:
 
 
 def carried(
-    links: Sequence[Link], said_by: Callable[[str, int], Volume], grid: Geometry, classes: int
+    links: Sequence[Link],
+    said_by: Callable[[str, int], Volume],
+    known_by: Callable[[str], Volume],
+    grid: Geometry,
+    classes: int,
 ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
     """What linked scans say about a scan.
 
     Args:
         links: who votes, at least one.
         said_by: gives a linked scan's probability of a class, (z, y, x).
+        known_by: gives 1 where a linked scan knows what it shows, 0 where it only guesses, (z, y, x).
         grid: where the votes are wanted, in the scan.
         classes: C.
 
@@ -135,6 +153,9 @@ def carried(
     for link in links:
         there = transform_points(points + sample(link.forward.float(), link.geometry, points), link.start)
         trusted, fit = sample(torch.stack([link.trust, link.fit]).float(), link.geometry, points)
+        known = known_by(link.other)
+        seen = sample(torch.from_numpy(known.array.astype(np.float32))[None], known.geometry, there)[0]
+        trusted = trusted * seen * inside(known.geometry, there)
         vote = (trusted + _LEAST) * (fit + _LEAST)
         ballots.append((link, there, vote))
         weight += vote

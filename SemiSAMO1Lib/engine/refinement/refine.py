@@ -105,7 +105,8 @@ def refine_cohort(cohort: Cohort, number: int, config: TrainingConfig, observer:
     # a rejected prediction tells its neighbours nothing
     useful = [case for case in cohort.ids if cohort.case(case).trainable]
     certain = [case for case in useful if uncertainty[case] < limit] or useful
-    checks = checks_of(cohort, lambda case: cohort.answer(number, case))
+    judged = cohort.probabilities if name == "none" else cohort.answer  # what would be taken
+    checks = checks_of(cohort, lambda case: judged(number, case))
     taken = accepted(checks, before) if config.check_pseudo_labels else dict.fromkeys(checks, True)
     uncertain = frozenset(case for case, value in uncertainty.items() if value >= limit)
     situation = Situation(cohort, number, config, uncertain, _neighbours(cohort, certain, config.neighbours))
