@@ -77,7 +77,7 @@ def has_links(cohort: Cohort, config: TrainingConfig) -> bool:
 def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, progress: Progress) -> None:
     """Class probabilities that a round gives for every case: a weighted mean, voxel by voxel, of
 
-    - the networks' prediction, by its certainty there (1 less its entropy); not in round 0;
+    - the networks' prediction, where others vote by its certainty (1 less its entropy), else by 1; not in round 0;
     - what linked cases show there (prediction and propagation), by `neighbour_share` times the trust in the links;
     - the propagation, by `propagation_share` times its confidence, as far as the links are not to be trusted.
     """
@@ -140,8 +140,8 @@ def joined(
         by_propagation = by_propagation * (1 - trust)
     if predicted is None:
         return weighted_mean([*parts, (propagated, np.maximum(by_propagation, _LEAST))])
-    certainty = np.maximum(1 - voxel_entropy(predicted), _LEAST)
-    return weighted_mean([*parts, (predicted, certainty), (propagated, by_propagation)])
+    certainty = 1 - voxel_entropy(predicted) if votes is not None else np.ones_like(by_propagation)
+    return weighted_mean([*parts, (predicted, np.maximum(certainty, _LEAST)), (propagated, by_propagation)])
 
 
 def _own(cohort: Cohort, number: int, config: TrainingConfig, case_id: str, value: int) -> Volume:

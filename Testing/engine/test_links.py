@@ -243,10 +243,21 @@ def test_one_case_has_nobody_to_ask(cohort):
 # ---------------------------------------------------------------------- the mean
 
 
+#: Votes that nobody trusts.
+NOT_TRUSTED = probabilities(TRUTH), np.zeros(GRID.shape, np.float16)
+
+
 def test_a_network_that_does_not_know_leaves_it_to_others():
     unsure, other = probabilities(TRUTH, 0.5), probabilities(TRUTH, 0.9)
-    found = joined(unsure, other, np.ones(GRID.shape), None, tiny_config(propagation_share=0.5))
+    found = joined(unsure, other, np.ones(GRID.shape), NOT_TRUSTED, tiny_config(propagation_share=0.5))
     assert np.abs(found.astype(np.float32) - other).max() < 0.01, "its entropy is 1: it weighs next to nothing"
+
+
+def test_where_nobody_votes_the_network_counts_in_full():
+    """As before there were neighbours: trainings of then, and a single scan."""
+    unsure, other = probabilities(TRUTH, 0.6), probabilities(0 * TRUTH, 1.0)
+    found = joined(unsure, other, np.ones(GRID.shape), None, tiny_config(propagation_share=0.5))
+    assert float(found[1][4, 5, 5]) == pytest.approx(0.6 / 1.5, abs=1e-3)
 
 
 def test_a_sure_network_weighs_as_its_certainty():

@@ -63,7 +63,7 @@ def cohort_signals(cohort: Cohort, number: int, config: TrainingConfig, observer
 
     Args:
         cohort: propagation and predictions of every case, on disk.
-        number: the round; 0 is the propagation alone, of which fewer signals exist.
+        number: the round; 0 is that before any network, of which fewer signals exist.
         config: of the training.
         observer: is asked whether to stop.
 
