@@ -77,7 +77,7 @@ class TrainingConfig(_Strict):
     """A whole training: one press of Train."""
 
     preset: Preset = "standard"
-    rounds: int = Field(3, ge=0, le=20, description="training rounds; 0 = registration alone")
+    rounds: int = Field(3, ge=0, le=20, description="training rounds; 0 = no network is trained")
     iterations: int = Field(400, ge=1, description="optimizer steps per round")
     batch: int | None = Field(None, ge=1, description="pseudo-labelled patches a step; None: from the plan")
     labelled_batch: int | None = Field(None, ge=1, description="labelled patches a step; None: one a process")

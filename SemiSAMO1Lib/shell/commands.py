@@ -177,7 +177,7 @@ def train(
         str | None,
         typer.Option(help="quick (a look), standard (when not given) or thorough (about ten times as long)."),
     ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Training rounds; 0 = registration alone.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Training rounds; 0 = no network is trained.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Optimizer steps a round.")] = None,
     learner: Annotated[
         str | None,
@@ -466,7 +466,7 @@ def demo(
     value = run_demo(folder, as_json)
     lines = [
         f"Dice on {value['cases']} phantoms that nobody labelled: {value['mean_dice']:.3f} "
-        f"(registration alone {value['registration_dice']:.3f})",
+        f"(before training {value['registration_dice']:.3f})",
         f"Report: {value['report']}",
         f"Predictions to review: {next_step('queue', value['project'])}",
         f"Your own scans: {next_step('init', 'PROJECT', '--images', 'FOLDER')}",

@@ -102,7 +102,7 @@ def write_bundle(project: Project, path: Path) -> dict[str, Any]:
     job = current_training(project)
     config, store = config_of(job), Store(job.work)
     if config.rounds == 0:
-        raise ProjectError("this training has no network: it is the registration alone (0 rounds)")
+        raise ProjectError("this training has no network (0 rounds)")
     plan = Plan.model_validate(store.json("plan.json"))
     table = LabelTable.from_json(job.spec()["labels"])
     network = _network(config, plan, store)

@@ -101,7 +101,8 @@ def rows_for(preset: str) -> dict[str, Row]:
     return {
         "resized": Row("template label resized", None, resized),
         "convexadam": Row("convexAdam 0.2.0", None, by_convex_adam),
-        "registration": Row("registration alone", {"rounds": 0}),
+        "registration": Row("registration alone", {"rounds": 0, "neighbour_share": 0.0}),
+        "voted": Row("registration, and the vote of like scans", {"rounds": 0}),
         "supervised": Row("supervised only", alone(preset, learner="supervised_only")),
         "mt": Row("mean teacher without registration", alone(preset, learner="mean_teacher", pseudo_weight=0.0)),
         "ours": Row("SemiSAMO1"),
@@ -346,7 +347,7 @@ def main() -> None:
     parser.add_argument("cohort", choices=tuple(SPLITS))
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--preset", default="standard", choices=tuple(PRESETS))
-    parser.add_argument("--rows", default="ours,registration,supervised,mt,bound,resized,convexadam")
+    parser.add_argument("--rows", default="ours,registration,voted,supervised,mt,bound,resized,convexadam")
     parser.add_argument("--ablation", metavar="NAME=JSON", help="a row of its own: ours with these parameters changed")
     parser.add_argument("--templates", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)

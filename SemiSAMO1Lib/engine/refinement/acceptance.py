@@ -65,7 +65,7 @@ def accepted(now: Mapping[str, float], before: Mapping[str, float | None]) -> di
     """Which cases may take their new pseudo-label.
 
     Args:
-        now: case -> check value of this round's prediction (mean of reverse Dice and agreement with registration).
+        now: case -> check value of this round's answer (mean of reverse Dice and agreement with registration).
         before: case -> check value with which the pseudo-label in force was taken; None: it is the registration's.
 
     Returns:
