@@ -235,6 +235,23 @@ def test_links_are_made_once(cohort, monkeypatch):
     answered(cohort, 1)
 
 
+def test_registrations_begin_where_the_template_leads(cohort, monkeypatch):
+    """A place of a and the place of b where they begin are one place of the template."""
+    quarter = np.array([[0.0, -1.0, 0.0, 3.0], [1.0, 0.0, 0.0, -2.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+    starts = {"a": np.eye(4), "b": quarter}
+    starts["a"][0, 3] = 2.0
+    for name, start in starts.items():
+        known = torch.from_numpy(probabilities(TRUTH).astype(np.float32))
+        found = [identity_deformation(GRID, start=start)]
+        signature = np.array(cohort.signature(name))
+        cohort.save_propagation(name, Propagation(GRID, known, torch.ones(GRID.shape), found, {}, signature))
+    begun = {}
+    monkeypatch.setattr(Linker, "links", lambda _, name, others, image, start: begun.update({name: start("b")}) or [])
+    answered(cohort, 0)
+    place = np.array([1.0, 2.0, 3.0, 1.0])
+    assert np.allclose(starts["b"] @ begun["a"] @ place, starts["a"] @ place)
+
+
 def test_one_case_has_nobody_to_ask(cohort):
     alone = Cohort(cohort.cases[:1], cohort.labelled, cohort.plan, cohort.store)
     assert not has_links(alone, tiny_config())
