@@ -39,6 +39,9 @@ SHARES = frozenset(
         "between_passes",
         "reverse",
         "with_cohort",
+        "with_neighbours",
+        "neighbours_inside",
+        "neighbours_expected",
     }
 )
 

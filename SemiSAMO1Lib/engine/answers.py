@@ -1,77 +1,30 @@
-"""What a round says in the end: the network, what was propagated, and the scans that look alike, together."""
+"""What a round says in the end: the network, what was propagated, and the cases that look alike, together."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from ..volume import Volume
 from .cohort import Cohort
 from .config import TrainingConfig
+from .evaluation.metrics import dice
 from .inference.uncertainty import voxel_entropy
-from .memory import or_on_cpu
-from .planning import Plan
+from .linking import has_links
 from .progress import Progress
-from .propagation.links import Link, Linker, carried
+from .propagation.links import Link, carried
 from .ranks import Ranks
 from .refinement.check import checks_of
 from .refinement.fusion import weighted_mean
-from .similarity import nearest
 
 #: Share of the cases that vote on others after a round: those whose check is best.
 VOTERS = 0.6
 
 #: Least weight of what is there in any case.
 _LEAST = 1e-2
-
-
-def link(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progress) -> None:
-    """Register every case with the cases that look most like it; once, for all rounds.
-
-    Registrations begin where those with the template lead: from the case to the template, and on to the other.
-    """
-    if not has_links(cohort, config):
-        return
-    signatures = {case: np.asarray(cohort.signature(case), np.float32) for case in cohort.ids}
-    # a rejected prediction tells its neighbours nothing
-    useful = [case for case in cohort.ids if cohort.case(case).trainable]
-    linkers: dict[str, Linker] = {}
-
-    def image(case_id: str) -> Volume:
-        grid = cohort.grid(cohort.case(case_id).geometry)
-        return Volume(np.asarray(cohort.image(case_id), np.float32), grid)
-
-    def links_on(where: torch.device) -> list[Link]:
-        linker = linkers.setdefault(where.type, linker_for(cohort.plan, where))
-        own = cohort.deformation(case_id).start
-
-        def start(other: str) -> NDArray[np.float64]:
-            return np.asarray(np.linalg.inv(cohort.deformation(other).start) @ own)
-
-        return linker.links(case_id, chosen, image, start)
-
-    for _, case_id in Ranks(fabric).share(cohort.ids, progress.observer):
-        cohort.image(case_id)  # made by one process, before others need it
-    for position, case_id in Ranks(fabric).share(cohort.ids, progress.observer):
-        if not cohort.has_links(case_id):
-            chosen = [other for other, _ in nearest(case_id, useful, signatures, config.neighbours)]
-            cohort.save_links(case_id, or_on_cpu(links_on, fabric.device, progress.observer, f"links of {case_id}"))
-        progress.step("links", position + 1, len(cohort.ids))
-
-
-def linker_for(plan: Plan, device: torch.device) -> Linker:
-    """Registers cases with each other by their images on the training grid, no finer than these are."""
-    spacing = max(plan.registration_spacing, float(np.prod(plan.spacing)) ** (1 / 3))
-    return Linker(spacing, device, padded=plan.intensity.scheme != "fixed")
-
-
-def has_links(cohort: Cohort, config: TrainingConfig) -> bool:
-    """Whether cases vote on each other: where they were registered, and are more than one."""
-    return config.neighbour_share > 0 and len(cohort.ids) > 1 and cohort.has_deformations()
 
 
 def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, progress: Progress) -> None:
@@ -103,18 +56,46 @@ def _voting(cohort: Cohort, number: int, case_id: str) -> list[Link]:
 def _answer(
     cohort: Cohort, number: int, case_id: str, links: list[Link], config: TrainingConfig
 ) -> NDArray[np.float16]:
+    """The weighted mean of a case; how far linked cases agree with it is kept beside (`Cohort.with_neighbours`)."""
     grid, classes = cohort.grid(cohort.case(case_id).geometry), cohort.plan.classes
+    predicted = cohort.probabilities(number, case_id) if number > 0 else None
+    propagated, confidence = cohort.probabilities(0, case_id), cohort.confidence(case_id)
+    if not links:
+        return joined(predicted, propagated, confidence, None, config)
 
     def said_by(other: str, value: int) -> Volume:
         return _own(cohort, number, config, other, value)
 
-    return joined(
-        cohort.probabilities(number, case_id) if number > 0 else None,
-        cohort.probabilities(0, case_id),
-        cohort.confidence(case_id),
-        carried(links, said_by, lambda other: _known(cohort, other), grid, classes) if links else None,
-        config,
-    )
+    votes = carried(links, said_by, lambda other: _known(cohort, other), grid, classes)
+    found = joined(predicted, propagated, confidence, votes, config)
+    alone = joined(predicted, propagated, confidence, None, config)
+    cohort.save_with_neighbours(number, case_id, agreement(votes[0], alone, found))
+    return found
+
+
+def agreement(said: NDArray[Any], alone: NDArray[Any], found: NDArray[Any]) -> list[dict[str, float]]:
+    """How far linked cases agree with a case, for the classes 1 .. C - 1: signals of its quality.
+
+    - *with_neighbours*: Dice of what they say and what the case says without them;
+    - *neighbours_inside*: their mean probability inside the answer, 0 where it is empty;
+    - *neighbours_expected*: Dice of the answer with their probabilities as a soft label.
+
+    Args:
+        said: what they say; alone: what network and propagation say; found: the answer; probabilities (C, z, y, x).
+    """
+    labels = [np.asarray(one).argmax(0) for one in (said, alone, found)]
+    rows = []
+    for value in range(1, len(said)):
+        probability, mine = said[value].astype(np.float32), labels[2] == value
+        inside, size = float(probability[mine].sum()), int(mine.sum())
+        rows.append(
+            {
+                "with_neighbours": dice(labels[0] == value, labels[1] == value),
+                "neighbours_inside": inside / max(size, 1),
+                "neighbours_expected": 2 * inside / max(float(probability.sum()) + size, 1e-6),
+            }
+        )
+    return rows
 
 
 def joined(

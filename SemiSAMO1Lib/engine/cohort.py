@@ -101,6 +101,17 @@ class Cohort:
         """What a round says in the end, (C, z, y, x) float16: see `answers.py`."""
         return self.store.array("answers", str(number), f"{case_id}.npy")
 
+    def save_with_neighbours(self, number: int, case_id: str, found: list[dict[str, float]]) -> None:
+        self.store.save_json(found, "neighbours", str(number), f"{case_id}.json")
+
+    def with_neighbours(self, number: int, case_id: str) -> list[dict[str, float]]:
+        """How far linked cases agree with a round's answer (`answers.agreement`); no signals where none voted."""
+        names = ("neighbours", str(number), f"{case_id}.json")
+        if not self.store.has(*names):
+            return [{} for _ in range(1, self.plan.classes)]
+        found: list[dict[str, float]] = self.store.json(*names)
+        return found
+
     def save_links(self, case_id: str, links: Sequence[Link]) -> None:
         self.store.save_tensors({"links": [one.to_file() for one in links]}, "links", f"{case_id}.pt")
 

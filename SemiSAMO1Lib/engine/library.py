@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 
 from ..volume import Geometry, Volume
-from .answers import has_links, linker_for
 from .cases import Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
 from .data.store import Store
+from .linking import has_links, linker_for
 from .planning import Plan
 from .propagation.links import carried
 from .refinement.check import checks_of

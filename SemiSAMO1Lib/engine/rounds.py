@@ -26,7 +26,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from ..volume import Geometry, Volume
-from .answers import answer, link
+from .answers import answer
 from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
@@ -39,6 +39,7 @@ from .inference.sliding import Agreement, predict_probabilities
 from .inference.uncertainty import case_scores, to_case_grid
 from .learners import Learner, learner_named
 from .library import keep_library
+from .linking import link
 from .memory import is_out_of_memory, or_on_cpu, usable_memory
 from .observer import Observer, Silent, stop_if_asked
 from .planning import Plan, make_plan, plan_to_json, smaller

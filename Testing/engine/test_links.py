@@ -7,12 +7,14 @@ import pytest
 import torch
 from engine_helpers import dice, identity_deformation, smooth_noise, tiny_config, tiny_plan
 
-from SemiSAMO1Lib.engine.answers import VOTERS, answer, has_links, joined, link
+from SemiSAMO1Lib.engine.answers import VOTERS, agreement, answer, joined
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase, Propagation
 from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.data.grids import sample, space_points
 from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.evaluation.signals import cohort_signals
 from SemiSAMO1Lib.engine.library import Library, keep_library
+from SemiSAMO1Lib.engine.linking import has_links, link
 from SemiSAMO1Lib.engine.observer import Silent
 from SemiSAMO1Lib.engine.progress import Progress
 from SemiSAMO1Lib.engine.propagation.links import Link, Linker, carried
@@ -255,6 +257,50 @@ def test_registrations_begin_where_the_template_leads(cohort, monkeypatch):
 def test_one_case_has_nobody_to_ask(cohort):
     alone = Cohort(cohort.cases[:1], cohort.labelled, cohort.plan, cohort.store)
     assert not has_links(alone, tiny_config())
+
+
+# ---------------------------------------------------------------------- how far they agree
+
+
+def test_neighbours_doubt_a_case_that_they_had_to_mend(cohort):
+    """The network and the propagation missed the organ in a; in b all say the same."""
+    answered(cohort, 1)
+    of_a, of_b = (cohort.with_neighbours(1, name)[0] for name in "ab")
+    assert of_a["with_neighbours"] < 0.05, of_a
+    assert of_b["with_neighbours"] > 0.95, of_b
+
+
+def test_neighbours_that_are_sure_give_their_probability():
+    said = probabilities(TRUTH, 0.8)
+    found = agreement(said, said, probabilities(TRUTH))[0]
+    assert found["with_neighbours"] == 1 and found["neighbours_inside"] == pytest.approx(0.8, abs=0.001)
+
+
+def test_neighbours_that_agree_with_half_of_an_answer():
+    """Certain votes for the one half: as a soft label a Dice of 2 / 3."""
+    half = TRUTH.copy()
+    half[:, :6] = 0
+    found = agreement(probabilities(half, 1.0), probabilities(TRUTH), probabilities(TRUTH))[0]
+    assert found["neighbours_inside"] == pytest.approx(0.5)
+    assert found["neighbours_expected"] == pytest.approx(2 / 3) and found["with_neighbours"] == pytest.approx(2 / 3)
+
+
+def test_an_empty_answer_is_not_expected_by_neighbours_that_see_something():
+    nothing = probabilities(0 * TRUTH)
+    found = agreement(probabilities(TRUTH, 1.0), nothing, nothing)[0]
+    assert found == {"with_neighbours": 0, "neighbours_inside": 0, "neighbours_expected": 0}
+
+
+def test_the_agreement_is_among_the_signals(cohort):
+    answered(cohort, 1)
+    signals = cohort_signals(cohort, 1, tiny_config(rounds=1), Silent())
+    assert signals["a"][0]["with_neighbours"] == cohort.with_neighbours(1, "a")[0]["with_neighbours"]
+
+
+def test_where_nobody_was_asked_no_agreement_is_known(cohort):
+    answered(cohort, 1, neighbour_share=0)
+    signals = cohort_signals(cohort, 1, tiny_config(rounds=1), Silent())
+    assert signals["a"][0]["neighbours_inside"] is None
 
 
 # ---------------------------------------------------------------------- the mean

@@ -31,6 +31,9 @@ _UNSEEN = 65_535
 _NEAR = 4
 _SHELLS = tuple(at for at in range(-_NEAR, _NEAR + 1) if at)
 
+#: Signals that linked cases give (`answers.agreement`).
+NEIGHBOURLY = ("with_neighbours", "neighbours_inside", "neighbours_expected")
+
 #: Signals of a class: name -> value, None where there is nothing to compute it from.
 Signals = dict[str, float | None]
 
@@ -125,13 +128,14 @@ def _case_signals(
     prototypes = _prototypes(np.asarray(cohort.image(case_id)), label, cohort.plan.classes)
     volumes = _volumes(label, cohort.plan.classes, cohort.plan.spacing)
     carried = _carried(cohort, case_id, label, template) if cohort.has_deformations() else None
-    passes = cohort.between_passes(number, case_id)
+    passes, neighbours = cohort.between_passes(number, case_id), cohort.with_neighbours(number, case_id)
     gradient = ndimage.gaussian_gradient_magnitude(np.asarray(cohort.image(case_id), np.float32), 0.7)
     found: list[Signals] = []
     for value in range(1, cohort.plan.classes):
         mine = label == value
         signals: Signals = {
             **_doubt(probabilities[value].astype(np.float32), mine),
+            **{name: neighbours[value - 1].get(name) for name in NEIGHBOURLY},
             "edge": _edge(gradient, mine),
             "with_propagation": dice(mine, propagated == value),
             "network_with_propagation": dice(network == value, propagated == value),

@@ -1,0 +1,63 @@
+"""Cases are registered with those that look most like them, once, before the first round (`propagation/links.py`)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+
+from ..volume import Volume
+from .cohort import Cohort
+from .config import TrainingConfig
+from .memory import or_on_cpu
+from .planning import Plan
+from .progress import Progress
+from .propagation.links import Link, Linker
+from .ranks import Ranks
+from .similarity import nearest
+
+
+def link(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progress) -> None:
+    """Register every case with the cases that look most like it; once, for all rounds.
+
+    Registrations begin where those with the template lead: from the case to the template, and on to the other.
+    """
+    if not has_links(cohort, config):
+        return
+    signatures = {case: np.asarray(cohort.signature(case), np.float32) for case in cohort.ids}
+    # a rejected prediction tells its neighbours nothing
+    useful = [case for case in cohort.ids if cohort.case(case).trainable]
+    linkers: dict[str, Linker] = {}
+
+    def image(case_id: str) -> Volume:
+        grid = cohort.grid(cohort.case(case_id).geometry)
+        return Volume(np.asarray(cohort.image(case_id), np.float32), grid)
+
+    def links_on(where: torch.device) -> list[Link]:
+        linker = linkers.setdefault(where.type, linker_for(cohort.plan, where))
+        own = cohort.deformation(case_id).start
+
+        def start(other: str) -> NDArray[np.float64]:
+            return np.asarray(np.linalg.inv(cohort.deformation(other).start) @ own)
+
+        return linker.links(case_id, chosen, image, start)
+
+    for _, case_id in Ranks(fabric).share(cohort.ids, progress.observer):
+        cohort.image(case_id)  # made by one process, before others need it
+    for position, case_id in Ranks(fabric).share(cohort.ids, progress.observer):
+        if not cohort.has_links(case_id):
+            chosen = [other for other, _ in nearest(case_id, useful, signatures, config.neighbours)]
+            cohort.save_links(case_id, or_on_cpu(links_on, fabric.device, progress.observer, f"links of {case_id}"))
+        progress.step("links", position + 1, len(cohort.ids))
+
+
+def linker_for(plan: Plan, device: torch.device) -> Linker:
+    """Registers cases with each other by their images on the training grid, no finer than these are."""
+    spacing = max(plan.registration_spacing, float(np.prod(plan.spacing)) ** (1 / 3))
+    return Linker(spacing, device, padded=plan.intensity.scheme != "fixed")
+
+
+def has_links(cohort: Cohort, config: TrainingConfig) -> bool:
+    """Whether cases vote on each other: where they were registered, and are more than one."""
+    return config.neighbour_share > 0 and len(cohort.ids) > 1 and cohort.has_deformations()
