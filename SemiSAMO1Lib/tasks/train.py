@@ -155,7 +155,8 @@ def _begin_with(job: JobFolder, config: TrainingConfig, classes: int, processes:
 def _remove_working_files(job: JobFolder) -> None:
     """A finished training keeps its plan, weights, transforms, facts and library; all else can be made again."""
     made_again = ("propagation", "images", "probabilities", "pseudo", "weights-of-voxels", "confidence", "signatures")
-    for name in (*made_again, "links", "answers", "voters", "distances", "passes", "labelled"):
+    of_answers = ("links", "answers", "voters", "neighbours", "distances", "passes", "labelled")
+    for name in made_again + of_answers:
         shutil.rmtree(job.work / name, ignore_errors=True)
 
 

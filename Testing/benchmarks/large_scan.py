@@ -1,4 +1,4 @@
-"""Two CTs of 512 × 512 × 600 voxels through the main job: import, registration, training, prediction, report, export.
+"""CTs of 512 × 512 × 600 voxels through the main job: import, registration, training, prediction, report, export.
 
     python Testing/benchmarks/large_scan.py
 
@@ -61,11 +61,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--preset", default="standard")
+    parser.add_argument("--cases", type=int, default=3, help="beside the template; from two on they vote on each other")
     parser.add_argument("--rows", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        (template, label), _, (further, _) = (write_scan(folder, number) for number in range(3))
+        (template, label), *_, (further, _) = (write_scan(folder, number) for number in range(options.cases + 2))
         (folder / "further").mkdir()
         further.rename(folder / "further" / further.name)
         project = Project.create(folder / "project")

@@ -34,7 +34,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
 from monai.data.utils import dense_patch_slices
 from monai_loop import MonaiLoop
-from roofline import Counter, Floor, Rates, floor_of, in_turn, median_ratio
+from roofline import Floor, Rates, floor_of, in_turn, median_ratio
 from torch import Tensor, nn
 
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
@@ -51,6 +51,7 @@ from SemiSAMO1Lib.engine.observer import Silent
 from SemiSAMO1Lib.engine.planning import Plan
 from SemiSAMO1Lib.engine.propagation.deformable import Settings, register
 from SemiSAMO1Lib.engine.propagation.descriptors import describe
+from SemiSAMO1Lib.engine.propagation.links import Link, Linker, carried
 from SemiSAMO1Lib.engine.propagation.registration import FINEST_BELOW, RegistrationPropagator
 from SemiSAMO1Lib.engine.propagation.starts import affine, translations
 from SemiSAMO1Lib.engine.rounds import run
@@ -174,6 +175,38 @@ def registration(bench: Bench) -> None:
         asked = "<= 3 s" if name == "one start, with its affine step" else ""
         floor = floor_of(action, bench.rates)
         bench.say("registration", name, times[name], floor, "convexAdam 0.2.0", ratio, asked)
+
+
+def links(bench: Bench) -> None:
+    """A case with those that look most like it: once registered with each, and what they say, which each round asks."""
+    names = ("case", "a", "b", "c", "d", "e")
+    phantoms = {name: make_phantom(number, 0, SCAN) for number, name in enumerate(names)}
+    spacing, grid = SCAN.spacing_mm[0], phantoms["case"].image.geometry
+    linker = Linker(spacing, bench.device)
+    others = names[1:]
+
+    def linked() -> list[Link]:
+        for name in names:
+            linker.forget(name)
+        return linker.links("case", others, lambda name: phantoms[name].image, lambda _: np.eye(4))
+
+    found = linked()
+    own = {name: one.label for name, one in phantoms.items()}
+
+    def said_by(name: str, value: int) -> Volume:
+        return Volume(own[name].array == value, own[name].geometry)
+
+    def known_by(name: str) -> Volume:
+        return Volume(np.ones(own[name].geometry.shape, bool), own[name].geometry)
+
+    actions: dict[str, Callable[[], Any]] = {
+        f"{len(others)} links of a case": linked,
+        f"the vote of {len(others)} links, {CLASSES} classes": lambda: carried(found, said_by, known_by, grid, CLASSES),
+    }
+    times = bench.time(actions)
+    for name, action in actions.items():
+        with torch.no_grad():
+            bench.say("links", name, times[name], floor_of(action, bench.rates))
 
 
 def features(bench: Bench) -> None:
@@ -419,17 +452,17 @@ def inference(bench: Bench) -> None:
 
 
 class Stages:
-    """An observer that notes when each stage began."""
+    """An observer that adds up how long each stage took."""
 
     def __init__(self) -> None:
-        self.began: dict[str, float] = {}
+        self.spent: dict[str, float] = {}
         self.last = time.perf_counter()
 
     def event(self, kind: str, **fields: Any) -> None:
         now = time.perf_counter()
         if kind == "progress":
             stage = str(fields["stage"]).split(" ", maxsplit=1)[0]
-            self.began[stage] = self.began.get(stage, 0.0) + now - self.last
+            self.spent[stage] = self.spent.get(stage, 0.0) + now - self.last
             self.last = now
 
     def should_stop(self) -> bool:
@@ -437,25 +470,24 @@ class Stages:
 
 
 def whole(bench: Bench) -> None:
-    """A run with the quick preset, and where its time goes; drawing of patches is not in its floor."""
+    """A run with the quick preset, and where its time goes; its parts have floors of their own."""
     phantoms = [make_phantom(number, 0, SCAN) for number in range(6)]
     labelled = [LabelledCase("template", phantoms[0].image, phantoms[0].label)]
     cases = [EngineCase(one.name, one.image.geometry, lambda one=one: one.image) for one in phantoms[1:]]
-    stages, counter = Stages(), Counter()
+    config, stages = make_config("quick", device=str(bench.device)), Stages()
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, counter:
-        for _ in run(
-            cases, labelled, CLASSES, make_config("quick", device=str(bench.device)), Store(Path(folder)), stages
-        ):
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in run(cases, labelled, CLASSES, config, Store(Path(folder)), stages):
             pass
     seconds = time.perf_counter() - began
-    for stage, spent in stages.began.items():
+    for stage, spent in stages.spent.items():
         bench.say("whole", stage, [spent], None, "the whole run", spent / seconds)
-    bench.say("whole", f"{len(cases)} cases, quick", [seconds], counter.floor(bench.rates))
+    bench.say("whole", f"{len(cases)} cases, quick", [seconds])
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {
     "registration": registration,
+    "links": links,
     "features": features,
     "formats": formats,
     "training": training,

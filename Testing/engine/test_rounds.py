@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -131,6 +132,18 @@ def test_second_run_reports_no_losses(finished, cases, template):
     observer = Recorder()
     list(run(cases, [template], CLASSES, CONFIG, finished[0], observer))
     assert not [kind for kind, _ in observer.events if kind == "losses"], "a finished run reported losses again"
+
+
+def test_a_run_that_was_killed_before_its_library_makes_the_same(finished, cases, template, tmp_path):
+    """All results are written; only the cases that vote on further scans were not kept yet."""
+    shutil.copytree(finished[0].path(), tmp_path / "store")
+    store = Store(tmp_path / "store")
+    shutil.rmtree(store.path("library"))
+    store.path("library.json").unlink()
+    assert not list(run(cases, [template], CLASSES, CONFIG, store, Recorder(), completed=2)), "results came again"
+    same = {path.name: path.read_bytes() for path in finished[0].path("library").iterdir()}
+    assert same and {path.name: path.read_bytes() for path in store.path("library").iterdir()} == same
+    assert store.json("library.json") == finished[0].json("library.json")
 
 
 @pytest.mark.parametrize("stop_after", [2, 6, 11])

@@ -111,6 +111,15 @@ def test_checkpoints_of_finished_rounds_are_removed(finished: JobFolder) -> None
     assert list((finished.work / "checkpoints").glob("*.pt")) == []
 
 
+def test_of_the_working_files_only_what_further_scans_need_is_kept(finished: JobFolder) -> None:
+    needed = {"plan.json", "config.json", "weights", "transforms", "library", "library.json", "template-signature.npy"}
+    facts = {"in-force.json", "labelled.json", "skipped.json", "environment.json", "refinement", "signals"}
+    empty = {"checkpoints"}
+    kept = {path.name for path in finished.work.iterdir()}
+    assert needed <= kept, f"missing: {needed - kept}"
+    assert kept <= needed | facts | empty, f"left behind: {kept - needed - facts - empty}"
+
+
 def test_superseded_rounds_of_a_killed_worker_are_removed_later(tmp_path: Path) -> None:
     from SemiSAMO1Lib.tasks.inputs import ClassMap, Inputs
     from SemiSAMO1Lib.tasks.train import ResultWriter
