@@ -247,8 +247,8 @@ Segment a scan: `python segment.py SCAN OUTPUT`. It needs Python 3.11, torch, MO
 `python -m monai.bundle run --config_file configs/inference.json` needs fire too.
 
 This is the network alone. Inside its project a prediction is joined with what registration carries over from the
-labelled scans, which are not in this file; there it is usually somewhat better. No scan and no patient's data are in
-this file.
+labelled scans and from cases that look like it, which are not in this file; there it is usually better. No scan and no
+patient's data are in this file.
 
 {card["intended_use"]}
 """

@@ -4,15 +4,16 @@
     python Testing/benchmarks/quality.py fit --folder FOLDER         signals, fit with one cohort left out, calibration
     python Testing/benchmarks/quality.py ship --folder FOLDER        writes the shipped coefficients
 
-Trainings that are done are not run again. They differ in cohort, scans, template, seed and preset; some begin from a
-template that was labelled badly on purpose.
+Two can collect beside each other, with `--threads 1` and other `--runs` each. Trainings that are done are not run
+again. They differ in cohort, scans, template, seed and preset; some begin from a template that was labelled badly on
+purpose.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,11 @@ def chosen(run: Run, folder: Path) -> tuple[list[Path], Path]:
     return sorted((made / "images").iterdir()), made / "labels"
 
 
-def collect(folder: Path) -> None:
+def collect(folder: Path, runs: Sequence[str] = (), threads: int | None = None) -> None:
+    """The trainings of these names, or all."""
     for run in RUNS:
+        if runs and run.name not in runs:
+            continue
         place = folder / run.name
         if (place / "done").exists():
             continue
@@ -138,9 +142,8 @@ def collect(folder: Path) -> None:
             reference = place / found[0].name
             write_volume(reference, Volume(run.spoil(label.array.astype(np.uint8)), label.geometry))
         project.add_label(found[0].name.split(".")[0], reference)
-        job = request_training(
-            project, {"preset": run.preset, "seed": run.seed, "keep_rounds": True, "test_time_passes": 2}
-        )
+        parameters = {"preset": run.preset, "seed": run.seed, "keep_rounds": True, "test_time_passes": 2}
+        job = request_training(project, {**parameters, "threads": threads})
         start(job)
         wait(job)
         (place / "done").touch()
@@ -272,12 +275,16 @@ def ship(folder: Path) -> None:
 
 
 def main() -> None:
-    steps = {"collect": collect, "fit": show, "ship": ship}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=tuple(steps))
+    parser.add_argument("step", choices=("collect", "fit", "ship"))
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--runs", nargs="+", default=(), choices=[run.name for run in RUNS], metavar="NAME")
+    parser.add_argument("--threads", type=int, help="of each training")
     options = parser.parse_args()
-    steps[options.step](options.folder)
+    if options.step == "collect":
+        collect(options.folder, options.runs, options.threads)
+    else:
+        {"fit": show, "ship": ship}[options.step](options.folder)
 
 
 if __name__ == "__main__":
