@@ -292,17 +292,21 @@ def look_again(cohort: Cohort, config: TrainingConfig, observer: Observer, featu
     """Predict the labelled cases besides the template, to say what was learned: Dice with their labels.
 
     They are predicted as the others are, with what is carried over from the template, but not from themselves.
-    `labelled.json` in the store: case -> Dice of the classes 1 .. C - 1, on the training grid.
+    `labelled.json` in the store: case -> Dice of the classes 1 .. C - 1, on the training grid; None for a class that
+    the label says nothing about.
     """
     run = FinishedRun(cohort.labelled[:1], cohort.plan.classes, config, cohort.store, Silent(), features)
 
-    def compute() -> dict[str, list[float]]:
+    def compute() -> dict[str, list[float | None]]:
         found = {}
         for case in cohort.labelled[1:]:
             stop_if_asked(observer)
             answer = run.segment(case.image).prediction.array
-            label, known = case.label.array, range(1, cohort.plan.classes)
-            found[case.id] = [dice(answer == value, label == value) for value in known]
+            label = case.label.array
+            found[case.id] = [
+                None if value in case.unknown else dice(answer == value, label == value)
+                for value in range(1, cohort.plan.classes)
+            ]
         return found
 
     cohort.store.once(compute, "labelled.json")

@@ -10,11 +10,11 @@ from slicer.i18n import tr as _
 
 from ..project import Case, Label, ProjectError, Role, reviews
 from ..project.drafts import find_draft
-from ..project.history import unreadable_lines
+from ..project.history import decisions, unreadable_lines
 from ..project.label_table import LabelTable
 from ..project.label_writer import written
 from ..project.queue import Waiting
-from ..project.results import Quality, changes
+from ..project.results import Quality, asked_about, changes
 from ..project.reviews import Review
 from ..project.session import Session, template_gaps
 from ..quality import ENOUGH
@@ -90,18 +90,21 @@ class ResultsStep:
         """The cases that the filter lets through, in the order in which they were offered; at the end those that were
         reviewed and are not predicted any more."""
         project, rated = self._session.project, self._rating()
-        states = {case.id: case.review for case in project.state.cases} if project is not None else {}
+        cases = project.state.cases if project is not None else ()
+        states = {case.id: case.review for case in cases}
+        left_out = {case.id for case in cases if case.role is Role.EXCLUDED}
         reviewed = self._reviewed()
-        random = {one.case for one in self._waiting() if one.random}
+        waiting = {one.case: one.random for one in self._waiting()}
         wanted = chosen(self._ui.filterBox) or "all"
         open_now = self.view.files.case if self.view is not None else None
         entries = []
         for case in [*(one for one in self._order if one in rated.estimates), *reviewed]:
             estimate, state = rated.estimates.get(case), states.get(case, "not_seen")
             level = estimate.level if estimate is not None else ""
-            if case != open_now and not _lets_through(wanted, level, state):
+            to_decide = case in waiting or state == Review.DRAFT
+            if case != open_now and (case in left_out or not _lets_through(wanted, level, state, to_decide)):
                 continue
-            marks = [_("drawn at random")] if case in random else []
+            marks = [_("drawn at random")] if waiting.get(case) else []
             if estimate is not None:
                 marks.insert(0, _("nothing found") if estimate.likely is None else _level(level))
             shown = f"  ({', '.join(marks)})" if marks else ""
@@ -119,10 +122,23 @@ class ResultsStep:
         return self._session.waiting() if self._session.current_training == self._training else []
 
     def _reviewed(self) -> list[str]:
-        """Cases that a person accepted, corrected or paints on, and that the current training did not predict."""
+        """Cases that a person accepted, corrected or paints on, and that the current training did not predict; also
+        those of which such a decision was taken back and painting is left, or that are open."""
         project, kept = self._session.project, (Review.ACCEPTED, Review.CORRECTED, Review.DRAFT)
-        cases = project.state.with_role(Role.LABELLED, Role.UNLABELLED) if project is not None else []
-        return [case.id for case in cases if case.review in kept and case.id not in self._predicted]
+        if project is None:
+            return []
+        touched, view = decisions(project), self.view
+        open_now = view.files.case if view is not None else None
+        cases = [
+            one for one in project.state.with_role(Role.LABELLED, Role.UNLABELLED) if one.id not in self._predicted
+        ]
+        return [
+            case.id
+            for case in cases
+            if case.review in kept
+            or case.id == open_now
+            or (case.id in touched and find_draft(project, case.id) is not None)
+        ]
 
     @property
     def training(self) -> str | None:
@@ -190,7 +206,9 @@ class ResultsStep:
         if project is None or view is None:
             return
         found = drawn(view.segmentation, view.scan, project.state.labels)
-        absent = ask_absent(self._dialogs, project.state.labels, found.counts)
+        asked = asked_about(project, view.files.training or None)
+        table = project.state.labels.without(set(project.state.labels.values) - asked)
+        absent = ask_absent(self._dialogs, table, found.counts)
         if absent is not None:
             case, who, training = view.files.case, self._reviewer(), view.files.training
             view.as_seen = reviews.accept(project, case, absent, who, training, view.as_seen)
@@ -211,6 +229,10 @@ class ResultsStep:
             return
         # an empty segment that somebody added by the way is no label
         table = project.state.labels.updated([one for one in found.table if one.value in known or one in new])
+        # neither is one that was added after the training: unless it was painted, it is unknown here
+        asked = asked_about(project, view.files.training or None)
+        later = {value for value in known if value not in asked and not found.counts.get(value)}
+        named, table = table, table.without(later)
         absent = ask_absent(self._dialogs, table, found.counts)
         if absent is None:
             return
@@ -224,7 +246,7 @@ class ResultsStep:
             view.as_seen = reviews.correct(project, case, path, absent, who, bool(new), True, training, view.as_seen)
         view.mark_saved()
         before = {label.value: label for label in known_labels}
-        project.update_labels([one for one in table if one != before.get(one.value)])
+        project.update_labels([one for one in named if one != before.get(one.value)])
         self._decided()
 
     def _may_add(self, new: Sequence[Label]) -> bool:
@@ -272,6 +294,8 @@ class ResultsStep:
         if following:
             choose(self._ui.resultCaseBox, following[0])
             self.open()
+        elif self.view is not None and self.view.as_seen is not None:  # it stays open
+            show_status(self.view.segmentation, self.view.as_seen.review)
         self._list_cases()
         self.show()
 
@@ -287,8 +311,13 @@ class ResultsStep:
         painted = [_("You painted changes: save them with Correct, or discard them.")]
         nothing = [_("Nothing was painted.")]
         new = now in (Review.NOT_SEEN, Review.SKIPPED)
+        if case.role is Role.EXCLUDED:
+            left_out = [_("This case was left out; take it in again first.")]
+            return left_out, left_out, left_out, left_out
         if new and case.role is Role.LABELLED:
             decided, new = [_("A person labelled it already.")], False
+        elif new and case.id not in self._predicted:
+            decided, new = [_("The current training did not predict this case.")], False
         changed = view.changed or find_draft(project, case.id) is not None
         # painting reopens what was accepted or corrected
         may_correct = bool({Review.CORRECTED, Review.DRAFT} & reviews.TRANSITIONS[now])
@@ -353,7 +382,8 @@ class ResultsStep:
         learned = changes(project)
         if learned:
             shown = "; ".join(one.in_words for one in learned[:3])
-            lines.append(_("Reviewed before, predicted anew: {shown}").format(shown=shown))
+            more = _(" and {count} more").format(count=len(learned) - 3) if len(learned) > 3 else ""
+            lines.append(_("Reviewed before, predicted anew: {shown}{more}").format(shown=shown, more=more))
         if damaged := unreadable_lines(project):
             lines.append(_("{n} lines of the project's reviews cannot be read; they are left out.").format(n=damaged))
         rated = self._session.rated()
@@ -402,9 +432,9 @@ def filters() -> dict[str, str]:
     }
 
 
-def _lets_through(wanted: str, quality: str, state: str) -> bool:
+def _lets_through(wanted: str, quality: str, state: str, to_decide: bool) -> bool:
     if wanted == "waiting":
-        return state in ("not_seen", "skipped", "draft")
+        return to_decide
     return wanted in ("all", state) or (wanted == "low" and quality == "low")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ def draft_file(project: Project, case: str) -> Path:
     return project.folder / "labels" / case / "draft.seg.nrrd"
 
 
-def save_draft(project: Project, case: str, labels: Volume, table: LabelTable, training: str) -> Path:
+def save_draft(
+    project: Project, case: str, labels: Volume, table: LabelTable, training: str, new: Collection[int] = ()
+) -> Path:
     """Write a draft, in place of an older one; another person's is put aside as `draft-of-<name>-<time>.seg.nrrd`.
 
     Args:
@@ -28,10 +31,12 @@ def save_draft(project: Project, case: str, labels: Volume, table: LabelTable, t
         labels: values (z, y, x) on any grid of the case.
         table: names of the values, also of such that the project does not know yet.
         training: whose prediction it began from; empty for a label drawn from nothing.
+        new: values that the project has not given. It may give them to other labels before the draft is opened again,
+            so their segments go by name.
     """
     path = draft_file(project, case)
     written = path.with_name("draft-new.seg.nrrd")
-    write_segmentation(written, labels, table, "draft")
+    write_segmentation(written, labels, table, "draft", new)
     _put_aside(project, case)
     written.replace(path)
     files.write_json(path.with_name("draft.json"), {"training": training, **identity()})

@@ -37,7 +37,7 @@ FEWEST = 3
 
 _DECIDED = (Review.ACCEPTED, Review.CORRECTED, Review.REJECTED)
 
-#: 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond, 1.96 + 2.4 / n is right to 0.01.
+#: 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond, 1.96 + 2.4 / n + 3 / n² is right to 0.01.
 _STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
@@ -195,7 +195,7 @@ def advice(project: Project, rated: Quality | None = None) -> Advice:
 
 def _until_a_mean(project: Project, rated: Quality) -> str:
     """What the mean still waits for."""
-    needed = min(FEWEST * EVERY, len(rated.estimates))
+    needed = min(FEWEST * EVERY, len(_population(project, rated)))
     decided = _decided(project)
     if len(decided) < needed:
         return f"a mean is shown after {needed} decisions"
@@ -205,9 +205,14 @@ def _until_a_mean(project: Project, rated: Quality) -> str:
 
 
 def _population(project: Project, rated: Quality) -> list[str]:
-    """The predicted cases that the mean speaks of: all but excluded ones."""
-    roles = {case.id: case.role for case in project.state.cases}
-    return [case for case in rated.estimates if roles[case] is not Role.EXCLUDED]
+    """The predicted cases that the mean speaks of: those that a person decides about. Excluded ones, and those
+    that were labelled without looking at their prediction, are none of them."""
+    known = {case.id: case for case in project.state.cases}
+    return [case for case in rated.estimates if _is_waiting(known[case]) or _is_decided(known[case])]
+
+
+def _is_decided(case: Case) -> bool:
+    return case.role in (Role.UNLABELLED, Role.LABELLED) and case.review in _DECIDED
 
 
 def _dice_of(decision: Decision | None) -> float | None:
@@ -225,4 +230,4 @@ def _decided(project: Project) -> dict[str, Decision]:
 
 
 def _student(freedom: int) -> float:
-    return _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else 1.96 + 2.4 / freedom
+    return _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else 1.96 + 2.4 / freedom + 3 / freedom**2

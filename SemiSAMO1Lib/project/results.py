@@ -38,12 +38,19 @@ def predictions(project: Project, training: str | None = None) -> dict[str, dict
     return found
 
 
-def values_of_training(project: Project) -> frozenset[int]:
-    """The label values that the current training knows; none before the first one."""
-    current = project.refresh().current_training
-    if current is None:
+def values_of_training(project: Project, training: str | None = None) -> frozenset[int]:
+    """The label values that a training knows, the current one unless said; none before the first one."""
+    training = training or project.refresh().current_training
+    if training is None:
         return frozenset()
-    return frozenset(LabelTable.from_json(JobFolder(project.jobs / current).spec()["labels"]).values)
+    return frozenset(LabelTable.from_json(JobFolder(project.jobs / training).spec()["labels"]).values)
+
+
+def asked_about(project: Project, training: str | None) -> frozenset[int]:
+    """The labels that must be in a scan, or be said to be absent, when a person decides about a prediction: those that
+    its training knows. Labels added later are unknown there unless they are painted. Without a prediction: all."""
+    values = frozenset(project.refresh().labels.values)
+    return values & values_of_training(project, training) if training else values
 
 
 @lru_cache(maxsize=4)
@@ -112,8 +119,9 @@ class Change:
 
     Attributes:
         case: its id.
-        before: mean Dice of the prediction that the person saw with the label that was then drawn; None where none was:
-            an accepted prediction is its own label.
+        before: mean Dice, with the same label, of the answer of the training before that learned from it; else of the
+            prediction that the person saw when it was drawn; None where neither is: an accepted prediction is its own
+            label.
         now: mean Dice of the new networks' answer with the label in force, which they have learned from.
     """
 
@@ -129,18 +137,37 @@ class Change:
 
 
 def changes(project: Project, training: str | None = None) -> list[Change]:
-    """The reviewed cases that a training learned from, those that changed most first; the current training's."""
+    """The reviewed cases that a training learned from, those that changed most first, then those without a figure of
+    before; the current training's."""
     training = training or project.refresh().current_training
-    path = project.jobs / training / "results" / "labelled.json" if training is not None else None
-    if path is None or not path.is_file():
+    if training is None:
         return []
-    history = decisions(project)
+    history, labels = decisions(project), _labels_of(project, training)
+    earlier = sorted((job.name for job in project.jobs.iterdir() if job.name < training), reverse=True)
     found = []
-    for case, dice in files.read_json(path).items():
+    for case, now in _learned(project, training).items():
         drawn = [one for one in history.get(case, []) if one.training != training and one.after != "accepted"]
-        seen = [one.mean_dice for one in drawn if one.dice]
-        found.append(Change(case, seen[-1] if seen else None, float(np.mean(list(dice.values())))))
-    return sorted(found, key=lambda one: (-abs(one.now - (one.before or 0.0)), one.case))
+        before = [one.mean_dice for one in drawn if one.dice][-1:]
+        for one in earlier:  # the last training that knew this very label
+            if _labels_of(project, one).get(case) == labels.get(case) and case in (then := _learned(project, one)):
+                before = [then[case]]
+                break
+        found.append(Change(case, before[0] if before else None, now))
+    return sorted(found, key=lambda one: (one.before is None, -abs(one.now - (one.before or 0.0)), one.case))
+
+
+def _learned(project: Project, training: str) -> dict[str, float]:
+    """Case -> mean Dice of a training's answer with its label then; empty where nothing was looked at again."""
+    path = project.jobs / training / "results" / "labelled.json"
+    rows = files.read_json(path) if path.is_file() else {}
+    return {case: float(np.mean(list(dice.values()))) for case, dice in rows.items() if dice}
+
+
+def _labels_of(project: Project, training: str) -> dict[str, int]:
+    """Case -> version of the label that a training learned from."""
+    path = project.jobs / training / "inputs" / "cases.json"
+    rows = files.read_json(path).get("labelled", []) if path.is_file() else []
+    return {row["id"]: row["version"] for row in rows if "version" in row}
 
 
 def _estimates(predicted: Mapping[str, dict[str, Any]], model: QualityModel) -> dict[str, Estimate]:

@@ -16,7 +16,7 @@ from . import drafts
 from .cases import Case, Role
 from .history import Decision, decisions
 from .label_reader import DoubtfulLabel, LabelError, read_labels
-from .results import predictions, values_of_training
+from .results import asked_about, predictions, values_of_training
 from .store import Project, ProjectError, require_as_seen
 
 
@@ -60,7 +60,8 @@ def accept(
 
     Args:
         project, case_id: whose.
-        absent: label values that are really not in this scan.
+        absent: label values that are really not in this scan. Labels that were added after the training are unknown
+            in it.
         reviewer: who decided; None: the account.
         training: whose prediction the person saw; None: the current one's.
         seen: the case as it was when the person opened it; None: as it is now.
@@ -75,7 +76,15 @@ def accept(
     _require_no_painting(project, case)
     origin, role, state = "accepted", Role.LABELLED, str(Review.ACCEPTED)
     project.add_label(
-        case.id, row["prediction"], origin, role, absent or (), reviewer=reviewer, review=state, seen=case
+        case.id,
+        row["prediction"],
+        origin,
+        role,
+        absent or (),
+        reviewer=reviewer,
+        review=state,
+        seen=case,
+        asked=asked_about(project, row["training"]),
     )
     return _noted(project, case, reviewer, **_lesson(project, case.id, row, _voxels(case, row)))
 
@@ -127,6 +136,7 @@ def correct(
         seen=case,
         refuse_doubts=not sure,
         began_from=began,
+        asked=asked_about(project, row["training"] if row is not None else None),
     )
     added = sorted(set(project.state.labels.values) - known)
     facts = {"added": added} if added else {}
@@ -238,11 +248,11 @@ def _decide(
 def _predicted(project: Project, case: Case, action: str, training: str | None = None) -> dict[str, Any]:
     """The case's row in the current results. Raises ProjectError where there is none, or another one was seen."""
     current = project.refresh().current_training
-    if training is not None and training != current:
-        raise ProjectError(f"{case.id} was predicted anew by {current} since you opened it; look at that one first")
     row = predictions(project).get(case.id)
     if row is None or row["prediction"] is None:
         raise ProjectError(f"case {case.id} has no prediction of the current training; there is nothing to {action}")
+    if training is not None and training != current:
+        raise ProjectError(f"{case.id} was predicted anew by {current} since you opened it; look at that one first")
     return row
 
 

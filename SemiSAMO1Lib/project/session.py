@@ -246,8 +246,11 @@ class Session:
         return self.advice_job
 
     def ranking(self) -> list[Ranked]:
-        """The project's scans as templates, the recommended one first; empty before there is an advice."""
-        return self._ranking
+        """The project's scans as templates, the recommended one first, without those that were left out since; empty
+        before there is an advice."""
+        cases = self.project.state.cases if self.project is not None else ()
+        left_out = {case.id for case in cases if case.role is Role.EXCLUDED}
+        return [one for one in self._ranking if one.case not in left_out]
 
     # ------------------------------------------------------------------ training
 

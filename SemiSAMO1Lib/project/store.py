@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -408,6 +408,7 @@ class Project:
         seen: Case | None = None,
         refuse_doubts: bool = False,
         began_from: str | None = None,
+        asked: Collection[int] | None = None,
     ) -> LabelReading:
         """Take a label file as a new version of a case's label.
 
@@ -416,7 +417,7 @@ class Project:
             labels_file: any label map or segmentation, on any grid (see `read_labels`).
             origin: template, imported, accepted or corrected.
             role: the case's role from now on.
-            absent: values that are really not in this scan; any other missing value is refused.
+            absent: values that are really not in this scan; any other missing value that was asked about is refused.
             add_labels: take values that the label table does not have into it.
             priority: which value wins where segments overlap.
             reviewer: who drew it.
@@ -424,6 +425,8 @@ class Project:
             seen: the case as the person saw it; somebody else's decision since then is not overruled.
             refuse_doubts: refuse a file that looks like another case's, instead of noting it.
             began_from: the training whose prediction was mended; None: the current one.
+            asked: values that the person was asked about; others are unknown in this scan unless they are painted.
+                None: all of the label table.
 
         Raises:
             LabelError: the file cannot be used; nothing was changed.
@@ -434,14 +437,15 @@ class Project:
         case = state.case(case_id)
         self.image_path(case)
         absent = sorted(set(absent))
-        nothing_there = role is not Role.TEMPLATE and bool(absent) and absent == sorted(state.labels.values)
+        needed = set(state.labels.values if asked is None else asked)
+        nothing_there = role is not Role.TEMPLATE and bool(absent) and needed <= set(absent)
         reading = read_labels(labels_file, case.geometry, priority, allow_empty=nothing_there)
         doubts = _doubts(Path(labels_file), reading, case, state)
         if doubts and refuse_doubts:
-            raise DoubtfulLabel(doubts[0])
+            raise DoubtfulLabel(" ".join(doubts))
         reading = replace(reading, notes=(*reading.notes, *doubts))
         table = _table_for(reading, state.labels, add_labels, Path(labels_file).name)
-        _require_complete(reading, state.labels, table, absent, Path(labels_file).name)
+        _require_complete(reading, needed, table, absent, Path(labels_file).name)
 
         def apply(now: State) -> State:
             current = now.case(case_id)
@@ -575,7 +579,8 @@ def require_as_seen(case: Case, seen: Case | None) -> None:
 
 
 def _doubts(labels_file: Path, reading: LabelReading, case: Case, state: State) -> list[str]:
-    """Signs that a label file belongs to another scan of the project, or lies elsewhere in space."""
+    """Signs that a label file belongs to another scan of the project, lies elsewhere in space, or has its labels the
+    other way round."""
     others = [one for one in state.cases if one.id != case.id]
     doubts = []
     if (named := _named_in(stem_of(labels_file), [case, *others])) not in (None, case):
@@ -587,7 +592,23 @@ def _doubts(labels_file: Path, reading: LabelReading, case: Case, state: State) 
         # a segmentation may be cropped to what was painted; a label map covers what its scan covers
         if suffix_of(labels_file) != ".seg.nrrd" and (away := grid.field_apart(case.geometry)) is not None:
             doubts.append(f"covers another part of space than the scan: their corners are {away:.3g} mm apart")
-    return [f"{labels_file.name} {' and '.join(doubts)}: is it the label of {case.id}?"] if doubts else []
+    found = [f"{labels_file.name} {' and '.join(doubts)}: is it the label of {case.id}?"] if doubts else []
+    return [*found, *_contradictions(labels_file.name, reading, state.labels)]
+
+
+def _contradictions(name: str, reading: LabelReading, table: LabelTable) -> list[str]:
+    """Values count, but a file that gives one label's name to another's value has probably mixed them up."""
+    by_name = {label.name.strip().casefold(): label.value for label in table}
+    wrong = [
+        f"its {called!r} has the value {value}, which is {table.name_of(value)!r} here ({called!r} is {meant})"
+        for value, called in sorted(reading.names.items())
+        if value in table.values and (meant := by_name.get(called.strip().casefold(), value)) != value
+    ]
+    return (
+        [f"{name} names its labels otherwise than the label table: {'; '.join(wrong)}. Are the values right?"]
+        if wrong
+        else []
+    )
 
 
 def _named_in(stem: str, cases: Sequence[Case]) -> Case | None:
@@ -607,15 +628,13 @@ def _table_for(reading: LabelReading, table: LabelTable, add_labels: bool, name:
     return table.with_labels((value, reading.names[value]) for value in unknown)
 
 
-def _require_complete(
-    reading: LabelReading, before: LabelTable, table: LabelTable, absent: list[int], name: str
-) -> None:
-    """Every label that the project knew must be there, or be said to be absent."""
+def _require_complete(reading: LabelReading, needed: set[int], table: LabelTable, absent: list[int], name: str) -> None:
+    """Every label that was asked about, and every one that the file has, must be there, or be said to be absent."""
     present = set(reading.names) - set(reading.empty)
     if wrong := sorted(present & set(absent)):
         raise LabelError(f"{name}: label values {wrong} are declared absent but painted")
-    needed = set(before.values) | set(reading.names)
-    if strange := sorted(set(absent) - needed):
+    needed = needed | set(reading.names)
+    if strange := sorted(set(absent) - set(table.values)):
         raise LabelError(f"{name}: label values {strange} are declared absent, but the label table has no such label")
     if missing := sorted(needed - present - set(absent)):
         names = ", ".join(f"{value} ({table.name_of(value)})" for value in missing)

@@ -165,11 +165,15 @@ class Painted:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a segmentation held at a moment, copied in the main thread; `labels` may be called in any thread."""
+    """What a segmentation held at a moment, copied in the main thread; `labels` may be called in any thread.
+
+    `new`: values of `table` that the project had not given.
+    """
 
     painted: tuple[Painted, ...]
     table: LabelTable
     grid: Geometry
+    new: frozenset[int]
 
     def labels(self) -> Volume:
         """All segments as one label map on the scan's grid; where segments overlap the later one wins."""
@@ -192,7 +196,7 @@ def snapshot(node: Any, scan: Any, table: LabelTable) -> Snapshot:
     if moved or any(segment.GetRepresentation(_LABELMAP) is None for segment in segments):
         found = drawn(node, scan, table)  # slower, and right wherever the nodes were moved to
         parts = [Painted(value, Volume(found.labels.array == value, found.labels.geometry)) for value in found.counts]
-        return Snapshot(tuple(parts), found.table, found.labels.geometry)
+        return Snapshot(tuple(parts), found.table, found.labels.geometry, _new(found.table, table))
     values = _values(segments, table)
     painted = []
     for segment, value in zip(segments, values, strict=True):
@@ -205,7 +209,11 @@ def snapshot(node: Any, scan: Any, table: LabelTable) -> Snapshot:
                 painted.append(Painted(value, Volume(mask, _grid_of(labelmap))))
     rows = [_label(segment, value, table) for segment, value in zip(segments, values, strict=True)]
     own_table = LabelTable(tuple(sorted(rows, key=lambda one: one.value)))
-    return Snapshot(tuple(painted), own_table, geometry_of(scan))
+    return Snapshot(tuple(painted), own_table, geometry_of(scan), _new(own_table, table))
+
+
+def _new(drawn_labels: LabelTable, given: LabelTable) -> frozenset[int]:
+    return frozenset(drawn_labels.values) - frozenset(given.values)
 
 
 def _grid_of(labelmap: Any) -> Geometry:

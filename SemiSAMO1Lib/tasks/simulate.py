@@ -20,7 +20,7 @@ from ..engine.evaluation.paired import paired_difference
 from ..engine.observer import Observer, Silent, stop_if_asked
 from ..job import JobFolder, State, observe, start
 from ..job.folder import usable_cores
-from ..project import Project, ProjectError, reviews
+from ..project import Project, ProjectError, Role, reviews
 from ..project.label_reader import read_labels
 from ..project.queue import queue, random_order
 from ..project.results import predictions
@@ -94,17 +94,17 @@ def simulate(
             f"{len(reviewed)} cases of this project were reviewed, {reviewed[0]} among them; a simulation begins "
             "before any review. Give a project with a template alone."
         )
-    waiting = [case.id for case in project.refresh().cases if case.id in truth and case.label_version is None]
-    if len(waiting) <= plan.steps[-1]:
-        raise ProjectError(
-            f"{len(waiting)} cases have a reference; {plan.steps[-1]} corrected ones leave none untouched"
-        )
+    waiting = [case.id for case in project.state.with_role(Role.UNLABELLED) if case.id in truth]
+    _require_enough(waiting, plan)
     _require_same_plan(folder / "plan.json", plan)
     start_folder = folder / "start"
     if not (start_folder / "done.json").exists():
         first = _copy(project, start_folder)
         _train(first, plan, observer, None)
         files.write_json(start_folder / "done.json", {})
+    predicted = predictions(Project(start_folder))
+    waiting = [case for case in waiting if case in predicted]  # a scan that cannot be read was left out
+    _require_enough(waiting, plan)
     played = {}
     for order in plan.orders:
         played[order] = _play(Project(start_folder), folder / order, order, truth, plan, observer)
@@ -126,6 +126,13 @@ def simulate(
         "cases": len(waiting),
         "common_cases": len(set(waiting) - touched),
     }
+
+
+def _require_enough(waiting: Sequence[str], plan: Plan) -> None:
+    if len(waiting) <= plan.steps[-1]:
+        raise ProjectError(
+            f"{len(waiting)} cases have a reference; {plan.steps[-1]} corrected ones leave none untouched"
+        )
 
 
 def _differences(played: Mapping[str, list[dict[str, Any]]], cases: Collection[str]) -> list[dict[str, Any]]:

@@ -101,8 +101,9 @@ def _finish(job: JobFolder, inputs: Inputs) -> None:
     store = Store(job.work)
     if store.has("labelled.json"):
         rows = store.json("labelled.json")
-        values = inputs.class_map.values[1:]
-        named = {case: dict(zip(map(str, values), dice, strict=True)) for case, dice in rows.items()}
+        values = [str(value) for value in inputs.class_map.values[1:]]
+        pairs = {case: zip(values, dice, strict=True) for case, dice in rows.items()}
+        named = {case: {value: one for value, one in mine if one is not None} for case, mine in pairs.items()}
         files.write_json(job.results / "labelled.json", named)
     if (job.project / "project.json").exists() and not store.has("in-force.json"):  # once, also when resumed after it
         rows = files.read_json(job.inputs / "cases.json")["cases"]

@@ -278,6 +278,16 @@ def test_mean_dice_leaves_out_what_nobody_has():
     assert mean_dice(TRUTH, TRUTH, 5) == pytest.approx(1)
 
 
+def test_a_class_that_the_template_says_nothing_about_does_not_count():
+    """Drawn in the case, not in the template: no sign of a bad label."""
+    both = np.array([1, 1, 2, 2])
+    assert mean_dice(both, np.array([1, 1, 0, 0]), 3, unknown=(2,)) == 1
+    more = np.where(moved(5) > 0, 2, TRUTH)
+    more[TRUTH > 0] = 1
+    found = reverse_dice(more, GRID, identity_deformation(GRID), TRUTH, GRID, 3, unknown=(2,))
+    assert found == pytest.approx(1, abs=1e-4)
+
+
 def test_reverse_dice_of_the_truth_is_one():
     assert reverse_dice(TRUTH, GRID, identity_deformation(GRID), TRUTH, GRID, 2) == pytest.approx(1, abs=1e-4)
 

@@ -227,6 +227,16 @@ def test_labelled_cases_besides_the_template_are_looked_at_again(cases, template
     assert list(found) == ["other"] and len(found["other"]) == len(LABELS)
 
 
+def test_a_class_that_a_label_says_nothing_about_is_not_looked_at_again(cases, template, phantoms, tmp_path):
+    label = phantoms[3].label
+    partial = dataclasses.replace(label, array=np.where(label.array == 2, 0, label.array))
+    other = LabelledCase("other", phantoms[3].image, partial, 0.5, "accepted", unknown=(2,))
+    config = CONFIG.model_copy(update={"rounds": 1, "iterations": 2})
+    list(run(cases[:2], [template, other], CLASSES, config, Store(tmp_path), Recorder()))
+    found = Store(tmp_path).json("labelled.json")["other"]
+    assert [value is None for value in found] == [number == 2 for number in range(1, CLASSES)]
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_every_round_begins_with_an_earlier_runs_weights(finished, cases, template, tmp_path, number):
     """With a learning rate of next to nothing the new weights are the earlier ones."""

@@ -1,5 +1,7 @@
 """Signals of quality: each is better for a good prediction than for a spoiled one, and what it is made of."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,15 @@ def test_without_registration_there_is_no_way_back(tmp_path):
 def test_round_0_does_not_compare_the_propagation_with_itself(tmp_path):
     signals = cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}), 0, tiny_config(), Silent())
     assert [signals["a"][0][name] for name in ("with_propagation", "between_rounds")] == [None, None]
+
+
+def test_a_class_that_the_template_says_nothing_about_is_not_compared_with_it(tmp_path):
+    cohort = make(tmp_path, {"a": (TRUTH, 0.9)})
+    cohort.labelled[0] = replace(cohort.labelled[0], label=Volume(TRUTH * (TRUTH == 1), GRID), unknown=(2,))
+    known, unknown = cohort_signals(cohort, 2, tiny_config(), Silent())["a"]
+    with_template = ("reverse", "prototype", "volume_to_template")
+    assert [unknown[name] for name in with_template] == [None] * 3
+    assert all(known[name] is not None for name in with_template)
 
 
 def test_with_one_case_there_is_no_cohort(tmp_path):

@@ -15,9 +15,10 @@ import vtk
 from panel_helpers import wait
 
 from SemiSAMO1Lib import files
-from SemiSAMO1Lib.project import Project, read_labels, reviews
+from SemiSAMO1Lib.project import Label, Project, Role, read_labels, reviews
 from SemiSAMO1Lib.project.drafts import find_draft
 from SemiSAMO1Lib.project.queue import queue
+from SemiSAMO1Lib.project.results import predictions
 from SemiSAMO1Lib.scene.segmentations import drawn
 
 #: Seconds between the last change and the draft.
@@ -265,6 +266,13 @@ class TestStatus:
         panel.results.open()
         assert status_of(panel.view) == {status}
 
+    def test_the_last_decision(self, panel: Any, ui: Any, opened: str) -> None:
+        """No case follows: the open one says what was decided."""
+        for _ in range(3):
+            ui.rejectButton.click()
+            panel.tick()
+        assert status_of(panel.view) == {"flagged"}
+
     def test_a_template_is_completed(self, panel: Any, ui: Any, with_template: Path) -> None:
         ui.openTemplateButton.click()
         assert status_of(panel.view) == {"completed"}
@@ -293,6 +301,36 @@ class TestQueue:
         panel.close_case()
         ui.filterBox.setCurrentIndex(ui.filterBox.findData(wanted))
         assert len(panel.results.order()) == count
+
+    @pytest.mark.parametrize("wanted", ["all", "waiting"])
+    def test_what_was_left_out_is_not_listed(
+        self, panel: Any, ui: Any, trained: Path, opened: str, wanted: str
+    ) -> None:
+        panel.close_case()
+        Project(trained).exclude(opened)
+        panel.tick()
+        ui.filterBox.setCurrentIndex(ui.filterBox.findData(wanted))
+        panel.results.refresh()
+        assert opened not in panel.results.order() and len(panel.results.order()) == 2
+
+    def test_what_is_open_and_was_left_out_cannot_be_decided(
+        self, panel: Any, ui: Any, trained: Path, opened: str
+    ) -> None:
+        Project(trained).exclude(opened)
+        panel.session.project.refresh()
+        panel.tick()
+        assert not ui.acceptButton.enabled and "left out" in ui.reviewReasonLabel.text
+
+    def test_what_somebody_labelled_by_hand_does_not_wait(
+        self, panel: Any, ui: Any, trained: Path, opened: str
+    ) -> None:
+        panel.close_case()
+        row = predictions(Project(trained))[opened]
+        Project(trained).add_label(opened, row["prediction"], "imported", Role.LABELLED)
+        panel.tick()
+        ui.filterBox.setCurrentIndex(ui.filterBox.findData("waiting"))
+        panel.results.look_again()
+        assert opened not in panel.results.order()
 
     def test_likely_quality_is_said_not_to_be_checked_yet(self, ui: Any, opened: str) -> None:
         assert "not yet checked on your scans: 0 of 10" in ui.standingLabel.text
@@ -401,6 +439,16 @@ class TestReopening:
         case = project.state.case(opened)
         assert (case.review, project.label_record(case)["origin"]) == ("corrected", "corrected"), panel.banner.text
 
+    def test_taken_back_there_it_stays_in_the_list(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        """Without a prediction there is nothing to accept, and it is said why."""
+        ui.acceptButton.click()
+        train_again(panel, ui)
+        reopen(panel, ui, opened)
+        ui.undoButton.click()
+        panel.tick()
+        assert Project(trained).state.case(opened).review == "not_seen" and opened in panel.results.order()
+        assert not ui.acceptButton.enabled and "did not predict this case" in ui.reviewReasonLabel.text
+
     def test_after_the_last_case_it_can_be_decided_on_further(
         self, panel: Any, ui: Any, trained: Path, opened: str
     ) -> None:
@@ -499,6 +547,52 @@ class TestNewSegments:
             added,
         )
 
+    def test_one_in_a_draft_keeps_its_name(
+        self, panel: Any, ui: Any, trained: Path, opened: str, tmp_path: Path
+    ) -> None:
+        """While it waited, the project gave its value to another label."""
+        self.add(panel, painted=True)
+        panel.tick()
+        panel.keep_work()
+        panel.close_case()
+        project = Project(trained)
+        taken = project.state.labels.next_value
+        project.update_labels([Label(taken, "cyst", (1, 2, 3))])
+        panel.tick()
+        reopen(panel, ui, opened)
+        found = drawn(panel.view.segmentation, panel.view.scan, Project(trained).state.labels)
+        names = {label.name: label.value for label in found.table}
+        assert names["cyst"] == taken and names["Segment_4"] != taken
+        assert found.counts[names["Segment_4"]] == 3 and not found.counts[taken]
+
+
+class TestLabelsThatCameLater:
+    """A label that was added after the training: nobody looked for it in its predictions."""
+
+    @pytest.fixture
+    def later(self, panel: Any, trained: Path, opened: str) -> int:
+        project = Project(trained)
+        value = project.state.labels.next_value
+        project.update_labels([Label(value, "late", (1, 2, 3))])
+        panel.tick()
+        panel.results.open()
+        panel.tick()
+        return value
+
+    def declared(self, folder: Path, case: str) -> list[int]:
+        project = Project(folder)
+        return list(project.label_record(project.state.case(case))["declared"])
+
+    def test_accepting_does_not_ask_about_it(self, panel: Any, ui: Any, trained: Path, opened: str, later: int) -> None:
+        ui.acceptButton.click()
+        assert later not in self.declared(trained, opened), panel.banner.text
+
+    def test_a_correction_leaves_it_unknown(self, panel: Any, ui: Any, trained: Path, opened: str, later: int) -> None:
+        paint(panel, 6)
+        panel.tick()
+        ui.correctButton.click()
+        assert later not in self.declared(trained, opened), panel.banner.text
+
 
 class TestSomebodyElse:
     def test_their_decision_is_shown(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
@@ -564,6 +658,16 @@ class TestAdvice:
         best = panel.session.ranking()[0].case
         assert f"Recommended: {best}" in ui.adviceLabel.text
         assert ui.templateCaseBox.itemData(0) == best and "(recommended)" in ui.templateCaseBox.itemText(0)
+
+    def test_what_was_left_out_is_neither_recommended_nor_warned_of(
+        self, panel: Any, ui: Any, with_scans: Path
+    ) -> None:
+        wait(panel, lambda: bool(panel.session.ranking()), "the ranking")
+        best = panel.session.ranking()[0].case
+        Project(with_scans).exclude(best)
+        panel.session.project.refresh()
+        panel.tick()
+        assert best not in ui.adviceLabel.text and "Recommended: " in ui.adviceLabel.text
 
     def test_with_a_template_nothing_is_recommended(self, panel: Any, ui: Any, with_template: Path) -> None:
         wait(panel, lambda: "looked at" not in ui.adviseButton.toolTip, "the end of the advice")

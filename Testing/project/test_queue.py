@@ -218,6 +218,19 @@ class TestScore:
                 decide(forty, case, 0.9)
         assert score(forty) is None
 
+    def test_a_drawn_case_that_somebody_labelled_without_a_review_is_none_of_them(self, forty: Project) -> None:
+        """Nobody can decide about it any more: the mean must not wait for it."""
+        first = random_order((case.id for case in forty.state.cases), forty.state.current_training)[0]
+
+        def labelled(state: Any) -> Any:
+            cases = (replace(case, role=Role.LABELLED) if case.id == first else case for case in state.cases)
+            return replace(state, cases=tuple(cases))
+
+        forty.change(labelled)
+        self.review(forty, EVERY * FEWEST, lambda _: 0.8)
+        known = score(forty)
+        assert known is not None and known.cases == 39 and first not in advice(forty).reason
+
     def test_a_rejected_prediction_counts_nothing(self, forty: Project) -> None:
         for one in queue(forty)[: EVERY * FEWEST]:
             decide(forty, one.case, None if one.random else 0.9, "rejected" if one.random else "corrected")

@@ -20,8 +20,9 @@ from SemiSAMO1Lib.project.drafts import by_whom, drafts_put_aside, find_draft, s
 from SemiSAMO1Lib.project.history import decisions, unreadable_lines
 from SemiSAMO1Lib.project.importing import candidates, look
 from SemiSAMO1Lib.project.label_reader import DoubtfulLabel
+from SemiSAMO1Lib.project.label_table import Label, LabelTable
 from SemiSAMO1Lib.project.label_writer import write_segmentation
-from SemiSAMO1Lib.project.results import predictions
+from SemiSAMO1Lib.project.results import changes, predictions
 from SemiSAMO1Lib.project.reviews import TRANSITIONS, Review
 from SemiSAMO1Lib.project.training import request_training
 from SemiSAMO1Lib.tasks.inputs import read_labelled
@@ -389,6 +390,127 @@ class TestLabelsThatWereAdded:
         review.correct(project, "c", mended)
         review.undo(project, "b")
         assert project.refresh().labels.values == [1, 2, 7]
+
+
+class TestLabelsThatTheTrainingDidNotKnow:
+    """A label that was added after a training is unknown in its predictions, until it is painted."""
+
+    @pytest.fixture
+    def later(self, project: Project) -> Project:
+        project.update_labels([Label(3, "late", (1, 2, 3))])
+        return project
+
+    def declared(self, project: Project, case: str) -> tuple[list[int], list[int]]:
+        record = project.label_record(project.state.case(case))
+        return record["declared"], record["absent"]
+
+    def test_accepting_says_nothing_about_it(self, later: Project) -> None:
+        review.accept(later, "b")
+        assert self.declared(later, "b") == ([1, 2], [])
+
+    def test_nor_does_a_correction_without_it(self, later: Project, mended: Path) -> None:
+        review.correct(later, "b", mended)
+        assert self.declared(later, "b") == ([1, 2], [])
+
+    def test_the_next_training_does_not_take_it_for_background(self, later: Project) -> None:
+        review.accept(later, "b")
+        rows = files.read_json(request_training(later, {}).inputs / "cases.json")["labelled"]
+        assert {row["id"]: row["unknown"] for row in rows} == {"a": [3], "b": [3]}
+
+    def test_a_person_may_say_that_it_is_absent(self, later: Project) -> None:
+        review.accept(later, "b", absent=[3])
+        assert self.declared(later, "b") == ([1, 2, 3], [3])
+
+    def test_an_empty_segment_of_it_is_asked_about(self, later: Project, tmp_path: Path) -> None:
+        drawn = tmp_path / "drawn.seg.nrrd"
+        write_segmentation(drawn, two_labels(OBLIQUE), later.state.labels)
+        with pytest.raises(LabelError, match=r"no voxel of label 3 \(late\)"):
+            review.correct(later, "b", drawn)
+
+    def test_of_labels_that_it_knew_none_may_be_missing(self, later: Project, tmp_path: Path) -> None:
+        only = Volume(two_labels(OBLIQUE).array * (two_labels(OBLIQUE).array == 1), OBLIQUE)
+        write_volume(tmp_path / "only.nrrd", only)
+        with pytest.raises(LabelError, match="no voxel of label 2"):
+            review.correct(later, "b", tmp_path / "only.nrrd")
+
+    def test_after_a_training_that_knows_it_it_is_asked_about(self, later: Project, mended: Path) -> None:
+        train(later)
+        with pytest.raises(LabelError, match="no voxel of label 3"):
+            review.correct(later, "c", mended)
+
+
+class TestNamesThatContradict:
+    """Values count. A file that calls one label as another is called has probably mixed them up."""
+
+    @pytest.fixture
+    def swapped(self, project: Project, tmp_path: Path) -> Path:
+        one, two = project.state.labels.labels
+        path = tmp_path / "swapped.seg.nrrd"
+        write_segmentation(
+            path, two_labels(OBLIQUE), LabelTable((replace(one, name=two.name), replace(two, name=one.name)))
+        )
+        return path
+
+    def test_it_is_asked_about(self, project: Project, swapped: Path) -> None:
+        with pytest.raises(DoubtfulLabel, match="names its labels otherwise"):
+            review.correct(project, "b", swapped)
+        assert project.refresh().case("b").label_version is None
+
+    def test_who_is_sure_may_take_it_and_finds_it_noted(self, project: Project, swapped: Path) -> None:
+        case = review.correct(project, "b", swapped, sure=True)
+        assert any("names its labels otherwise" in note for note in project.label_record(case)["notes"])
+
+    def test_other_names_are_no_contradiction(self, project: Project, tmp_path: Path) -> None:
+        labels = [replace(one, name=f"Segment_{one.value}") for one in project.state.labels]
+        write_segmentation(tmp_path / "own.seg.nrrd", two_labels(OBLIQUE), LabelTable(tuple(labels)))
+        assert review.correct(project, "b", tmp_path / "own.seg.nrrd").review == "corrected"
+
+
+class TestWhatWasLearned:
+    """Which reviewed cases a training changed, and by how much."""
+
+    def look_again(self, project: Project, dice: dict[str, float]) -> None:
+        """A training that learned from the labels in force, and what it makes of them."""
+        train(project)
+        training = str(project.state.current_training)
+        labelled = [one for one in project.state.cases if one.label_version is not None]
+        rows = [{"id": one.id, "version": one.label_version} for one in labelled]
+        files.write_json(project.jobs / training / "inputs" / "cases.json", {"labelled": rows})
+        mean = {case: {"1": one, "2": one} for case, one in dice.items()}
+        files.write_json(project.jobs / training / "results" / "labelled.json", mean)
+
+    def test_what_changed_comes_before_what_is_not_known(self, project: Project, mended: Path) -> None:
+        for case in "bcd":
+            review.accept(project, case)
+        seen = review.correct(project, "e", mended)
+        before = decisions(project)[seen.id][-1].mean_dice
+        self.look_again(project, {"b": 0.99, "c": 0.99, "d": 0.99, "e": 0.97})
+        found = changes(project)
+        assert [one.case for one in found] == ["e", "b", "c", "d"]
+        assert (found[0].before, found[0].now) == (before, pytest.approx(0.97))
+
+    def test_later_trainings_are_compared_with_the_one_before(self, project: Project) -> None:
+        review.accept(project, "b")
+        self.look_again(project, {"b": 0.90})
+        self.look_again(project, {"b": 0.95})
+        assert [(one.before, one.now) for one in changes(project)] == [(pytest.approx(0.90), pytest.approx(0.95))]
+
+    def test_but_not_where_the_label_was_drawn_anew(self, project: Project, mended: Path) -> None:
+        review.accept(project, "b")
+        self.look_again(project, {"b": 0.90})
+        review.begin_draft(project, "b")
+        review.correct(project, "b", mended)
+        self.look_again(project, {"b": 0.95})
+        assert [one.before for one in changes(project)] == [None]
+
+
+def test_what_the_current_training_did_not_predict_is_said_so(project: Project) -> None:
+    """Not that it was predicted anew."""
+    review.accept(project, "b")
+    train(project)
+    review.undo(project, "b")
+    with pytest.raises(ProjectError, match="has no prediction of the current training"):
+        review.accept(project, "b", training="")
 
 
 class TestTwoReviewers:

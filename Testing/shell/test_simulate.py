@@ -52,6 +52,19 @@ def test_orders_are_compared_over_the_cases_that_none_corrects(played: tuple[Pat
     assert last["mean"] == pytest.approx(wanted, abs=1e-4) and last["low"] <= last["mean"] <= last["high"]
 
 
+def test_an_excluded_case_takes_no_part(played: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """It has a reference, and no prediction."""
+    shutil.copytree(played[0] / "project", tmp_path / "project")
+    Project(tmp_path / "project").exclude("phantom_003")
+    labels, config = played[0] / "cohort" / "labels", played[0] / "tiny.json"
+    given = ("--references", labels, "--output", tmp_path / "effort", "--config", config)
+    quickly = ("--steps", "1", "--rounds", 0, "--orders", "queue,entropy")
+    done = shell("simulate", tmp_path / "project", *given, *quickly, "--json")
+    assert done.code == 0, done.text
+    rows = files.read_json(tmp_path / "effort" / "queue" / "rows.json")
+    assert done.json()["cases"] == 4 and "phantom_003" not in rows[-1]["dice"]
+
+
 def test_the_references_become_corrections(played: tuple[Path, dict[str, Any]]) -> None:
     project = Project(played[0] / "effort" / "queue")
     corrected = [case for case in project.state.cases if case.review == reviews.Review.CORRECTED]

@@ -40,12 +40,14 @@ Signals = dict[str, float | None]
 
 @dataclass(frozen=True)
 class _Template:
-    """The template on its training grid: geometry, class indices, mean descriptors and volumes (mm³) of its classes."""
+    """The template on its training grid: geometry, class indices, mean descriptors and volumes (mm³) of its classes,
+    and the classes that its label says nothing about."""
 
     grid: Geometry
     label: NDArray[Any]
     prototypes: NDArray[np.float32]
     volumes: NDArray[np.float64]
+    unknown: tuple[int, ...]
 
 
 @dataclass
@@ -97,7 +99,8 @@ def _template(cohort: Cohort) -> _Template:
     label = resample_labels(first.label, grid)
     image = cohort.scaled(first.image, grid)
     classes = cohort.plan.classes
-    return _Template(grid, label, _prototypes(image, label, classes), _volumes(label, classes, cohort.plan.spacing))
+    prototypes, volumes = _prototypes(image, label, classes), _volumes(label, classes, cohort.plan.spacing)
+    return _Template(grid, label, prototypes, volumes, first.unknown)
 
 
 def _carried(cohort: Cohort, case_id: str, label: NDArray[Any], template: _Template) -> NDArray[np.uint16]:
@@ -148,7 +151,10 @@ def _case_signals(
         }
         if number == 0:  # there is nothing yet that could differ from the propagation
             signals |= dict.fromkeys(("with_propagation", "network_with_propagation", "between_rounds"))
-        found.append(signals | _in_template(carried, votes, template, value))
+        signals |= _in_template(carried, votes, template, value)
+        if value in template.unknown:  # there is nothing that the class could be compared with
+            signals |= dict.fromkeys(("reverse", "prototype", "volume_to_template"))
+        found.append(signals)
     return found
 
 

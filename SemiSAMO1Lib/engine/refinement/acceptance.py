@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,12 @@ TOLERANCE = 0.02
 OUTLIER = 3.0
 
 
-def mean_dice(a: NDArray[Any], b: NDArray[Any], classes: int) -> float:
-    """Mean Dice over the foreground classes of two label maps; classes that neither has count nothing."""
-    overlaps = [float(np.count_nonzero((a == value) & (b == value))) for value in range(1, classes)]
-    sizes = [float(np.count_nonzero(a == value) + np.count_nonzero(b == value)) for value in range(1, classes)]
+def mean_dice(a: NDArray[Any], b: NDArray[Any], classes: int, unknown: Collection[int] = ()) -> float:
+    """Mean Dice over the foreground classes of two label maps; classes that neither has, and unknown ones, count
+    nothing."""
+    values = [value for value in range(1, classes) if value not in unknown]
+    overlaps = [float(np.count_nonzero((a == value) & (b == value))) for value in values]
+    sizes = [float(np.count_nonzero(a == value) + np.count_nonzero(b == value)) for value in values]
     return _mean_of(overlaps, sizes)
 
 
@@ -34,6 +36,7 @@ def reverse_dice(
     template_label: NDArray[Any],
     template: Geometry,
     classes: int,
+    unknown: Collection[int] = (),
 ) -> float:
     """Dice with the template's label of a prediction carried back to the template, where the case's field covers it.
 
@@ -44,11 +47,14 @@ def reverse_dice(
         template_label: class indices (z, y, x) on `template`.
         template: the template's grid.
         classes: number of classes, background included.
+        unknown: classes that the template's label says nothing about; they count nothing.
     """
     there = deformation.to_case(space_points(template))
     covered = sample(torch.ones(1, *grid.shape), grid, there, padding="zeros")
     overlaps, sizes = [], []
     for value in range(1, classes):  # one class at a time: memory does not grow with their number
+        if value in unknown:
+            continue
         carried = sample(torch.from_numpy(prediction == value)[None].float(), grid, there, padding="zeros")
         wanted = torch.from_numpy(template_label == value)[None].float()
         overlaps.append(float((covered * carried * wanted).sum()))

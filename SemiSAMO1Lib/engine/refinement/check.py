@@ -17,7 +17,8 @@ def checks_of(cohort: Cohort, said: Callable[[str], NDArray[Any]]) -> dict[str, 
     """The check value of every case, in [0, 1].
 
     The mean of two agreements: with the template's label after carrying the label back to it, and with the
-    propagation; the latter alone where nothing was registered.
+    propagation; the latter alone where nothing was registered. Classes that the template's label says nothing about do
+    not count.
 
     Args:
         cohort: propagation and transforms of every case, on disk.
@@ -30,9 +31,10 @@ def checks_of(cohort: Cohort, said: Callable[[str], NDArray[Any]]) -> dict[str, 
     found = {}
     for case_id in cohort.ids:
         judged, propagated = (np.asarray(one).argmax(0) for one in (said(case_id), cohort.probabilities(0, case_id)))
-        found[case_id] = mean_dice(judged, propagated, classes)
+        found[case_id] = mean_dice(judged, propagated, classes, template.unknown)
         if registered:
             grid = cohort.grid(cohort.case(case_id).geometry)
-            back = reverse_dice(judged, grid, cohort.deformation(case_id), label, template_grid, classes)
+            field = cohort.deformation(case_id)
+            back = reverse_dice(judged, grid, field, label, template_grid, classes, template.unknown)
             found[case_id] = 0.5 * (back + found[case_id])
     return found
