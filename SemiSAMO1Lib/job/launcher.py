@@ -17,8 +17,8 @@ from .watch import Observed, State, observe, running_training
 #: On Linux the C allocator gives every big tensor back to the kernel; half of a step's time was spent on that.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 
-#: Threads that wait should sleep, not spin: two trainings at once on two cores were about ten times slower than one. A short
-#: spin before that saves most of the waking up (docs/performance.md).
+#: Threads that wait should sleep, not spin: two trainings at once on two cores were about ten times slower than one. A
+#: short spin before that saves most of the waking up (docs/performance.md).
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "1000"}
 
 
