@@ -14,14 +14,12 @@ from .config import TrainingConfig
 from .evaluation.metrics import dice
 from .inference.uncertainty import voxel_entropy
 from .linking import has_links
+from .observer import Observer
 from .progress import Progress
 from .propagation.links import Link, carried
 from .ranks import Ranks
-from .refinement.check import checks_of
+from .refinement.check import believed, checks_of
 from .refinement.fusion import weighted_mean
-
-#: Share of the cases that vote on others after a round: those whose check is best.
-VOTERS = 0.6
 
 #: Least weight of what is there in any case.
 _LEAST = 1e-2
@@ -36,7 +34,8 @@ def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, 
     """
     ranks, linked = Ranks(fabric), has_links(cohort, config)
     if linked and number > 0:
-        ranks.once(lambda: cohort.store.once(lambda: _voters(cohort, number), "voters", f"{number}.json"))
+        observer = progress.observer
+        ranks.once(lambda: cohort.store.once(lambda: _voters(cohort, number, observer), "voters", f"{number}.json"))
     for position, case_id in ranks.share(cohort.ids, progress.observer):
         if not cohort.has_answer(number, case_id):
             links = _voting(cohort, number, case_id) if linked else []
@@ -139,8 +138,6 @@ def _known(cohort: Cohort, case_id: str) -> Volume:
     return Volume(np.asarray(cohort.confidence(case_id)) > 0, cohort.grid(cohort.case(case_id).geometry))
 
 
-def _voters(cohort: Cohort, number: int) -> list[str]:
-    """The cases whose predictions of a round can best be believed; rejected ones have no vote in any case."""
-    checks = checks_of(cohort, lambda case_id: cohort.probabilities(number, case_id))
-    limit = float(np.quantile(list(checks.values()), 1 - VOTERS))
-    return [case_id for case_id, value in checks.items() if value >= limit]
+def _voters(cohort: Cohort, number: int, observer: Observer) -> list[str]:
+    """The cases whose predictions of a round can best be believed."""
+    return believed(cohort, checks_of(cohort, lambda case_id: cohort.probabilities(number, case_id), observer))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class FinishedRun:
         labelled, classes, config, store: of the finished run; nothing is written to its store.
         observer: gets progress.
         features: folder of kept features.
+        without: cases whose predictions of this run are not believed any more: they have no vote.
 
     Raises:
         FileNotFoundError: the run is not finished.
@@ -46,7 +47,9 @@ class FinishedRun:
         store: Store,
         observer: Observer,
         features: Path | None = None,
+        without: Collection[str] = (),
     ) -> None:
+        self.without = without
         self.labelled, self.classes, self.config = labelled, classes, config
         self.store, self.observer, self.features = store, observer, features
         self.plan = Plan.model_validate(store.json("plan.json"))
@@ -88,4 +91,4 @@ class FinishedRun:
         return self._ready[where.type]
 
     def _library(self, where: torch.device) -> Library:
-        return self._libraries.setdefault(where.type, Library(self.store, self.plan, self.config, where))
+        return self._libraries.setdefault(where.type, Library(self.store, self.plan, self.config, where, self.without))

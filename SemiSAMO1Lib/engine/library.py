@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,9 +14,10 @@ from .cohort import Cohort
 from .config import TrainingConfig
 from .data.store import Store
 from .linking import has_links, linker_for
+from .observer import Observer
 from .planning import Plan
 from .propagation.links import carried
-from .refinement.check import checks_of
+from .refinement.check import believed, checks_of
 from .similarity import nearest
 
 #: Cases that are kept.
@@ -23,15 +26,14 @@ SIZE = 16
 _INDEX = ("library.json",)
 
 
-def keep_library(cohort: Cohort, number: int, config: TrainingConfig) -> None:
-    """Keep image, label and signature of the cases whose answer of a round passes the check best."""
+def keep_library(cohort: Cohort, number: int, config: TrainingConfig, observer: Observer) -> None:
+    """Keep image, label and signature of the cases whose answer of a round can best be believed."""
 
     def keep() -> list[dict[str, object]]:
         if not has_links(cohort, config):
             return []
-        checks = checks_of(cohort, lambda case_id: cohort.answer(number, case_id))
-        useful = [case_id for case_id in cohort.ids if cohort.case(case_id).trainable]
-        chosen = sorted(useful, key=lambda case_id: (-checks[case_id], case_id))[:SIZE]
+        checks = checks_of(cohort, lambda case_id: cohort.answer(number, case_id), observer)
+        chosen = believed(cohort, checks)[:SIZE]
         for case_id in chosen:
             label = np.asarray(cohort.answer(number, case_id)).argmax(0)
             kind = np.uint8 if cohort.plan.classes <= 256 else np.uint16
@@ -48,10 +50,13 @@ def keep_library(cohort: Cohort, number: int, config: TrainingConfig) -> None:
 
 
 class Library:
-    """The kept cases of a finished run; those that were looked at last stay in memory."""
+    """The kept cases of a finished run, less some; those that were looked at last stay in memory."""
 
-    def __init__(self, store: Store, plan: Plan, config: TrainingConfig, device: torch.device) -> None:
-        rows = store.json(*_INDEX) if config.neighbour_share > 0 and store.has(*_INDEX) else []
+    def __init__(
+        self, store: Store, plan: Plan, config: TrainingConfig, device: torch.device, without: Collection[str] = ()
+    ) -> None:
+        kept = store.json(*_INDEX) if config.neighbour_share > 0 and store.has(*_INDEX) else []
+        rows = [row for row in kept if row["id"] not in without]
         self._store, self._plan, self._config = store, plan, config
         self._grids = {row["id"]: Geometry.from_json(row["geometry"]) for row in rows}
         self._starts = {row["id"]: np.array(row["to_template"]) for row in rows}

@@ -138,7 +138,13 @@ def precision_for(
         return "32-true"
     if wanted != "auto":
         return wanted
-    return "bf16-mixed" if device_type == "cuda" or cpu_has_bf16() else "32-true"
+    able = cuda_has_bf16() if device_type == "cuda" else cpu_has_bf16()
+    return "bf16-mixed" if able else "32-true"
+
+
+def cuda_has_bf16() -> bool:
+    """True where the GPU multiplies bfloat16 in hardware (Ampere and later); older ones would emulate it."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def cpu_has_bf16() -> bool:

@@ -131,7 +131,7 @@ def run(
             yield from results(cohort, number, config, progress)
         if number < config.rounds:
             ranks.once(partial(refine, cohort, number, config, progress))
-    ranks.once(partial(keep_library, cohort, config.rounds, config))
+    ranks.once(partial(keep_library, cohort, config.rounds, config, observer))
     if config.rounds:
         ranks.once(partial(look_again, cohort, config, observer, features))
     progress.finish()

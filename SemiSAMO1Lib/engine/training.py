@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 
@@ -162,7 +163,9 @@ def make_fabric(device: str, precision: str, together: bool = False) -> Fabric:
     count, here = started_together() if together else (1, 1)
     if count == 1:
         devices: Any = [int(number)] if number else 1
-        return Fabric(accelerator=kind, devices=devices, precision=precision)  # type: ignore[arg-type]
+        # named, or inside a SLURM allocation Fabric would look for processes that nobody started
+        alone = LightningEnvironment()
+        return Fabric(accelerator=kind, devices=devices, precision=precision, plugins=[alone])  # type: ignore[arg-type]
     if number:
         raise ValueError(
             f"{count} processes cannot share {device}; give --device cuda, and each takes a GPU of its own"

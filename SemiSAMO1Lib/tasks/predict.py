@@ -13,9 +13,10 @@ from ..engine.further import FinishedRun
 from ..engine.observer import Observer, Silent
 from ..image_io import SUFFIXES, UnreadableImage, suffix_of, write_volume
 from ..job.folder import JobFolder
-from ..project import LabelTable, Project
+from ..project import LabelTable, Project, Role
 from ..project.case_rows import checked_volume
 from ..project.label_writer import write_segmentation
+from ..project.reviews import Review
 from .inputs import ClassMap, read_labelled
 from .report import current_training
 from .train import config_of
@@ -93,4 +94,11 @@ def finished_run(job: JobFolder, device: str, observer: Observer) -> tuple[Finis
     config = config_of(job).model_copy(update={"device": device})
     class_map, labelled = read_labelled(job)
     features = job.project / "cache" / "features"
-    return FinishedRun(labelled, class_map.classes, config, Store(job.work), observer, features), class_map
+    store, without = Store(job.work), _not_believed(Project(job.project))
+    return FinishedRun(labelled, class_map.classes, config, store, observer, features, without), class_map
+
+
+def _not_believed(project: Project) -> list[str]:
+    """Cases whose prediction a person rejected, drew otherwise or left out since it was made."""
+    refused = (Review.REJECTED, Review.CORRECTED)
+    return [case.id for case in project.refresh().cases if case.review in refused or case.role is Role.EXCLUDED]

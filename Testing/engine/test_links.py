@@ -7,7 +7,7 @@ import pytest
 import torch
 from engine_helpers import dice, identity_deformation, smooth_noise, tiny_config, tiny_plan
 
-from SemiSAMO1Lib.engine.answers import VOTERS, agreement, answer, joined
+from SemiSAMO1Lib.engine.answers import agreement, answer, joined
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase, Propagation
 from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.data.grids import sample, space_points
@@ -15,9 +15,10 @@ from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.evaluation.signals import cohort_signals
 from SemiSAMO1Lib.engine.library import Library, keep_library
 from SemiSAMO1Lib.engine.linking import has_links, link
-from SemiSAMO1Lib.engine.observer import Silent
+from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.engine.progress import Progress
 from SemiSAMO1Lib.engine.propagation.links import Link, Linker, carried
+from SemiSAMO1Lib.engine.refinement.check import BELIEVED, believed, checks_of
 from SemiSAMO1Lib.engine.training import make_fabric
 from SemiSAMO1Lib.volume import Geometry, Volume
 
@@ -228,7 +229,14 @@ def test_where_all_others_are_rejected_a_case_is_answered_alone(cohort):
 def test_cases_that_fail_the_check_have_no_vote(cohort):
     answered(cohort, 1)
     voters = cohort.store.json("voters", "1.json")
-    assert "e" not in voters and len(voters) >= VOTERS * len(NAMES), voters
+    assert "e" not in voters and len(voters) >= BELIEVED * len(NAMES), voters
+
+
+def test_rejected_cases_do_not_use_up_the_votes_of_others(cohort):
+    """Four cases are rejected and agree with everything; of the other ones the best three fifths are believed."""
+    checks = dict(zip("abcde", (0.9, 0.9, 0.5, 0.6, 0.7), strict=True))
+    cohort.cases = [replace(case, trainable=case.id not in "ab") for case in cohort.cases]
+    assert believed(cohort, checks) == ["e", "d"]
 
 
 def test_links_are_made_once(cohort, monkeypatch):
@@ -354,7 +362,7 @@ def test_where_the_template_saw_nothing_round_0_is_the_nearest_guess():
 @pytest.fixture
 def library(cohort):
     answered(cohort, 1)
-    keep_library(cohort, 1, tiny_config())
+    keep_library(cohort, 1, tiny_config(), Silent())
     return Library(cohort.store, cohort.plan, tiny_config(), CPU)
 
 
@@ -386,8 +394,33 @@ def test_a_run_without_a_library_has_no_votes(cohort):
     assert votes.votes(Volume(smooth_noise(GRID.shape, 0), GRID), seen()) is None
 
 
+def test_of_few_cases_only_those_that_are_believed_are_kept(cohort):
+    """In the training the others had no vote either."""
+    answered(cohort, 1)
+    keep_library(cohort, 1, tiny_config(), Silent())
+    checks = checks_of(cohort, lambda case_id: cohort.answer(1, case_id), Silent())
+    kept = [row["id"] for row in cohort.store.json("library.json")]
+    assert kept == believed(cohort, checks) and len(kept) < len(NAMES)
+
+
+def test_cases_that_a_person_refused_later_have_no_vote(library, cohort):
+    kept = [row["id"] for row in cohort.store.json("library.json")]
+    left = Library(cohort.store, cohort.plan, tiny_config(), CPU, without=kept)
+    assert left.votes(Volume(smooth_noise(GRID.shape, 0), GRID), seen()) is None
+
+
+def test_a_stop_is_heard_between_the_checks_of_cases(cohort):
+    class Asked(Silent):
+        def should_stop(self):
+            return True
+
+    answered(cohort, 1)
+    with pytest.raises(Stopped):
+        keep_library(cohort, 1, tiny_config(), Asked())
+
+
 def test_rejected_cases_are_not_kept(cohort):
     cohort.cases = [replace(case, trainable=case.id != "b") for case in cohort.cases]
     answered(cohort, 1)
-    keep_library(cohort, 1, tiny_config())
+    keep_library(cohort, 1, tiny_config(), Silent())
     assert "b" not in [row["id"] for row in cohort.store.json("library.json")]

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from engine_helpers import tiny_config, turned
 
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
@@ -313,8 +314,11 @@ def test_no_half_precision_on_a_cpu_for_levels_two_slices_deep(patch, strides, e
     assert precision_for("bf16-mixed", "cpu", patch, strides) == expected, "torch's CPU kernels fail at depth 2"
 
 
-def test_a_gpu_may_have_levels_two_slices_deep():
-    assert precision_for("auto", "cuda", (32, 32, 32), ((1, 1, 1), *[(2, 2, 2)] * 4)) == "bf16-mixed"
+@pytest.mark.parametrize(("in_hardware", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_a_gpu_may_have_levels_two_slices_deep(monkeypatch, in_hardware, expected):
+    """Half precision where the GPU has it in hardware; it is not emulated."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or in_hardware)
+    assert precision_for("auto", "cuda", (32, 32, 32), ((1, 1, 1), *[(2, 2, 2)] * 4)) == expected
 
 
 def test_a_given_patch_is_obeyed():

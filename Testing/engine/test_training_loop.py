@@ -224,3 +224,10 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
     learner.setup(fabric)
     with pytest.raises(ValueError, match="another network"):
         load_weights(learner, store, "round-1.pt")
+
+
+def test_inside_a_slurm_allocation_one_process_is_alone(monkeypatch):
+    """`semisamo1 train` in a shell that was given four tasks: nobody started the other three."""
+    for name, value in {"NTASKS": "4", "JOB_NAME": "study", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert make_fabric("cpu", "32-true").world_size == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +25,13 @@ from job_helpers import (
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.engine.cases import CaseResult
+from SemiSAMO1Lib.engine.observer import Silent
 from SemiSAMO1Lib.image_io import read_volume
 from SemiSAMO1Lib.job import JobError, JobFolder, JobKind, State, cancel, observe, resume, start
 from SemiSAMO1Lib.lock import locked
-from SemiSAMO1Lib.project import Project
+from SemiSAMO1Lib.project import Project, Role, reviews
 from SemiSAMO1Lib.tasks import work
+from SemiSAMO1Lib.tasks.predict import finished_run
 
 
 def worker(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -276,3 +279,13 @@ def test_a_report_job_writes_the_report(finished: JobFolder, tmp_path: Path) -> 
     parameters = {"training": finished.id, "output": str(tmp_path / "report.html")}
     job = JobFolder.create(finished.path.parent, JobKind.REPORT, parameters, [])
     assert run_to_end(job).state is State.FINISHED and (tmp_path / "report.html").exists()
+
+
+def test_cases_that_a_person_refused_since_have_no_vote_on_further_scans(finished: JobFolder, tmp_path: Path) -> None:
+    shutil.copytree(finished.project, tmp_path / "project")
+    project = Project(tmp_path / "project")
+    rejected, left_out, *_ = (case.id for case in project.state.with_role(Role.UNLABELLED))
+    reviews.reject(project, rejected)
+    project.exclude(left_out)
+    run, _ = finished_run(JobFolder(project.jobs / finished.id), "cpu", Silent())
+    assert set(run.without) == {rejected, left_out}

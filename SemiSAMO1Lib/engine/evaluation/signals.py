@@ -78,18 +78,20 @@ def cohort_signals(cohort: Cohort, number: int, config: TrainingConfig, observer
     template = _template(cohort)
     classes = cohort.plan.classes
     votes = _Votes(np.zeros((classes, *template.grid.shape), np.uint16), np.zeros(template.grid.shape, np.uint16))
-    volumes = []
+    volumes, registered = [], cohort.has_deformations()
     for case_id in cohort.ids:
         stop_if_asked(observer)
         label = np.asarray(cohort.answer(number, case_id)).argmax(0)
         volumes.append(_volumes(label, classes, cohort.plan.spacing))
-        if cohort.has_deformations():
+        if registered:
             votes.add(_carried(cohort, case_id, label, template))
     typical = np.median(np.stack(volumes), axis=0)
     found = {}
     for case_id in cohort.ids:
         stop_if_asked(observer)
-        found[case_id] = _case_signals(cohort, number, case_id, config, template, typical, votes)
+        found[case_id] = _case_signals(
+            cohort, number, case_id, config, template, typical, votes if registered else None
+        )
     return found
 
 
@@ -119,7 +121,7 @@ def _case_signals(
     config: TrainingConfig,
     template: _Template,
     typical: NDArray[np.float64],
-    votes: _Votes,
+    votes: _Votes | None,
 ) -> list[Signals]:
     probabilities = np.asarray(cohort.answer(number, case_id))
     label = probabilities.argmax(0)
@@ -130,7 +132,10 @@ def _case_signals(
     confidence = np.asarray(cohort.confidence(case_id), np.float32)
     prototypes = _prototypes(np.asarray(cohort.image(case_id)), label, cohort.plan.classes)
     volumes = _volumes(label, cohort.plan.classes, cohort.plan.spacing)
-    carried = _carried(cohort, case_id, label, template) if cohort.has_deformations() else None
+    in_template: list[dict[str, float | None]] = [{"reverse": None, "with_cohort": None}] * cohort.plan.classes
+    if votes is not None:
+        carried = _carried(cohort, case_id, label, template)
+        in_template = [_in_template(carried, votes, template, value) for value in range(cohort.plan.classes)]
     passes, neighbours = cohort.between_passes(number, case_id), cohort.with_neighbours(number, case_id)
     gradient = ndimage.gaussian_gradient_magnitude(np.asarray(cohort.image(case_id), np.float32), 0.7)
     found: list[Signals] = []
@@ -151,7 +156,7 @@ def _case_signals(
         }
         if number == 0:  # there is nothing yet that could differ from the propagation
             signals |= dict.fromkeys(("with_propagation", "network_with_propagation", "between_rounds"))
-        signals |= _in_template(carried, votes, template, value)
+        signals |= in_template[value]
         if value in template.unknown:  # there is nothing that the class could be compared with
             signals |= dict.fromkeys(("reverse", "prototype", "volume_to_template"))
         found.append(signals)
@@ -191,11 +196,9 @@ def _edge(gradient: NDArray[np.float32], mine: NDArray[np.bool_]) -> float | Non
 
 
 def _in_template(
-    carried: NDArray[np.uint16] | None, votes: _Votes, template: _Template, value: int
+    carried: NDArray[np.uint16], votes: _Votes, template: _Template, value: int
 ) -> dict[str, float | None]:
     """Agreement in the template's space: with its label (reverse classification) and with most of the other cases."""
-    if carried is None:
-        return {"reverse": None, "with_cohort": None}
     mine, seen = carried == value, carried < _UNSEEN
     others, voters = votes.classes[value].astype(np.int32) - mine, votes.seen.astype(np.int32) - seen
     most = seen & (2 * others > voters)

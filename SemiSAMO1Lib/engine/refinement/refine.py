@@ -106,7 +106,7 @@ def refine_cohort(cohort: Cohort, number: int, config: TrainingConfig, observer:
     useful = [case for case in cohort.ids if cohort.case(case).trainable]
     certain = [case for case in useful if uncertainty[case] < limit] or useful
     judged = cohort.probabilities if name == "none" else cohort.answer  # what would be taken
-    checks = checks_of(cohort, lambda case: judged(number, case))
+    checks = checks_of(cohort, lambda case: judged(number, case), observer)
     taken = accepted(checks, before) if config.check_pseudo_labels else dict.fromkeys(checks, True)
     uncertain = frozenset(case for case, value in uncertainty.items() if value >= limit)
     situation = Situation(cohort, number, config, uncertain, _neighbours(cohort, certain, config.neighbours))
