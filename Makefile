@@ -43,8 +43,9 @@ lint: install-test
 types: install-test
 	$(BIN)/mypy
 
+# two at a time: much of it waits for interpreters that start
 tests: install-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 clean:
 	rm -rf $(VENV) demo-output build *.egg-info

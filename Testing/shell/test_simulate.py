@@ -15,7 +15,7 @@ from SemiSAMO1Lib.project import Project, reviews
 from SemiSAMO1Lib.tasks import simulate as module
 
 SMALL = PhantomSettings(spacing_mm=(4.5, 4.0, 4.0))
-TINY = {"patch_voxels": 4096, "filters": 4, "device": "cpu"}
+TINY = {"patch_voxels": 4096, "filters": 4, "neighbours": 2, "registration": {"use_affine": False}, "device": "cpu"}
 OPTIONS: tuple[Any, ...] = ("--steps", "1,2", "--rounds", 1, "--iterations", 4, "--orders", "queue,entropy")
 
 
