@@ -498,10 +498,10 @@ def server(monkeypatch):
                 self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             body, state.cut = (body[: state.cut], None) if state.cut else (body, None)
+            state.sent.append(len(body))  # first: who has got it may ask at once
             if state.chunked:
                 self.wfile.write(b"%x\r\n" % len(CONTENT))
             self.wfile.write(body)
-            state.sent.append(len(body))
 
         def log_message(self, *args):
             pass
