@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from ..volume import Volume
+from .cases import LabelledCase
 from .cohort import Cohort
 from .config import TrainingConfig
 from .evaluation.metrics import dice
@@ -28,9 +30,14 @@ _LEAST = 1e-2
 def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, progress: Progress) -> None:
     """Class probabilities that a round gives for every case: a weighted mean, voxel by voxel, of
 
-    - the networks' prediction, where others vote by its certainty (1 less its entropy), else by 1; not in round 0;
-    - what linked cases show there (prediction and propagation), by `neighbour_share` times the trust in the links;
-    - the propagation, by `propagation_share` times its confidence, as far as the links are not to be trusted.
+    - the networks' prediction, by its certainty (1 less its entropy); by 1 where there is nobody else than the
+      template; not in round 0;
+    - what linked cases show there (prediction and propagation), by `neighbour_share` times the trust in the links, over
+      the number of labelled scans that were propagated;
+    - the propagation, by `propagation_share` times its confidence: in full for each labelled scan besides the first,
+      and for that one as far as the links are not to be trusted.
+
+    So what linked cases guess stands in for a template that is alone, and steps back as a person labels more.
     """
     ranks, linked = Ranks(fabric), has_links(cohort, config)
     if linked and number > 0:
@@ -59,15 +66,16 @@ def _answer(
     grid, classes = cohort.grid(cohort.case(case_id).geometry), cohort.plan.classes
     predicted = cohort.probabilities(number, case_id) if number > 0 else None
     propagated, confidence = cohort.probabilities(0, case_id), cohort.confidence(case_id)
+    atlases = atlases_of(cohort.labelled, config, cohort.is_registered(case_id))
     if not links:
-        return joined(predicted, propagated, confidence, None, config)
+        return joined(predicted, propagated, confidence, None, config, atlases)
 
     def said_by(other: str, value: int) -> Volume:
         return _own(cohort, number, config, other, value)
 
     votes = carried(links, said_by, lambda other: _known(cohort, other), grid, classes)
-    found = joined(predicted, propagated, confidence, votes, config)
-    alone = joined(predicted, propagated, confidence, None, config)
+    found = joined(predicted, propagated, confidence, votes, config, atlases)
+    alone = joined(predicted, propagated, confidence, None, config, atlases)
     cohort.save_with_neighbours(number, case_id, agreement(votes[0], alone, found))
     return found
 
@@ -103,6 +111,7 @@ def joined(
     confidence: NDArray[Any],
     votes: tuple[NDArray[np.float16], NDArray[np.float16]] | None,
     config: TrainingConfig,
+    atlases: int = 1,
 ) -> NDArray[np.float16]:
     """The weighted mean that `answer` describes, (C, z, y, x).
 
@@ -111,16 +120,20 @@ def joined(
         confidence: of the propagation, (z, y, x).
         votes: from `carried`; None where nobody votes.
         config: the shares.
+        atlases: labelled scans that were propagated.
     """
     by_propagation = config.propagation_share * np.asarray(confidence, np.float32)
+    further = (atlases - 1) * by_propagation
     parts: list[tuple[NDArray[Any], NDArray[np.float32]]] = []
     if votes is not None:
         said, trust = votes[0], votes[1].astype(np.float32)
-        parts.append((said, config.neighbour_share * trust))
+        parts.append((said, config.neighbour_share / atlases * trust))
         by_propagation = by_propagation * (1 - trust)
+    by_propagation = by_propagation + further
     if predicted is None:
         return weighted_mean([*parts, (propagated, np.maximum(by_propagation, _LEAST))])
-    certainty = 1 - voxel_entropy(predicted) if votes is not None else np.ones_like(by_propagation)
+    alone = votes is None and atlases == 1
+    certainty = np.ones_like(by_propagation) if alone else 1 - voxel_entropy(predicted)
     return weighted_mean([*parts, (predicted, np.maximum(certainty, _LEAST)), (propagated, by_propagation)])
 
 
@@ -129,8 +142,14 @@ def _own(cohort: Cohort, number: int, config: TrainingConfig, case_id: str, valu
     own: NDArray[Any] = cohort.probabilities(number, case_id)[value]
     if number > 0:
         share = config.propagation_share * np.asarray(cohort.confidence(case_id), np.float32)
+        share *= atlases_of(cohort.labelled, config)
         own = (own + share * cohort.probabilities(0, case_id)[value]) / (1 + share)
     return Volume(own, cohort.grid(cohort.case(case_id).geometry))
+
+
+def atlases_of(labelled: Sequence[LabelledCase], config: TrainingConfig, registered: bool = True) -> int:
+    """How many labelled scans are registered with a case; 1 where none is: prototypes do not get better by numbers."""
+    return min(len(labelled), config.registration.atlases) if registered else 1
 
 
 def _known(cohort: Cohort, case_id: str) -> Volume:

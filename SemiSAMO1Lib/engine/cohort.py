@@ -71,7 +71,10 @@ class Cohort:
 
     def has_deformations(self) -> bool:
         """True when the cases were registered, and not only carried by features."""
-        return all(self.store.has("transforms", f"{case_id}.pt") for case_id in self.ids)
+        return all(map(self.is_registered, self.ids))
+
+    def is_registered(self, case_id: str) -> bool:
+        return self.store.has("transforms", f"{case_id}.pt")
 
     def deformation(self, case_id: str) -> Deformation:
         """The best transform between a case and the template."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..volume import Volume
-from .answers import joined
+from .answers import atlases_of, joined
 from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
@@ -79,7 +79,8 @@ class FinishedRun:
             "the vote of like cases",
         )
         predicted = predicted_by_all(image, self.plan, config, fabric, self.store, self.observer)
-        probabilities = joined(predicted, probabilities, confidence, votes, config)
+        atlases = atlases_of(self.labelled, config, bool(found.transforms))
+        probabilities = joined(predicted, probabilities, confidence, votes, config, atlases)
         prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
         scores = case_scores(prediction, uncertainty, self.classes)
         return CaseResult(config.rounds, "scan", prediction, uncertainty, scores)

@@ -1,5 +1,6 @@
 """Cases that vote on each other: registered once, weighted by trust and fit, and what a round says with their help."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -354,6 +355,45 @@ def test_where_the_template_saw_nothing_round_0_is_the_nearest_guess():
     guess = probabilities(TRUTH, 0.8)
     found = joined(None, guess, np.zeros(GRID.shape), None, tiny_config())
     assert np.abs(found.astype(np.float32) - guess).max() < 1e-3
+
+
+def at_a_voxel(atlases, trust, **changes):
+    """The organ's probability where network and links say no (0.1) and the propagation of labels says yes (0.9)."""
+    no, yes = probabilities(0 * TRUTH), probabilities(TRUTH)
+    votes = no, np.full(GRID.shape, trust, np.float16)
+    found = joined(no, yes, np.ones(GRID.shape), votes, tiny_config(**changes), atlases)
+    return float(found[1][TRUTH > 0].mean())
+
+
+def test_what_a_person_labelled_is_not_outvoted_by_guesses():
+    """One template may fit badly; three labelled scans weigh as much as a network and trusted links together."""
+    one, three = at_a_voxel(1, 0.99), at_a_voxel(3, 0.99)
+    assert one < 0.15, one
+    assert three > 0.45, three
+
+
+def test_the_more_are_labelled_the_more_they_count():
+    found = [at_a_voxel(count, 0.9) for count in (1, 2, 3)]
+    assert found == sorted(found) and len(set(found)) == 3
+
+
+def test_labelled_cases_mend_what_all_others_missed(cohort):
+    """No network found anything; three labelled scans were propagated, surely."""
+    template = cohort.labelled[0]
+    cohort.labelled = [template, *(replace(template, id=f"corrected {n}") for n in range(2))]
+    for name in NAMES:
+        cohort.store.save_array(probabilities(0 * TRUTH), "probabilities", "1", f"{name}.npy")
+        cohort.store.save_array(np.ones(GRID.shape, np.float16), "confidence", f"{name}.npy")
+    assert dice(answered(cohort, 1)["b"], TRUTH, 1) > 0.95
+
+
+def test_without_registration_many_labels_do_not_make_prototypes_sure(cohort):
+    shutil.rmtree(cohort.store.path("transforms"))
+    cohort.labelled = cohort.labelled * 3
+    config = tiny_config(rounds=1)
+    answer(cohort, 1, config, make_fabric("cpu", "32-true"), Progress(Silent(), cohort, config))
+    found = np.asarray(cohort.answer(1, "e")).argmax(0)
+    assert not np.array_equal(found, TRUTH), "the network of e says otherwise, and counts more"
 
 
 # ---------------------------------------------------------------------- further scans
