@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 TOGETHER = {"test_kill_and_resume": "test_worker_runs", "test_measure": "test_protocol"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes each file stays in one."""
     for item in items:

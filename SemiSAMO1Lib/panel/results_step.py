@@ -9,7 +9,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..project import Case, Label, ProjectError, Role, reviews
-from ..project.drafts import find_draft
+from ..project.drafts import find_draft, training_of
 from ..project.history import decisions, unreadable_lines
 from ..project.label_table import LabelTable
 from ..project.label_writer import written
@@ -206,7 +206,7 @@ class ResultsStep:
         if project is None or view is None:
             return
         found = drawn(view.segmentation, view.scan, project.state.labels)
-        asked = asked_about(project, view.files.training or None)
+        asked = asked_about(project, view.files.case, view.files.training or None)
         table = project.state.labels.without(set(project.state.labels.values) - asked)
         absent = ask_absent(self._dialogs, table, found.counts)
         if absent is not None:
@@ -230,7 +230,8 @@ class ResultsStep:
         # an empty segment that somebody added by the way is no label
         table = project.state.labels.updated([one for one in found.table if one.value in known or one in new])
         # neither is one that was added after the training: unless it was painted, it is unknown here
-        asked = asked_about(project, view.files.training or None)
+        began = training_of(project, view.files.case) or view.files.training or project.state.current_training
+        asked = asked_about(project, view.files.case, began)
         later = {value for value in known if value not in asked and not found.counts.get(value)}
         named, table = table, table.without(later)
         absent = ask_absent(self._dialogs, table, found.counts)
@@ -400,7 +401,10 @@ class ResultsStep:
         state = project.state.case(view.files.case).review
         checked = _("not checked by a person") if state == "not_seen" else state.replace("_", " ")
         if row is None:
-            return _("A person's label; {state}. The current training did not predict this case.").format(state=checked)
+            not_predicted = _("The current training did not predict this case.")
+            if project.state.case(view.files.case).label_version is None:
+                return not_predicted
+            return _("A person's label; {state}.").format(state=checked) + " " + not_predicted
         lines = [_("Predicted by {training}; {checked}.").format(training=row["training"], checked=checked)]
         rated = self._rating()
         estimate = rated.estimates[view.files.case]

@@ -205,14 +205,13 @@ def _until_a_mean(project: Project, rated: Quality) -> str:
 
 
 def _population(project: Project, rated: Quality) -> list[str]:
-    """The predicted cases that the mean speaks of: those that a person decides about. Excluded ones, and those
-    that were labelled without looking at their prediction, are none of them."""
-    known = {case.id: case for case in project.state.cases}
-    return [case for case in rated.estimates if _is_waiting(known[case]) or _is_decided(known[case])]
-
-
-def _is_decided(case: Case) -> bool:
-    return case.role in (Role.UNLABELLED, Role.LABELLED) and case.review in _DECIDED
+    """The predicted cases that the mean speaks of: those whose prediction a person decides about. Excluded ones, those
+    that were labelled without looking at it, and those decided by an earlier prediction are none of them."""
+    known, decided = {case.id: case for case in project.state.cases}, _decided(project)
+    roles = (Role.UNLABELLED, Role.LABELLED)
+    return [
+        case for case in rated.estimates if _is_waiting(known[case]) or (case in decided and known[case].role in roles)
+    ]
 
 
 def _dice_of(decision: Decision | None) -> float | None:

@@ -46,11 +46,28 @@ def values_of_training(project: Project, training: str | None = None) -> frozens
     return frozenset(LabelTable.from_json(JobFolder(project.jobs / training).spec()["labels"]).values)
 
 
-def asked_about(project: Project, training: str | None) -> frozenset[int]:
-    """The labels that must be in a scan, or be said to be absent, when a person decides about a prediction: those that
-    its training knows. Labels added later are unknown there unless they are painted. Without a prediction: all."""
+def asked_about(project: Project, case: str, training: str | None) -> frozenset[int]:
+    """The labels that must be in a scan, or be said to be absent, when a person decides about a training's prediction:
+    those that the training knows. Labels added later are unknown there unless they are painted. Without a prediction:
+    all."""
     values = frozenset(project.refresh().labels.values)
-    return values & values_of_training(project, training) if training else values
+    predicted = training is not None and case in predictions(project, training)
+    return values & values_of_training(project, training) if predicted else values
+
+
+def _read_once(path: Path) -> Any:
+    """A JSON file that is looked at often; None where there is none. Not to be changed."""
+    try:
+        written = path.stat()
+    except OSError:
+        return None
+    return _as_it_was(path, written.st_mtime_ns, written.st_size)
+
+
+@lru_cache(maxsize=64)
+def _as_it_was(path: Path, changed_ns: int, size: int) -> Any:
+    del changed_ns, size
+    return files.read_json(path)
 
 
 @lru_cache(maxsize=4)
@@ -140,33 +157,32 @@ def changes(project: Project, training: str | None = None) -> list[Change]:
     """The reviewed cases that a training learned from, those that changed most first, then those without a figure of
     before; the current training's."""
     training = training or project.refresh().current_training
-    if training is None:
+    learned = _learned(project, training) if training is not None else {}
+    if training is None or not learned:
         return []
     history, labels = decisions(project), _labels_of(project, training)
-    earlier = sorted((job.name for job in project.jobs.iterdir() if job.name < training), reverse=True)
+    names = sorted((job.name for job in project.jobs.iterdir() if job.name < training), reverse=True)
+    earlier = [(_labels_of(project, one), then) for one in names if (then := _learned(project, one))]
     found = []
-    for case, now in _learned(project, training).items():
+    for case, now in learned.items():
         drawn = [one for one in history.get(case, []) if one.training != training and one.after != "accepted"]
-        before = [one.mean_dice for one in drawn if one.dice][-1:]
-        for one in earlier:  # the last training that knew this very label
-            if _labels_of(project, one).get(case) == labels.get(case) and case in (then := _learned(project, one)):
-                before = [then[case]]
-                break
-        found.append(Change(case, before[0] if before else None, now))
+        seen = [one.mean_dice for one in drawn if one.dice]
+        # the last training that knew this very label
+        known = [then[case] for versions, then in earlier if case in then and versions.get(case) == labels.get(case)]
+        before = known[0] if known else seen[-1] if seen else None
+        found.append(Change(case, before, now))
     return sorted(found, key=lambda one: (one.before is None, -abs(one.now - (one.before or 0.0)), one.case))
 
 
 def _learned(project: Project, training: str) -> dict[str, float]:
     """Case -> mean Dice of a training's answer with its label then; empty where nothing was looked at again."""
-    path = project.jobs / training / "results" / "labelled.json"
-    rows = files.read_json(path) if path.is_file() else {}
+    rows = _read_once(project.jobs / training / "results" / "labelled.json") or {}
     return {case: float(np.mean(list(dice.values()))) for case, dice in rows.items() if dice}
 
 
 def _labels_of(project: Project, training: str) -> dict[str, int]:
     """Case -> version of the label that a training learned from."""
-    path = project.jobs / training / "inputs" / "cases.json"
-    rows = files.read_json(path).get("labelled", []) if path.is_file() else []
+    rows = (_read_once(project.jobs / training / "inputs" / "cases.json") or {}).get("labelled", [])
     return {row["id"]: row["version"] for row in rows if "version" in row}
 
 

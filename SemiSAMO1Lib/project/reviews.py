@@ -84,7 +84,7 @@ def accept(
         reviewer=reviewer,
         review=state,
         seen=case,
-        asked=asked_about(project, row["training"]),
+        asked=asked_about(project, case.id, row["training"]),
     )
     return _noted(project, case, reviewer, **_lesson(project, case.id, row, _voxels(case, row)))
 
@@ -136,7 +136,7 @@ def correct(
         seen=case,
         refuse_doubts=not sure,
         began_from=began,
-        asked=asked_about(project, row["training"] if row is not None else None),
+        asked=asked_about(project, case.id, began or project.state.current_training),
     )
     added = sorted(set(project.state.labels.values) - known)
     facts = {"added": added} if added else {}

@@ -80,11 +80,12 @@ def apply_table(node: Any, table: LabelTable) -> None:
 
 
 def apply_labels(node: Any, labels: Iterable[Label]) -> None:
-    """The same for some labels alone; other segments, and the order, stay as they are."""
+    """The same for some labels alone; other segments, and the order, stay as they are. A segment without a value that
+    is called like a label is that label: it was painted before the project had it."""
     segmentation = node.GetSegmentation()
-    there = _by_value(segmentation)
+    there, unnumbered = _by_value(segmentation), _without_value(segmentation)
     for label in labels:
-        identity = there.get(label.value)
+        identity = there.get(label.value) or unnumbered.get(label.name.casefold())
         if identity is None:
             identity = segmentation.AddEmptySegment(f"label_{label.value}", label.name)
         segment = segmentation.GetSegment(identity)
@@ -95,6 +96,12 @@ def apply_labels(node: Any, labels: Iterable[Label]) -> None:
         segment.SetTag(VALUE_TAG, str(label.value))
         if label.terminology:
             segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology_entry(label))
+
+
+def _without_value(segmentation: Any) -> dict[str, str]:
+    """Name -> id of the segments that have no value of a project."""
+    found = [(one, segmentation.GetSegment(one)) for one in segmentation.GetSegmentIDs()]
+    return {segment.GetName().casefold(): one for one, segment in found if value_of(segment) is None}
 
 
 def _by_value(segmentation: Any) -> dict[int | None, str]:

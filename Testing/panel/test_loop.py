@@ -565,6 +565,22 @@ class TestNewSegments:
         assert names["cyst"] == taken and names["Segment_4"] != taken
         assert found.counts[names["Segment_4"]] == 3 and not found.counts[taken]
 
+    def test_one_in_a_draft_becomes_the_label_that_the_project_has_by_now(
+        self, panel: Any, ui: Any, trained: Path, opened: str
+    ) -> None:
+        """The same new structure was added with another case meanwhile."""
+        self.add(panel, painted=True)
+        panel.tick()
+        panel.keep_work()
+        panel.close_case()
+        project = Project(trained)
+        taken = project.state.labels.next_value
+        project.update_labels([Label(taken, "segment_4", (1, 2, 3))])
+        panel.tick()
+        reopen(panel, ui, opened)
+        found = drawn(panel.view.segmentation, panel.view.scan, Project(trained).state.labels)
+        assert found.counts[taken] == 3 and len(found.table.values) == len(Project(trained).state.labels.values)
+
 
 class TestLabelsThatCameLater:
     """A label that was added after the training: nobody looked for it in its predictions."""

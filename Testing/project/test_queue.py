@@ -232,6 +232,17 @@ class TestScore:
         known = score(forty)
         assert known is not None and known.cases == 39 and first not in advice(forty).reason
 
+    def test_nor_is_one_that_was_decided_by_an_earlier_prediction(self, forty: Project) -> None:
+        """Accepted while the training ran that predicted it again."""
+        first = random_order((case.id for case in forty.state.cases), forty.state.current_training)[0]
+        before = forty.state.case(first)
+        forty.restore(first, "accepted", Role.LABELLED, None)
+        was = {"role_before": "unlabelled", "label_before": None, "label": None}
+        forty.append_review(first, before.review, "accepted", training="0000-train", dice={"1": 1.0}, **was)
+        self.review(forty, EVERY * FEWEST, lambda _: 0.8)
+        known = score(forty)
+        assert known is not None and known.cases == 39 and first not in advice(forty).reason
+
     def test_a_rejected_prediction_counts_nothing(self, forty: Project) -> None:
         for one in queue(forty)[: EVERY * FEWEST]:
             decide(forty, one.case, None if one.random else 0.9, "rejected" if one.random else "corrected")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -502,6 +503,11 @@ class TestWhatWasLearned:
         review.correct(project, "b", mended)
         self.look_again(project, {"b": 0.95})
         assert [one.before for one in changes(project)] == [None]
+
+
+def test_without_a_folder_of_trainings_nothing_was_learned(project: Project) -> None:
+    shutil.rmtree(project.jobs)
+    assert changes(project) == []
 
 
 def test_what_the_current_training_did_not_predict_is_said_so(project: Project) -> None:
