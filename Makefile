@@ -43,9 +43,10 @@ lint: install-test
 types: install-test
 	$(BIN)/mypy
 
-# two at a time: much of it waits for interpreters that start
+# two files at a time: much of it waits for interpreters that start; what asserts times comes after that
 tests: install-test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 clean:
 	rm -rf $(VENV) demo-output build *.egg-info

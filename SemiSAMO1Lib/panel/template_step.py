@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -233,9 +233,12 @@ class TemplateStep:
         # what was decided about in the review is opened there
         decided = (Review.ACCEPTED, Review.CORRECTED, Review.DRAFT)
         rest = [one for one in cases if one.role in (Role.UNLABELLED, Role.LABELLED) and one.review not in decided]
-        places = {one.case: number for number, one in enumerate(self._session.ranking())}
+        ranking = self._session.ranking()
+        places = {one.case: number for number, one in enumerate(ranking)}
         rest.sort(key=lambda case: places.get(case.id, len(places)))
-        entries = [(self._entry(case), case.id) for case in [*first, *rest]]
+        best = ranking[0].case if ranking else ""
+        warned = {one.case for one in ranking if one.warning}
+        entries = [(_entry(case, best, warned), case.id) for case in [*first, *rest]]
         fill_box(ui.templateCaseBox, entries)
         self.show_advice()
         no_project = [] if project is not None else [_("Open or make a project first.")]
@@ -258,16 +261,6 @@ class TemplateStep:
         text = _("Template: {template}.").format(template=template) + open_now
         if ui.templateLabel.text != text:
             ui.templateLabel.text = text
-
-    def _entry(self, case: Case) -> str:
-        """A case in the list: its role, or what the advice says of it."""
-        if case.role is not Role.UNLABELLED:
-            return f"{case.id} ({case.role})"
-        ranking = self._session.ranking()
-        if ranking and ranking[0].case == case.id:
-            return _("{case} (recommended)").format(case=case.id)
-        warned = any(one.case == case.id and one.warning for one in ranking)
-        return _("{case} (does not fit)").format(case=case.id) if warned else case.id
 
     def show_advice(self) -> None:
         """Which scan is recommended and why, and which do not fit: on each tick, as the job goes on."""
@@ -311,6 +304,15 @@ class TemplateStep:
                         item.setBackground(qt.QBrush(qt.QColor(*color)))
                     table.setItem(number, column, item)
         self._rows = rows
+
+
+def _entry(case: Case, best: str, warned: Collection[str]) -> str:
+    """A case in the list: its role, or what the advice says of it."""
+    if case.role is not Role.UNLABELLED:
+        return f"{case.id} ({case.role})"
+    if case.id == best:
+        return _("{case} (recommended)").format(case=case.id)
+    return _("{case} (does not fit)").format(case=case.id) if case.id in warned else case.id
 
 
 def _meaning(label: Label) -> str:

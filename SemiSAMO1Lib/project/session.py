@@ -248,7 +248,9 @@ class Session:
     def ranking(self) -> list[Ranked]:
         """The project's scans as templates, the recommended one first, without those that were left out since; empty
         before there is an advice."""
-        cases = self.project.state.cases if self.project is not None else ()
+        if not self._ranking or self.project is None:
+            return []
+        cases = self.project.state.cases
         left_out = {case.id for case in cases if case.role is Role.EXCLUDED}
         return [one for one in self._ranking if one.case not in left_out]
 
