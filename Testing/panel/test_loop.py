@@ -19,7 +19,7 @@ from SemiSAMO1Lib.project import Label, Project, Role, read_labels, reviews
 from SemiSAMO1Lib.project.drafts import find_draft
 from SemiSAMO1Lib.project.queue import queue
 from SemiSAMO1Lib.project.results import predictions
-from SemiSAMO1Lib.scene.segmentations import drawn
+from SemiSAMO1Lib.scene.segmentations import Drawn, drawn
 
 #: Seconds between the last change and the draft.
 PAUSE_S = 20.0
@@ -523,6 +523,19 @@ class TestNewSegments:
             array[0, 0, 0:3] = 1
             slicer.util.updateSegmentBinaryLabelmapFromArray(array, view.segmentation, identity, view.scan)
 
+    def reopened(self, panel: Any, ui: Any, folder: Path, case: str, name: str) -> tuple[int, Drawn]:
+        """A draft with a new segment, opened again after the project gave its value to a label of this name."""
+        self.add(panel, painted=True)
+        panel.tick()
+        panel.keep_work()
+        panel.close_case()
+        project = Project(folder)
+        taken = project.state.labels.next_value
+        project.update_labels([Label(taken, name, (1, 2, 3))])
+        panel.tick()
+        reopen(panel, ui, case)
+        return taken, drawn(panel.view.segmentation, panel.view.scan, Project(folder).state.labels)
+
     def test_an_empty_one_is_no_label(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
         before = Project(trained).state.labels.values
         self.add(panel, painted=False)
@@ -551,16 +564,7 @@ class TestNewSegments:
         self, panel: Any, ui: Any, trained: Path, opened: str, tmp_path: Path
     ) -> None:
         """While it waited, the project gave its value to another label."""
-        self.add(panel, painted=True)
-        panel.tick()
-        panel.keep_work()
-        panel.close_case()
-        project = Project(trained)
-        taken = project.state.labels.next_value
-        project.update_labels([Label(taken, "cyst", (1, 2, 3))])
-        panel.tick()
-        reopen(panel, ui, opened)
-        found = drawn(panel.view.segmentation, panel.view.scan, Project(trained).state.labels)
+        taken, found = self.reopened(panel, ui, trained, opened, "cyst")
         names = {label.name: label.value for label in found.table}
         assert names["cyst"] == taken and names["Segment_4"] != taken
         assert found.counts[names["Segment_4"]] == 3 and not found.counts[taken]
@@ -569,16 +573,7 @@ class TestNewSegments:
         self, panel: Any, ui: Any, trained: Path, opened: str
     ) -> None:
         """The same new structure was added with another case meanwhile."""
-        self.add(panel, painted=True)
-        panel.tick()
-        panel.keep_work()
-        panel.close_case()
-        project = Project(trained)
-        taken = project.state.labels.next_value
-        project.update_labels([Label(taken, "segment_4", (1, 2, 3))])
-        panel.tick()
-        reopen(panel, ui, opened)
-        found = drawn(panel.view.segmentation, panel.view.scan, Project(trained).state.labels)
+        taken, found = self.reopened(panel, ui, trained, opened, "segment_4")
         assert found.counts[taken] == 3 and len(found.table.values) == len(Project(trained).state.labels.values)
 
 
