@@ -43,7 +43,6 @@ lint: install-test
 types: install-test
 	$(BIN)/mypy
 
-# one after the other: two at a time (--numprocesses 2 --dist loadgroup -m "not alone") still meet in the pictures
 tests: install-test
 	$(BIN)/python -m pytest
 

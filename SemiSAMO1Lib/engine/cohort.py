@@ -74,6 +74,7 @@ class Cohort:
         return all(map(self.is_registered, self.ids))
 
     def is_registered(self, case_id: str) -> bool:
+        """True when a case was registered."""
         return self.store.has("transforms", f"{case_id}.pt")
 
     def deformation(self, case_id: str) -> Deformation:

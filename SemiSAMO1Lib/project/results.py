@@ -25,13 +25,12 @@ def predictions(project: Project, training: str | None = None) -> dict[str, dict
     Raises ValueError for a damaged index.
     """
     training = training or project.refresh().current_training
-    index = project.jobs / training / "results" / "index.json" if training is not None else None
-    if index is None or not index.is_file():
+    if training is None:
         return {}
+    index = project.jobs / training / "results" / "index.json"
     known = {case.id for case in project.state.cases}
-    written = index.stat()
     found = {}
-    for row in _rows(index, written.st_mtime_ns, written.st_size):
+    for row in (_read_once(index) or {"cases": []})["cases"]:
         places = {key: index.parent / row[key] if row.get(key) else None for key in ("prediction", "uncertainty")}
         if row["case"] in known:
             found[row["case"]] = {**row, **places, "training": training}
@@ -56,7 +55,8 @@ def asked_about(project: Project, case: str, training: str | None) -> frozenset[
 
 
 def _read_once(path: Path) -> Any:
-    """A JSON file that is looked at often; None where there is none. Not to be changed."""
+    """A JSON file that is looked at often: one that is as it was is not read again. None where there is none. Not to be
+    changed."""
     try:
         written = path.stat()
     except OSError:
@@ -68,14 +68,6 @@ def _read_once(path: Path) -> Any:
 def _as_it_was(path: Path, changed_ns: int, size: int) -> Any:
     del changed_ns, size
     return files.read_json(path)
-
-
-@lru_cache(maxsize=4)
-def _rows(index: Path, changed_ns: int, size: int) -> list[dict[str, Any]]:
-    """The rows of an index, not to be changed; a file that is as it was is not read again."""
-    del changed_ns, size
-    rows: list[dict[str, Any]] = files.read_json(index)["cases"]
-    return rows
 
 
 @dataclass(frozen=True)

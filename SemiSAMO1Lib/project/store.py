@@ -604,11 +604,9 @@ def _contradictions(name: str, reading: LabelReading, table: LabelTable) -> list
         for value, called in sorted(reading.names.items())
         if value in table.values and (meant := by_name.get(called.strip().casefold(), value)) != value
     ]
-    return (
-        [f"{name} names its labels otherwise than the label table: {'; '.join(wrong)}. Are the values right?"]
-        if wrong
-        else []
-    )
+    if not wrong:
+        return []
+    return [f"{name} names its labels otherwise than the label table: {'; '.join(wrong)}. Are the values right?"]
 
 
 def _named_in(stem: str, cases: Sequence[Case]) -> Case | None:
