@@ -78,7 +78,7 @@ class ResultsStep:
         project = self._session.project
         self._training = project.state.current_training if project is not None else None
         waiting = [one.case for one in self._waiting()]
-        self._order = [*waiting, *(case for case in self._rating().worst_first() if case not in set(waiting))]
+        self._order = list(dict.fromkeys([*waiting, *self._rating().worst_first()]))
         self.refresh()
 
     def refresh(self) -> None:

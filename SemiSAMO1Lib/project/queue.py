@@ -171,15 +171,16 @@ def advice(project: Project, rated: Quality | None = None) -> Advice:
     corrected, rejected = (
         sum(one.after == state for one in _decided(project).values()) for state in (Review.CORRECTED, Review.REJECTED)
     )
-    waiting = len(queue(project, rated))
+    cases = {case.id: case for case in project.state.cases}
+    waiting = sum(_is_waiting(cases[name]) for name in rated.estimates)
     if found is not None and found.low >= GOOD_ENOUGH:
         return Advice(
             "enough",
             f"at 95 % the mean Dice of the predictions is at least {found.low:.2f}; {GOOD_ENOUGH:.2f} is enough",
         )
     if corrected and (corrected >= WORTH_A_TRAINING or not waiting):
-        cases = "case was" if corrected == 1 else "cases were"
-        return Advice("train", f"{corrected} {cases} corrected since the last training; train again with them")
+        which = "case was" if corrected == 1 else "cases were"
+        return Advice("train", f"{corrected} {which} corrected since the last training; train again with them")
     if not waiting and rejected:
         return Advice(
             "train",

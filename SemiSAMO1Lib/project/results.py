@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,19 +21,23 @@ from .store import Project
 def predictions(project: Project, training: str | None = None) -> dict[str, dict[str, Any]]:
     """Case id -> its row in the results of a training, the current one unless said; empty before the first one.
 
-    Rows have the files as whole paths (None where an older program wrote none) and the training beside the scores.
-    Raises ValueError for a damaged index.
+    Rows have the files as whole paths (None where an older program wrote none) and the training beside the scores;
+    they are read once, so do not change them. Raises ValueError for a damaged index.
     """
     training = training or project.refresh().current_training
     if training is None:
         return {}
-    index = project.jobs / training / "results" / "index.json"
     known = {case.id for case in project.state.cases}
+    rows = _read_once(project.jobs / training / "results" / "index.json", _rows) or {}
+    return {case: row for case, row in rows.items() if case in known}
+
+
+def _rows(index: Path) -> dict[str, dict[str, Any]]:
+    results = index.parent
     found = {}
-    for row in (_read_once(index) or {"cases": []})["cases"]:
-        places = {key: index.parent / row[key] if row.get(key) else None for key in ("prediction", "uncertainty")}
-        if row["case"] in known:
-            found[row["case"]] = {**row, **places, "training": training}
+    for row in files.read_json(index)["cases"]:
+        places = {key: results / row[key] if row.get(key) else None for key in ("prediction", "uncertainty")}
+        found[row["case"]] = {**row, **places, "training": results.parent.name}
     return found
 
 
@@ -54,20 +58,20 @@ def asked_about(project: Project, case: str, training: str | None) -> frozenset[
     return values & values_of_training(project, training) if predicted else values
 
 
-def _read_once(path: Path) -> Any:
-    """A JSON file that is looked at often: one that is as it was is not read again. None where there is none. Not to be
+def _read_once(path: Path, reader: Callable[[Path], Any] = files.read_json) -> Any:
+    """A file that is looked at often: one that is as it was is not read again. None where there is none. Not to be
     changed."""
     try:
         written = path.stat()
     except OSError:
         return None
-    return _as_it_was(path, written.st_mtime_ns, written.st_size)
+    return _as_it_was(path, reader, written.st_mtime_ns, written.st_size)
 
 
 @lru_cache(maxsize=64)
-def _as_it_was(path: Path, changed_ns: int, size: int) -> Any:
+def _as_it_was(path: Path, reader: Callable[[Path], Any], changed_ns: int, size: int) -> Any:
     del changed_ns, size
-    return files.read_json(path)
+    return reader(path)
 
 
 @dataclass(frozen=True)

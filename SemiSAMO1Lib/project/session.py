@@ -99,6 +99,7 @@ class Session:
     _ranking: list[Ranked] = field(default_factory=list)
     _results_stamp: tuple[Any, ...] | None = None
     _standing: tuple[Score | None, Advice | None] | None = None
+    _waiting: tuple[tuple[Any, ...], list[Waiting]] | None = None
     _predicted: dict[str, dict[str, Any]] = field(default_factory=dict)
     _quality: Quality = field(default_factory=lambda: Quality({}, 0.0, 0))
 
@@ -123,7 +124,7 @@ class Session:
         self.project = self.import_job = self.training = self.advice_job = None
         self.output_job = self._results_stamp = None
         self._ranking = []
-        self._stamp = self._jobs_stamp = self._reasons = None
+        self._stamp = self._jobs_stamp = self._reasons = self._waiting = None
 
     # ------------------------------------------------------------------ look again
 
@@ -361,7 +362,13 @@ class Session:
 
     def waiting(self) -> list[Waiting]:
         """Predicted cases that nobody decided about, in the order in which they are offered."""
-        return queue(self._opened, self.rated()) if self.predicted() else []
+        rated = self.rated()
+        if not rated.estimates:
+            return []
+        known = (self._opened.state, self._results_stamp)
+        if self._waiting is None or self._waiting[0] != known:
+            self._waiting = known, queue(self._opened, rated)
+        return self._waiting[1]
 
     def standing(self) -> tuple[Score | None, Advice | None]:
         """How good the predictions are, from the cases drawn at random, and what to do next; nothing before any."""

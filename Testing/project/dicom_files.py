@@ -45,7 +45,7 @@ def write_series(
         data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
         data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, uids[-1]
         data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = study, series, frame
-        data.Modality, data.PatientName, data.PatientID = "CT", PATIENT, "Mustermann-4711"
+        data.Modality, data.PatientName, data.PatientID = "CT", PATIENT, "Mustermann-K11Q"
         data.PatientBirthDate, data.InstitutionName, data.SeriesDescription = "19640812", "Klinik", "Mustermann"
         data.ImagePositionPatient = [f"{x:.9g}"[:16] for x in place]
         data.ImageOrientationPatient = [f"{x:.9f}"[:16] for x in (*direction[:, 0], *direction[:, 1])]
