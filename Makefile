@@ -43,8 +43,10 @@ lint: install-test
 types: install-test
 	$(BIN)/mypy
 
+# two files at a time, as much of it waits for interpreters that start; what asserts times has the machine for itself
 tests: install-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 clean:
 	rm -rf $(VENV) demo-output build *.egg-info

@@ -88,7 +88,10 @@ class TrainingConfig(_Strict):
     learning_rate: float = Field(0.005, gt=0, description="0.005 suits adamw, 0.01 sgd")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
-    warm_start: bool = Field(False, description="begin a round with the weights of the round before")
+    warm_start: bool = Field(True, description="begin a round with the weights of the round before; False as published")
+    match_volumes: bool = Field(
+        True, description="shift the logits after a round so that it draws as much of each class as it learned from"
+    )
     ema_decay: float = Field(0.99, ge=0, lt=1)
     consistency: float = Field(0.1, ge=0)
     pseudo_ramp: float = Field(0.3, gt=0, le=1, description="share of a round in which w(t) reaches 1")

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from ..volume import Geometry, Volume
 from .answers import answer
 from .cases import CaseResult, EngineCase, LabelledCase, Propagation
+from .class_volumes import measured_shift
 from .cohort import Cohort
 from .config import TrainingConfig
 from .data.intensities import scale_intensities
@@ -226,13 +227,23 @@ def train(
     labelled = cohort.labelled_cases(config.seed, distances)
     pseudo = cohort.pseudo_cases(number, config.seed)
     observer = progress.training(number)
+
+    def match_volumes(learner: Learner) -> None:
+        if not config.match_volumes:
+            return
+        names = ("shifts", f"{number}.json")
+        shown = pseudo if learner.reads_pseudo_labels else []
+        given = (learner, labelled, shown, cohort.plan, config, number, fabric, observer)
+        ranks.once(lambda: cohort.store.once(lambda: measured_shift(*given).tolist(), *names))
+        learner.shift_logits(cohort.store.json(*names))
+
     start_from = _weights_to_begin_with(cohort.store, number, config)
     while True:
         source = PatchSource(labelled, pseudo, cohort.plan, config, number, fabric.world_size)
         try:
             judged = None if judge is None else value_of
             arguments = (number, source, cohort.plan, config, cohort.store, fabric, observer, start_from, judged)
-            learner = train_round(*arguments)
+            learner = train_round(*arguments, match_volumes)
             if judge is not None:
                 learner.load_state_dict(cohort.store.tensors("judged", f"{number}.pt")["learner"])
             return learner

@@ -48,6 +48,7 @@ def train_round(
     observer: Observer,
     start_from: str | None = None,
     judge: Judge | None = None,
+    finish: Callable[[Learner], object] = lambda learner: None,
 ) -> Learner:
     """Train a specialist from scratch (or from weights) for one round, resuming from its checkpoint if there is one.
 
@@ -62,6 +63,7 @@ def train_round(
         start_from: file below `weights` to begin with; None: from scratch.
         judge: asked every 200 iterations how good the network is; the best one is kept. It needs labels that the owner
             of one label does not have: only the published protocol asks for it. None: the last weights are the result.
+        finish: called after the last iteration, before the weights are kept.
 
     Returns:
         the learner, trained.
@@ -109,6 +111,7 @@ def train_round(
             if wish == _STOP:
                 ranks.wait()
                 raise Stopped
+    finish(learner)
     if ranks.first:
         store.save_tensors({"learner": learner.state_dict()}, *weights)
         store.remove(*checkpoint)

@@ -89,6 +89,8 @@ class Protocol:
             "patch": self.patch[::-1],
             "training_voxels": _NO_LIMIT,
             "normalise": False,
+            "warm_start": False,
+            "match_volumes": False,
             "ensemble_rounds": False,
             "test_time_passes": 1,
             "propagation_share": 0.0,

@@ -195,7 +195,7 @@ def test_events_are_plain_values(finished):
 def test_a_further_scan_is_segmented_like_one_of_the_cohort(finished, template, phantoms):
     one = FinishedRun([template], CLASSES, CONFIG, finished[0], Silent()).segment(phantoms[2].image)
     same = np.mean(one.prediction.array == finished[1][-2].prediction.array)
-    assert same > 0.995, f"the same scan, segmented alone, agrees in {same:.4f} of its voxels"
+    assert same > 0.98, f"the same scan, segmented alone, agrees in {same:.4f} of its voxels"
 
 
 def test_a_further_scan_writes_nothing(finished, template, phantoms):
@@ -205,7 +205,14 @@ def test_a_further_scan_writes_nothing(finished, template, phantoms):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"warm_start": True}, {"soft_pseudo_labels": True}, {"refinement": "volume"}, {"optimizer": "sgd"}]
+    "changes",
+    [
+        {"warm_start": False},
+        {"match_volumes": False},
+        {"soft_pseudo_labels": True},
+        {"refinement": "volume"},
+        {"optimizer": "sgd"},
+    ],
 )
 def test_other_settings_run(cases, template, tmp_path, changes):
     config = CONFIG.model_copy(update={**changes, "iterations": 2})

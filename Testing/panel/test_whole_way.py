@@ -194,6 +194,7 @@ class TestTwoPanels:
         assert "is under way" in reason
 
 
+@pytest.mark.alone
 class TestFiveHundredCases:
     """A tick, a click and an update of the table: median of 20 below 50 ms, with 100 MB of events."""
 

@@ -357,6 +357,7 @@ class TestLikelyQuality:
         assert quality(forty, predictions(forty)).reviewed == ENOUGH - 1
 
 
+@pytest.mark.alone
 class TestFiveHundredCases:
     """Each below 50 ms, project.json below 100 ms: the best of some, as other work runs on shared machines; time of the
     processor where nothing is written."""

@@ -175,6 +175,7 @@ def test_an_unknown_learner_is_named(published: Path, tmp_path: Path) -> None:
         ("patch", (128, 128, 128)),
         ("normalise", False),
         ("warm_start", False),
+        ("match_volumes", False),
         ("ema_decay", 0.99),
         ("consistency", 0.1),
         ("pseudo_ramp", 0.3),

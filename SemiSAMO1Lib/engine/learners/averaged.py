@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from ..specialists import make_specialist
 from ..specialists.dropout import dropped_by
-from ..specialists.heads import LogitsOnly
+from ..specialists.heads import LogitsOnly, ShiftedLogits
 from .base import Batch, Learner, make_optimizer
 from .generators import Generators, generators_of
 from .losses import supervised_loss
@@ -55,6 +56,7 @@ class AveragedLearner(Learner):
         self.teacher = fabric.to_device(copy.deepcopy(network)).requires_grad_(False)
         self.student, self.optimizer = fabric.setup(network, optimizer)
         self.steps = 0
+        self.shift = torch.zeros(self.plan.classes, device=fabric.device)
 
     @abstractmethod
     def terms(self, batch: Batch, outputs: Outputs, progress: float, generators: Generators) -> dict[str, Term]:
@@ -160,7 +162,10 @@ class AveragedLearner(Learner):
         return min(self.config.ema_decay, 1 - 1 / (0.1 * self.config.iterations + 1))
 
     def inference_model(self) -> nn.Module:
-        return LogitsOnly(self.teacher) if self.with_distance else self.teacher
+        return ShiftedLogits(LogitsOnly(self.teacher) if self.with_distance else self.teacher, self.shift)
+
+    def shift_logits(self, shift: Sequence[float]) -> None:
+        self.shift = torch.tensor(shift, dtype=torch.float32, device=self.fabric.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -168,6 +173,7 @@ class AveragedLearner(Learner):
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "steps": self.steps,
+            "shift": self.shift,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -175,6 +181,7 @@ class AveragedLearner(Learner):
         self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps = state["steps"]
+        self.shift_logits(state["shift"].tolist() if "shift" in state else [0.0] * self.plan.classes)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning_fabric import Fabric
@@ -40,6 +40,9 @@ class Batch:
 class Learner(ABC):
     """One way of learning from few labels and many pseudo-labels."""
 
+    #: It learns from the pseudo-labels too.
+    reads_pseudo_labels: ClassVar[bool] = True
+
     def __init__(self, plan: Plan, config: TrainingConfig) -> None:
         self.plan = plan
         self.config = config
@@ -65,6 +68,10 @@ class Learner(ABC):
     @abstractmethod
     def inference_model(self) -> nn.Module:
         """The network to predict with: (B, 1, z, y, x) -> (B, C, z, y, x) logits."""
+
+    @abstractmethod
+    def shift_logits(self, shift: Sequence[float]) -> None:
+        """What the network to predict with adds to its logits from now on, a number for each class."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

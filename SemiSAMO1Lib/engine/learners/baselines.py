@@ -10,6 +10,8 @@ from .generators import Generators
 class SupervisedOnly(AveragedLearner):
     """L = L_sup: the pseudo-labelled patches are not even looked at."""
 
+    reads_pseudo_labels = False
+
     def outputs(self, batch: Batch) -> Outputs:
         logits = self.student(batch.labelled.image).float()
         return Outputs(logits, logits[:0])

@@ -18,6 +18,19 @@ class TwoHeads(nn.Module):
         return torch.tanh(distances), logits
 
 
+class ShiftedLogits(nn.Module):
+    """A network's logits (B, C, z, y, x) plus one number for each class."""
+
+    def __init__(self, network: nn.Module, shift: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("shift", shift.reshape(1, -1, 1, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        found: Tensor = self.network(image) + self.shift
+        return found
+
+
 class LogitsOnly(nn.Module):
     """A network's logits without its distance map.
 
