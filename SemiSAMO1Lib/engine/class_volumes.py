@@ -1,4 +1,4 @@
-"""A network draws as much of each class as it learned from.
+"""A network draws about as much of each class as it learned from.
 
 A short training ends unsure of the edges of small structures, and the Dice loss prefers too large there to too small;
 the next round would learn the larger volume. So after a round each class's logit is shifted by one number, the same for
@@ -7,6 +7,7 @@ all scans, which belongs to the network from then on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,9 @@ MOST_VOXELS = 500_000
 
 #: No class is shifted further: its odds change by e⁴ at most.
 FURTHEST = 4.0
+
+#: A class that is larger or smaller by less than this share is left; others are brought to that edge.
+TOLERANCE = 0.05
 
 #: Steps of the fixed point, and the share of the way that each goes.
 _STEPS, _SHARE = 60, 0.7
@@ -87,9 +91,9 @@ def measured_shift(
 
 
 def volume_shift(logits: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float32]:
-    """Shifts (C,) with which as many voxels fall to each foreground class as the target has; the background's is 0.
+    """Shifts (C,) with which as many voxels fall to each foreground class as the target has, give or take `TOLERANCE`.
 
-    A class that the target lacks is not shifted, and none further than `FURTHEST`.
+    The background is not shifted, nor a class that the target lacks, and none further than `FURTHEST`.
 
     Args:
         logits: (C, n) of n voxels; what all classes of a voxel share does not matter.
@@ -97,14 +101,15 @@ def volume_shift(logits: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float
     """
     classes = len(logits)
     wanted = np.bincount(target, minlength=classes).astype(float)
-    there = wanted[1:] > 0
+    there, edge = wanted[1:] > 0, math.log1p(TOLERANCE)
     shift = np.zeros(classes, np.float32)
     for _ in range(_STEPS):
         drawn = np.bincount((logits + shift[:, None]).argmax(0), minlength=classes)
-        step = _SHARE * np.log(np.maximum(drawn[1:], 1) / np.maximum(wanted[1:], 1))
-        if not step[there].any():
+        off = np.log(np.maximum(drawn[1:], 1) / np.maximum(wanted[1:], 1)) * there
+        step = _SHARE * (off - np.clip(off, -edge, edge))
+        if not step.any():
             break
-        shift[1:] = np.where(there, np.clip(shift[1:] - step, -FURTHEST, FURTHEST), 0)
+        shift[1:] = np.clip(shift[1:] - step, -FURTHEST, FURTHEST)
     return shift
 
 
