@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
@@ -20,14 +20,17 @@ from .data.patches import TrainingCase
 from .inference.sliding import predict_probabilities
 from .learners import Learner
 from .learners.generators import hash_key
+from .memory import is_out_of_memory, or_on_cpu
 from .observer import Observer, stop_if_asked
 from .planning import Plan
+from .training import make_fabric
 
 #: Scans that are predicted to measure it: of the labelled ones at most half.
 SCANS = 8
 
-#: Voxels of a scan that are looked at, drawn at random.
+#: Voxels of a scan that are looked at, drawn at random; fewer where all scans' logits would be more than `MOST_LOGITS`.
 MOST_VOXELS = 500_000
+MOST_LOGITS = 40_000_000
 
 #: No class is shifted further: its odds change by e⁴ at most.
 FURTHEST = 4.0
@@ -35,10 +38,10 @@ FURTHEST = 4.0
 #: A class that is larger or smaller by less than this share is left; others are brought to that edge.
 TOLERANCE = 0.05
 
-#: Steps of the fixed point, and the share of the way that each goes.
-_STEPS, _SHARE = 60, 0.7
+#: Steps of the fixed point, the share of the way that each goes, and the change below which it has arrived.
+_STEPS, _SHARE, _ARRIVED = 60, 0.7, 1e-3
 
-#: Probabilities below do not count: float16 has nothing there.
+#: Less probable is as good as impossible.
 _SMALLEST = 1e-6
 
 
@@ -54,43 +57,68 @@ def measured_shift(
 ) -> NDArray[np.float32]:
     """What to add to each class's logit (C,) so that the network draws what it learned from, by eight of its scans.
 
-    Zeros where the network, shifted, agrees less with what it learned from: one that has learned next to nothing.
+    Zeros where the network, shifted, agrees less with what it learned from (it has learned next to nothing), and where
+    no scan says what is background: one that knows nothing of some label knows no background.
 
     Args:
-        learner: after round `number`; its network is in training mode again afterwards.
+        learner: after round `number`, not shifted.
         labelled, pseudo: what the round learned from, on the training grid.
         plan, config: of the training.
         number: of the round.
         fabric: device and precision.
-        observer: asked whether to stop.
+        observer: asked whether to stop; gets 'progress' events.
 
     Raises:
         Stopped: the observer asked for it.
     """
     generator = np.random.default_rng(hash_key(config.seed, number, len(labelled), len(pseudo)))
-    some = [labelled[n] for n in generator.permutation(len(labelled))[: SCANS // 2 if pseudo else SCANS]]
+    whole = [case for case in labelled if _knows_background(case)]
+    some = [whole[n] for n in generator.permutation(len(whole))[: SCANS // 2 if pseudo else SCANS]]
     some += [pseudo[n] for n in generator.permutation(len(pseudo))[: SCANS - len(some)]]
     model = learner.inference_model()
+
+    def predict_on(where: torch.device) -> NDArray[np.float16]:
+        runner = fabric if where.type == fabric.device.type else make_fabric("cpu", "32-true")
+        return predict_probabilities(model.to(where), image, plan, runner, 1, config.seed)
+
+    most = min(MOST_VOXELS, MOST_LOGITS // (plan.classes * max(len(some), 1)))
     logits, targets = [], []
-    for case in some:
-        stop_if_asked(observer)
-        image = np.asarray(case.image, np.float32)
-        found = predict_probabilities(model, image, plan, fabric, 1, config.seed).reshape(plan.classes, -1)
-        target = np.asarray(case.target)
-        target = (target.argmax(0) if target.ndim == 4 else target).reshape(-1)
-        known = np.flatnonzero(np.asarray(case.weight).reshape(-1) > 0)
-        if len(known) > MOST_VOXELS:
-            known = np.sort(generator.choice(known, MOST_VOXELS, replace=False))
-        logits.append(np.log(np.maximum(found[:, known].astype(np.float32), _SMALLEST)))
-        targets.append(target[known])
-    model.train()  # predicting switched the dropout off
+    try:
+        for position, case in enumerate(some):
+            stop_if_asked(observer)
+            image = np.asarray(case.image, np.float32)
+            found = or_on_cpu(predict_on, fabric.device, observer, "prediction").reshape(plan.classes, -1)
+            target = np.asarray(case.target)
+            target = (target.argmax(0) if target.ndim == 4 else target).reshape(-1)
+            known = np.flatnonzero(np.asarray(case.weight).reshape(-1) > 0)
+            if len(known) > most:
+                known = np.sort(generator.choice(known, most, replace=False))
+            logits.append(np.log(np.maximum(found[:, known].astype(np.float32), _SMALLEST)))
+            targets.append(target[known])
+            observer.event("progress", stage=f"volumes {number}", done=position + 1, of=len(some))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        observer.event(
+            "warning", text=f"volumes of round {number}: the memory does not suffice; classes stay as they are"
+        )
+        logits = []
+    if not logits:
+        return np.zeros(plan.classes, np.float32)
     said, target = np.concatenate(logits, 1), np.concatenate(targets)
+    del logits
     shift = volume_shift(said, target)
-    better = _agreement(said + shift[:, None], target) > _agreement(said, target)
-    return shift if better else np.zeros_like(shift)
+    before = _agreement(said, target)
+    said += shift[:, None]
+    return shift if _agreement(said, target) > before else np.zeros_like(shift)
 
 
-def volume_shift(logits: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float32]:
+def _knows_background(case: TrainingCase) -> bool:
+    target, weight = np.asarray(case.target), np.asarray(case.weight)
+    return bool(((target == 0) & (weight > 0)).any())
+
+
+def volume_shift(logits: NDArray[np.floating], target: NDArray[np.integer]) -> NDArray[np.float32]:
     """Shifts (C,) with which as many voxels fall to each foreground class as the target has, give or take `TOLERANCE`.
 
     The background is not shifted, nor a class that the target lacks, and none further than `FURTHEST`.
@@ -107,13 +135,15 @@ def volume_shift(logits: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float
         drawn = np.bincount((logits + shift[:, None]).argmax(0), minlength=classes)
         off = np.log(np.maximum(drawn[1:], 1) / np.maximum(wanted[1:], 1)) * there
         step = _SHARE * (off - np.clip(off, -edge, edge))
-        if not step.any():
+        moved = np.clip(shift[1:] - step, -FURTHEST, FURTHEST)
+        arrived = np.abs(moved - shift[1:]).max() < _ARRIVED
+        shift[1:] = moved
+        if arrived:
             break
-        shift[1:] = np.clip(shift[1:] - step, -FURTHEST, FURTHEST)
     return shift
 
 
-def _agreement(logits: NDArray[Any], target: NDArray[Any]) -> float:
+def _agreement(logits: NDArray[np.floating], target: NDArray[np.integer]) -> float:
     """Mean Dice of the foreground classes that the target has; 1 where it has none."""
     found, dice = logits.argmax(0), []
     for value in range(1, len(logits)):

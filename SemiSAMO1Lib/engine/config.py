@@ -18,6 +18,10 @@ def _known_device(name: str) -> str:
     return name
 
 
+#: What configurations that were written before these parameters stand for.
+BEFORE: dict[str, Any] = {"neighbour_share": 0.0, "match_volumes": False}
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -5,7 +5,7 @@
     link         register every case with those that look most like it
     answer       propagation, and the vote of linked cases                                       -> round 0
     for each round r = 1..R:
-        train    a specialist from scratch on the template and the current pseudo-labels
+        train    the specialist further on the template and the current pseudo-labels
         predict  every case
         answer   prediction, propagation, and the vote of linked cases; with uncertainty         -> round r
         refine   the answers that a check does not find worse become pseudo-labels
@@ -55,7 +55,8 @@ from .sampling import PatchSource, require_shares
 from .specialists import make_specialist, require_specialist
 from .training import make_fabric, train_round
 
-#: Weights below `weights` of an earlier run that rounds begin with; absent: from scratch.
+#: Weights below `weights` of an earlier run that the first round (without `warm_start`: every one) begins with;
+#: absent: from scratch.
 EARLIER = "round-0.pt"
 
 #: Gives a value, larger is better, to a function that gives the class probabilities (C, z, y, x) of an image.
@@ -229,12 +230,10 @@ def train(
     observer = progress.training(number)
 
     def match_volumes(learner: Learner) -> None:
-        if not config.match_volumes:
-            return
         names = ("shifts", f"{number}.json")
-        shown = pseudo if learner.reads_pseudo_labels else []
+        shown = pseudo if learner.reads_pseudo_labels and config.pseudo_weight > 0 else []
         given = (learner, labelled, shown, cohort.plan, config, number, fabric, observer)
-        ranks.once(lambda: cohort.store.once(lambda: measured_shift(*given).tolist(), *names))
+        ranks.once(lambda: cohort.store.save_json(measured_shift(*given).tolist(), *names))
         learner.shift_logits(cohort.store.json(*names))
 
     start_from = _weights_to_begin_with(cohort.store, number, config)
@@ -243,7 +242,7 @@ def train(
         try:
             judged = None if judge is None else value_of
             arguments = (number, source, cohort.plan, config, cohort.store, fabric, observer, start_from, judged)
-            learner = train_round(*arguments, match_volumes)
+            learner = train_round(*arguments, match_volumes if config.match_volumes else None)
             if judge is not None:
                 learner.load_state_dict(cohort.store.tensors("judged", f"{number}.pt")["learner"])
             return learner

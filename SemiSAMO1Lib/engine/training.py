@@ -48,7 +48,7 @@ def train_round(
     observer: Observer,
     start_from: str | None = None,
     judge: Judge | None = None,
-    finish: Callable[[Learner], object] = lambda learner: None,
+    finish: Callable[[Learner], object] | None = None,
 ) -> Learner:
     """Train a specialist from scratch (or from weights) for one round, resuming from its checkpoint if there is one.
 
@@ -84,7 +84,9 @@ def train_round(
             first = _restore(learner, store.tensors(*checkpoint))
         observer.event("note", text=f"round {number}: going on from iteration {first}")
     elif start_from is not None:
-        learner.load_state_dict({**store.tensors("weights", start_from)["learner"], "steps": 0})
+        begin = {**store.tensors("weights", start_from)["learner"], "steps": 0}
+        begin.pop("shift", None)  # of the network then: this round's is found at its end
+        learner.load_state_dict(begin)
     ranks = Ranks(fabric)
     saved = reported = time.monotonic()
     with closing(drawn_ahead(sample, first, config.iterations, fabric.global_rank)) as batches:
@@ -111,12 +113,28 @@ def train_round(
             if wish == _STOP:
                 ranks.wait()
                 raise Stopped
-    finish(learner)
+    _finish(learner, finish, store, checkpoint, config, ranks)
     if ranks.first:
         store.save_tensors({"learner": learner.state_dict()}, *weights)
         store.remove(*checkpoint)
     ranks.wait()
     return learner
+
+
+def _finish(
+    learner: Learner,
+    finish: Callable[[Learner], object] | None,
+    store: Store,
+    checkpoint: tuple[str, str],
+    config: TrainingConfig,
+    ranks: Ranks,
+) -> None:
+    """It may be stopped: then no iteration is done again."""
+    if finish is None:
+        return
+    if ranks.first:
+        store.save_tensors(_snapshot(learner, config.iterations), *checkpoint)
+    finish(learner)
 
 
 def _keep_best(number: int, iteration: int, learner: Learner, judge: Judge, store: Store, observer: Observer) -> None:

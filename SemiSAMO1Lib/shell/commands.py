@@ -199,7 +199,7 @@ def train(
         bool | None,
         typer.Option(
             "--continue/--from-scratch",
-            help="Begin every round with the current training's weights, or anew; with them if they fit, not given.",
+            help="Begin with the current training's weights, or anew; with them if they fit, not given.",
         ),
     ] = None,
     detach: Annotated[bool, typer.Option(help="Return at once; the training goes on in the background.")] = False,

@@ -114,7 +114,7 @@ def _plan_of(weights: Path, patch: tuple[int, int, int] | None) -> tuple[Plan, T
         run = files.read_json(folder / "config.json")
         if patch is not None:
             plan = plan.model_copy(update={"patch": patch[::-1]})
-        config = TrainingConfig.model_validate({key: run[key] for key in TrainingConfig.model_fields})
+        config = TrainingConfig.model_validate({key: run[key] for key in TrainingConfig.model_fields if key in run})
         return plan, config, list(run["label_values"]), True
     state, _ = read_weights(weights, published=False)
     if "final.weight" not in state:

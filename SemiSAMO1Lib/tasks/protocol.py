@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .. import files
 from ..engine.cases import CaseResult, EngineCase, LabelledCase
-from ..engine.config import TrainingConfig, make_config
+from ..engine.config import BEFORE, TrainingConfig, make_config
 from ..engine.data.store import Store
 from ..engine.evaluation.metrics import case_metrics
 from ..engine.learners import full_name, learner_named
@@ -111,7 +111,12 @@ class Protocol:
             },
             "seed": self.seed,
         }
-        return make_config(**_merged(published, self.further))
+        config = make_config(**_merged(published, self.further))
+        if config.match_volumes:
+            raise ProtocolError(
+                "match_volumes changes the network's answers, and published weights have no place for it"
+            )
+        return config
 
     def deviations(self, config: TrainingConfig) -> list[str]:
         """What differs from the released code, in words."""
@@ -230,7 +235,7 @@ def _same_run(
     if not (path.exists() and (output / "work" / "plan.json").exists()):  # else nothing of a run is there
         files.write_json(path, now)
         return
-    before = {"neighbour_share": 0.0, **files.read_json(path)}  # runs of before there were neighbours
+    before = {**BEFORE, **files.read_json(path)}
     if differ := sorted(key for key in now if before.get(key) != now[key]):
         raise ProtocolError(
             f"{output} holds a run with other {', '.join(differ)}. Choose another --output, or remove it"

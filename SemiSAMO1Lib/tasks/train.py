@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import __version__, files
 from ..engine.cases import CaseResult, EngineCase
-from ..engine.config import TrainingConfig, make_config
+from ..engine.config import BEFORE, TrainingConfig, make_config
 from ..engine.data.store import Store
 from ..engine.observer import stop_if_asked
 from ..engine.propagation.registration import FINEST_BELOW
@@ -169,8 +169,8 @@ def config_of(job: JobFolder) -> TrainingConfig:
     """
     path = job.work / "config.json"
     if path.exists():
-        # a training of before cases voted on each other goes on without that
-        return TrainingConfig.model_validate({"neighbour_share": 0.0, **files.read_json(path)})
+        # a training of before cases voted on each other, or before volumes were matched, goes on without that
+        return TrainingConfig.model_validate({**BEFORE, **files.read_json(path)})
     return make_config(**{k: v for k, v in job.spec()["parameters"].items() if k not in _NOT_OF_THE_ENGINE})
 
 

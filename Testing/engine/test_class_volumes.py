@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from engine_helpers import smooth_noise, tiny_config, tiny_plan
+from engine_helpers import Recorder, random_batch, smooth_noise, tiny_config, tiny_plan
 
 from SemiSAMO1Lib.engine.class_volumes import FURTHEST, SCANS, TOLERANCE, measured_shift, volume_shift
 from SemiSAMO1Lib.engine.data.patches import TrainingCase
-from SemiSAMO1Lib.engine.learners import learner_named
+from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.learners import averaged, learner_named
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
-from SemiSAMO1Lib.engine.training import make_fabric
+from SemiSAMO1Lib.engine.training import make_fabric, train_round
 
 SHAPE = (16, 16, 16)
 
@@ -117,6 +118,28 @@ class TestMeasuredShift:
         shift_of(many, [training_case(0)] * 20, [training_case(1)] * 20)
         assert many.asked == SCANS * few.asked
 
+    def test_a_scan_that_knows_no_background_does_not_count(self):
+        """A label was added since: what was not painted there is unknown."""
+        whole = training_case(0)
+        part = training_case(1)
+        part = TrainingCase(part.image, part.target, (part.target > 0).astype(np.float32), {})
+        alone = shift_of(Voiced(extra=1.5), [whole], [])
+        assert shift_of(Voiced(extra=1.5), [whole, part], []) == pytest.approx(alone)
+
+    def test_without_any_background_nothing_is_shifted(self):
+        part = training_case(1)
+        part = TrainingCase(part.image, part.target, (part.target > 0).astype(np.float32), {})
+        assert not shift_of(Voiced(extra=1.5), [part], []).any()
+
+    def test_too_little_memory_is_said_and_nothing_is_shifted(self):
+        class TooLarge(Voiced):
+            def forward(self, image):
+                raise MemoryError("not today")
+
+        observer = Recorder()
+        assert not shift_of(TooLarge(), [training_case(0)], [], observer).any()
+        assert [kind for kind, _ in observer.events] == ["warning"]
+
     def test_a_stop_is_heard(self):
         with pytest.raises(Stopped):
             shift_of(Voiced(), [training_case(0)], [], Stopping())
@@ -156,3 +179,61 @@ class TestLearners:
         learner.shift_logits([0.0, -1.0, 2.0])
         learner.load_state_dict(state)
         assert not learner.state_dict()["shift"].any()
+
+
+class TooMuch(torch.nn.Module):
+    """A network that draws class 2 wherever the image is bright, and too much of it; nothing to learn."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.tensor([0.0, 0.0, 1.5]))
+
+    def forward(self, image):
+        classes = torch.arange(3.0).reshape(1, 3, 1, 1, 1)
+        return -2 * (image - classes).square() + self.bias.reshape(1, 3, 1, 1, 1)
+
+
+class TestRounds:
+    """Rounds that go on from the last one's weights, with a network that always draws too much."""
+
+    @pytest.fixture
+    def drawn(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(averaged, "make_specialist", lambda *_: TooMuch())
+        labelled, pseudo = [training_case(0)], [training_case(1), training_case(2)]
+        fabric, plan = make_fabric("cpu", "32-true"), tiny_plan()
+        config = tiny_config(iterations=1, learning_rate=1e-9, weight_decay=0.0)
+
+        def shifted(number, matched=True, start_from=None):
+            def finish(learner):
+                learner.shift_logits(measured_shift(learner, labelled, pseudo, plan, config, number, fabric, Silent()))
+
+            store = Store(tmp_path)
+            done = finish if matched else None
+            train_round(number, random_batch, plan, config, store, fabric, Silent(), start_from, finish=done)
+            return store.tensors("weights", f"round-{number}.pt")["learner"]["shift"]
+
+        return shifted
+
+    def test_a_further_round_is_shifted_as_the_first_one(self, drawn):
+        """It is measured without the last round's shift, so it does not vanish every other time."""
+        first = drawn(1)
+        assert first[2] < -0.5 and torch.allclose(drawn(2, start_from="round-1.pt"), first, atol=0.3)
+
+    def test_a_round_that_is_not_matched_keeps_no_earlier_shift(self, drawn):
+        drawn(1)
+        assert not drawn(2, matched=False, start_from="round-1.pt").any()
+
+
+def test_a_stop_while_it_is_measured_loses_no_iteration(tmp_path):
+    def stopped(learner):
+        raise Stopped
+
+    config, plan, fabric = tiny_config(checkpoint_seconds=1000), tiny_plan(), make_fabric("cpu", "32-true")
+    with pytest.raises(Stopped):
+        train_round(1, random_batch, plan, config, Store(tmp_path), fabric, Silent(), finish=stopped)
+
+    def no_more(iteration, rank):
+        raise AssertionError("an iteration was done again")
+
+    train_round(1, no_more, plan, config, Store(tmp_path), fabric, Silent(), finish=lambda learner: None)
+    assert Store(tmp_path).has("weights", "round-1.pt")

@@ -245,14 +245,14 @@ def test_a_class_that_a_label_says_nothing_about_is_not_looked_at_again(cases, t
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_every_round_begins_with_an_earlier_runs_weights(finished, cases, template, tmp_path, number):
+def test_without_warm_start_rounds_begin_with_an_earlier_runs_weights(finished, cases, template, tmp_path, number):
     """With a learning rate of next to nothing the new weights are the earlier ones."""
     store = Store(tmp_path)
     earlier = finished[0].tensors("weights", "round-2.pt")
     store.save_tensors(earlier, "weights", rounds.EARLIER)
     store.save_json(finished[0].json("plan.json"), "plan.json")
-    config = CONFIG.model_copy(update={"rounds": 2, "iterations": 1, "learning_rate": 1e-12, "weight_decay": 0.0})
-    list(run(cases, [template], CLASSES, config, store, Recorder()))
+    fixed = {"rounds": 2, "iterations": 1, "learning_rate": 1e-12, "weight_decay": 0.0, "warm_start": False}
+    list(run(cases, [template], CLASSES, CONFIG.model_copy(update=fixed), store, Recorder()))
     trained = store.tensors("weights", f"round-{number}.pt")
     before, after = (one["learner"]["student"] for one in (earlier, trained))
     apart = max(float((before[key] - after[key]).abs().max()) for key in before)
