@@ -129,6 +129,53 @@ class TestOrder:
         assert names(predicted(tmp_path / "old", old)) == ["b", "a"]
 
 
+class TestOfASession:
+    """What an open project shows is made once, and anew when something changed."""
+
+    @pytest.fixture
+    def session(self, few: Project) -> Session:
+        session = Session()
+        session.open(few.folder)
+        return session
+
+    def waiting(self, session: Session) -> list[str]:
+        session.poll()
+        return [one.case for one in session.waiting()]
+
+    def test_it_is_the_projects_queue(self, session: Session, few: Project) -> None:
+        assert self.waiting(session) == [one.case for one in queue(few)]
+
+    def test_somebody_elses_decision_takes_a_case_out(self, session: Session, few: Project) -> None:
+        before = self.waiting(session)
+        decide(few, "c", 0.8)
+        assert self.waiting(session) == [case for case in before if case != "c"]
+
+    def test_a_skipped_case_comes_last(self, session: Session, few: Project) -> None:
+        before = self.waiting(session)
+        reviews.skip(few, before[0])
+        assert self.waiting(session) == [*before[1:], before[0]]
+
+    def test_an_excluded_case_is_out_and_an_included_one_in_again(self, session: Session, few: Project) -> None:
+        before = self.waiting(session)
+        few.exclude("d")
+        without = self.waiting(session)
+        few.include("d")
+        assert (without, self.waiting(session)) == ([case for case in before if case != "d"], before)
+
+    def test_another_project_has_its_own(self, session: Session, forty: Project) -> None:
+        self.waiting(session)
+        session.open(forty.folder)
+        assert self.waiting(session) == [one.case for one in queue(forty)]
+
+
+def test_predictions_that_were_written_anew_are_read_anew(few: Project) -> None:
+    predictions(few)
+    index = few.jobs / str(few.state.current_training) / "results" / "index.json"
+    rows = files.read_json(index)
+    files.write_json(index, {**rows, "cases": rows["cases"][:1]})
+    assert len(predictions(few)) == 1
+
+
 class TestRandomFifth:
     def test_every_fifth_is_drawn_and_marked(self, forty: Project) -> None:
         """... unless chance drew a case that was offered before, as one of the worst: then that one is marked."""

@@ -29,6 +29,8 @@ from method_helpers import (
 from numpy.typing import NDArray
 from torch import nn
 
+from SemiSAMO1Lib import files
+from SemiSAMO1Lib.engine.config import BEFORE
 from SemiSAMO1Lib.engine.data.hdf5_layout import write_case
 from SemiSAMO1Lib.engine.specialists.unet_3d import UNet3D, UNet3DWithDistance
 from SemiSAMO1Lib.image_io import read_volume
@@ -182,6 +184,16 @@ def test_weights_of_an_unfinished_run_keep_its_label_values(run: Run, tmp_path: 
         shutil.copy(run.output / name, tmp_path / name)
     found = measured(run.root, tmp_path / "weights" / "round-1.pth")
     assert sorted({row["label"] for row in found["rows"]}) == [1, 2, 3]
+
+
+def test_weights_of_an_older_programs_run_are_measured(run: Run, tmp_path: Path) -> None:
+    """Its settings know nothing of what came later."""
+    for name in ("plan.json", "weights/round-1.pth"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(run.output / name, tmp_path / name)
+    settings = files.read_json(run.output / "config.json")
+    files.write_json(tmp_path / "config.json", {key: one for key, one in settings.items() if key not in BEFORE})
+    measured(run.root, tmp_path / "weights" / "round-1.pth")
 
 
 def test_grey_values_are_scaled_as_the_run_scaled_them(tmp_path: Path) -> None:

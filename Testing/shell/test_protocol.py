@@ -33,6 +33,7 @@ from torch import Tensor
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.engine import training
+from SemiSAMO1Lib.engine.config import BEFORE
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.generalists.sam_med3d.checkpoint import NAME
 from SemiSAMO1Lib.engine.learners import full_name
@@ -304,6 +305,7 @@ def test_a_part_of_a_section_in_the_config_file_leaves_the_rest(settled: Callabl
         ({"learning_rate": -1}, "learning_rate"),
         ({"specialist": "sloth"}, "unknown specialist 'sloth'"),
         ({"generalists": "small"}, "generalists"),
+        ({"match_volumes": True}, "match_volumes"),
     ],
 )
 def test_a_wrong_parameter_is_named(published: Path, tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
@@ -527,6 +529,15 @@ def test_started_again_the_summary_is_whole(run: Run, again: tuple[dict[str, Any
 def test_other_settings_in_the_same_output_are_refused(run: Run, options: tuple[object, ...], expected: str) -> None:
     shown = reproduce(run.root, run.output, "--rounds", 2, "--iterations", 4, *options)
     assert shown.code == WRONG_USE and f"holds a run with other {expected}" in shown.text, shown.text
+
+
+def test_a_run_of_an_older_program_goes_on(published: Path, tmp_path: Path) -> None:
+    """Its settings know nothing of what came later."""
+    reproduce(published, tmp_path, "--rounds", 0)
+    path = tmp_path / "config.json"
+    files.write_json(path, {key: one for key, one in files.read_json(path).items() if key not in BEFORE})
+    shown = reproduce(published, tmp_path, "--rounds", 0)
+    assert shown.code == DONE, shown.text
 
 
 def test_another_list_in_the_same_output_is_refused(layout: Path, tmp_path: Path) -> None:
