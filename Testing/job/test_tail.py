@@ -84,6 +84,7 @@ def test_damaged_events_are_left_out(tmp_path: Path) -> None:
     assert [event["kind"] for event in JobTail(job).poll()[0]] == ["note", "end"]
 
 
+@pytest.mark.alone
 def test_a_hundred_megabytes_take_no_time(path: Path) -> None:
     """The issue's bound of a tick is 50 ms; reading alone must be far below."""
     with path.open("wb") as stream:

@@ -123,6 +123,17 @@ def test_of_the_working_files_only_what_further_scans_need_is_kept(finished: Job
     assert kept <= needed | facts | empty, f"left behind: {kept - needed - facts - empty}"
 
 
+def test_a_training_of_an_older_program_goes_on_as_it_began(tmp_path: Path) -> None:
+    """Its configuration knows nothing of what came later."""
+    from SemiSAMO1Lib.engine.config import BEFORE, make_config
+    from SemiSAMO1Lib.tasks.train import config_of
+
+    job = empty_job(tmp_path)
+    written = {key: one for key, one in make_config("quick").model_dump(mode="json").items() if key not in BEFORE}
+    files.write_json(job.work / "config.json", written)
+    assert {key: getattr(config_of(job), key) for key in BEFORE} == BEFORE
+
+
 def test_superseded_rounds_of_a_killed_worker_are_removed_later(tmp_path: Path) -> None:
     from SemiSAMO1Lib.tasks.inputs import ClassMap, Inputs
     from SemiSAMO1Lib.tasks.train import ResultWriter
