@@ -107,7 +107,9 @@ class TrainingConfig(_Strict):
     patch: tuple[int, int, int] | None = Field(None, description="(z, y, x) voxels; None: from the plan")
     normalise: bool = Field(True, description="scale grey values as planned; False: they are scaled already")
     filters: int = Field(16, ge=4, le=64, description="channels of the finest level")
-    ensemble_rounds: bool = Field(True, description="a round predicts with the mean of all specialists so far")
+    ensemble_rounds: bool = Field(
+        False, description="a round predicts with the mean of all specialists so far: for rounds from scratch"
+    )
     propagation_share: float = Field(0.5, ge=0, description="weight of the propagation beside a round's prediction")
     test_time_passes: int = Field(2, ge=1, le=16)
     neighbours: int = Field(8, ge=1, description="cases that vote on another: K, 5 as published")
