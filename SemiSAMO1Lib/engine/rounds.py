@@ -268,7 +268,7 @@ def _weights_to_begin_with(store: Store, number: int, config: TrainingConfig) ->
 def predict(
     cohort: Cohort, number: int, learner: Learner, config: TrainingConfig, fabric: Fabric, progress: Progress
 ) -> None:
-    """Class probabilities of every case: the trained network's running average, averaged with earlier rounds'."""
+    """Class probabilities of every case by the running average; with `ensemble_rounds` averaged with earlier rounds."""
 
     def predict_on(where: torch.device) -> tuple[NDArray[np.float16], Agreement]:
         runner = fabric if where.type == fabric.device.type else make_fabric("cpu", "32-true")

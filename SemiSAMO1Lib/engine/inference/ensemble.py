@@ -1,4 +1,4 @@
-"""The specialists of a finished run as one: the mean of what they predict."""
+"""The specialists of a finished run that predict, as one: the last, or the mean of all."""
 
 from __future__ import annotations
 
