@@ -38,6 +38,10 @@ FURTHEST = 4.0
 #: A class that is larger or smaller by less than this share is left; others are brought to that edge.
 TOLERANCE = 0.05
 
+#: A network that agrees less than this (Dice) with what it learned from has learned next to nothing and is left alone:
+#: where each voxel is as likely as the next a shift moves nearly all of them or none.
+LEARNED = 0.5
+
 #: Steps of the fixed point, the share of the way that each goes, and the change below which it has arrived.
 _STEPS, _SHARE, _ARRIVED = 60, 0.7, 1e-3
 
@@ -57,8 +61,8 @@ def measured_shift(
 ) -> NDArray[np.float32]:
     """What to add to each class's logit (C,) so that the network draws what it learned from, by eight of its scans.
 
-    Zeros where the network, shifted, agrees less with what it learned from (it has learned next to nothing), and where
-    no scan says what is background: one that knows nothing of some label knows no background.
+    Zeros where the network, shifted, agrees less with what it learned from, or less than `LEARNED`, and where no scan
+    says what is background: one that knows nothing of some label knows no background.
 
     Args:
         learner: after round `number`, not shifted.
@@ -108,9 +112,9 @@ def measured_shift(
     said, target = np.concatenate(logits, 1), np.concatenate(targets)
     del logits
     shift = volume_shift(said, target)
-    before = _agreement(said, target)
+    needed = max(_agreement(said, target), LEARNED)
     said += shift[:, None]
-    return shift if _agreement(said, target) > before else np.zeros_like(shift)
+    return shift if _agreement(said, target) > needed else np.zeros_like(shift)
 
 
 def _knows_background(case: TrainingCase) -> bool:

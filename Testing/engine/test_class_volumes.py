@@ -102,6 +102,12 @@ class TestMeasuredShift:
         wrong = TrainingCase(2 - wrong.image, wrong.target, wrong.weight, {})
         assert not shift_of(Voiced(), [wrong], []).any()
 
+    def test_a_network_that_has_learned_next_to_nothing_is_left_alone(self):
+        """A grey image of noise: the label is found by chance alone, also where a shift would find more of it."""
+        case = training_case(0)
+        noise = np.random.default_rng(5).normal(0.6, 0.5, SHAPE).astype(np.float32)
+        assert not shift_of(Voiced(extra=2.5), [TrainingCase(noise, case.target, case.weight, {})], []).any()
+
     def test_voxels_whose_label_is_unknown_do_not_count(self):
         known, unknown = training_case(0), training_case(1, weight=0.0)
         alone = shift_of(Voiced(extra=1.5), [known], [])
