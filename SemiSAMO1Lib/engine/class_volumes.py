@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .config import TrainingConfig
 from .data.patches import TrainingCase
+from .evaluation.metrics import dice
 from .inference.sliding import predict_probabilities
 from .learners import Learner
 from .learners.generators import hash_key
@@ -149,9 +150,5 @@ def volume_shift(logits: NDArray[np.floating], target: NDArray[np.integer]) -> N
 
 def _agreement(logits: NDArray[np.floating], target: NDArray[np.integer]) -> float:
     """Mean Dice of the foreground classes that the target has; 1 where it has none."""
-    found, dice = logits.argmax(0), []
-    for value in range(1, len(logits)):
-        drawn, wanted = found == value, target == value
-        if wanted.any():
-            dice.append(2 * np.sum(drawn & wanted) / (drawn.sum() + wanted.sum()))
-    return float(np.mean(dice)) if dice else 1.0
+    found, there = logits.argmax(0), [value for value in range(1, len(logits)) if (target == value).any()]
+    return float(np.mean([dice(found == value, target == value) for value in there])) if there else 1.0

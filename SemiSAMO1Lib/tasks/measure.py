@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from .. import files
-from ..engine.config import TrainingConfig, make_config
+from ..engine.config import BEFORE, TrainingConfig, make_config
 from ..engine.data.grids import resample_image, with_spacing
 from ..engine.data.intensities import IntensityPlan, scale_intensities
 from ..engine.evaluation.metrics import case_metrics
@@ -111,10 +111,10 @@ def _plan_of(weights: Path, patch: tuple[int, int, int] | None) -> tuple[Plan, T
     folder = weights.resolve().parent.parent
     if (folder / "plan.json").is_file() and (folder / "config.json").is_file():
         plan = Plan.model_validate(files.read_json(folder / "plan.json"))
-        run = files.read_json(folder / "config.json")
+        run = {**BEFORE, **files.read_json(folder / "config.json")}
         if patch is not None:
             plan = plan.model_copy(update={"patch": patch[::-1]})
-        config = TrainingConfig.model_validate({key: run[key] for key in TrainingConfig.model_fields if key in run})
+        config = TrainingConfig.model_validate({key: run[key] for key in TrainingConfig.model_fields})
         return plan, config, list(run["label_values"]), True
     state, _ = read_weights(weights, published=False)
     if "final.weight" not in state:

@@ -195,7 +195,7 @@ def test_events_are_plain_values(finished):
 def test_a_further_scan_is_segmented_like_one_of_the_cohort(finished, template, phantoms):
     one = FinishedRun([template], CLASSES, CONFIG, finished[0], Silent()).segment(phantoms[2].image)
     same = np.mean(one.prediction.array == finished[1][-2].prediction.array)
-    assert same > 0.98, f"the same scan, segmented alone, agrees in {same:.4f} of its voxels"
+    assert same > 0.99, f"the same scan, segmented alone, agrees in {same:.4f} of its voxels"
 
 
 def test_a_further_scan_writes_nothing(finished, template, phantoms):
@@ -244,14 +244,15 @@ def test_a_class_that_a_label_says_nothing_about_is_not_looked_at_again(cases, t
     assert [value is None for value in found] == [number == 2 for number in range(1, CLASSES)]
 
 
+@pytest.mark.parametrize("warm_start", [True, False])
 @pytest.mark.parametrize("number", [1, 2])
-def test_without_warm_start_rounds_begin_with_an_earlier_runs_weights(finished, cases, template, tmp_path, number):
+def test_every_round_begins_with_an_earlier_runs_weights(finished, cases, template, tmp_path, number, warm_start):
     """With a learning rate of next to nothing the new weights are the earlier ones."""
     store = Store(tmp_path)
     earlier = finished[0].tensors("weights", "round-2.pt")
     store.save_tensors(earlier, "weights", rounds.EARLIER)
     store.save_json(finished[0].json("plan.json"), "plan.json")
-    fixed = {"rounds": 2, "iterations": 1, "learning_rate": 1e-12, "weight_decay": 0.0, "warm_start": False}
+    fixed = {"rounds": 2, "iterations": 1, "learning_rate": 1e-12, "weight_decay": 0.0, "warm_start": warm_start}
     list(run(cases, [template], CLASSES, CONFIG.model_copy(update=fixed), store, Recorder()))
     trained = store.tensors("weights", f"round-{number}.pt")
     before, after = (one["learner"]["student"] for one in (earlier, trained))
