@@ -20,10 +20,13 @@ def main() -> None:
 
 
 def _with_allocator_settings() -> None:
-    """Start `reproduce` anew with the worker's environment: it trains in this process (DESIGN section 8)."""
+    """Start anew, with the worker's environment, what trains in this process (DESIGN section 8): `reproduce`, and a
+    training that torchrun or srun shares among several."""
     from .job.launcher import ALLOCATOR, WAITING
 
-    if sys.argv[1:2] == ["reproduce"] and sys.platform.startswith("linux") and not set(ALLOCATOR) <= set(os.environ):
+    started = {"TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"} & set(os.environ)
+    here = sys.argv[1:2] == ["reproduce"] or (sys.argv[1:2] in (["train"], ["resume"]) and started)
+    if here and sys.platform.startswith("linux") and not set(ALLOCATOR) <= set(os.environ):
         arguments = [sys.executable, "-m", "SemiSAMO1Lib.cli", *sys.argv[1:]]
         os.execve(sys.executable, arguments, {**os.environ, **ALLOCATOR, **WAITING})
 

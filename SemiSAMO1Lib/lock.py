@@ -53,6 +53,13 @@ def locked(path: Path, patience_s: float = 10.0) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+def break_lock_of(path: Path, host: str) -> None:
+    """Remove a lock that a process of another computer left; a person says that it has ended."""
+    holder = _holder(path)
+    if holder is not None and holder.get("host") == host:
+        path.unlink(missing_ok=True)
+
+
 def _take(path: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)

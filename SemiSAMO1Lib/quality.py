@@ -141,7 +141,8 @@ def refitted(model: QualityModel, reviewed: Sequence[Reviewed], penalty: float =
     """The model fitted to a project's own reviews, towards the one it starts from.
 
     `error` is by leaving each case out whose Dice was measured; the error of the model that it starts from counts as
-    `ENOUGH` such cases. With fewer than `ENOUGH` reviewed cases the model stays as it is.
+    `ENOUGH` such cases, unless that would make it smaller. With fewer than `ENOUGH` reviewed cases the model stays as
+    it is.
     """
     if len(reviewed) < ENOUGH:
         return model
@@ -153,7 +154,7 @@ def refitted(model: QualityModel, reviewed: Sequence[Reviewed], penalty: float =
     squares = [x.T @ x for x in rows]
     misses = [x.T @ (y - x @ start) for x, y in zip(rows, wanted, strict=True)]
     all_squares, all_misses = sum(squares) + stiff, sum(misses)
-    errors = [model.error] * ENOUGH
+    errors: list[float] = []
     for x, square, miss, case in zip(rows, squares, misses, reviewed, strict=True):
         if not case.measured:
             continue
@@ -162,7 +163,9 @@ def refitted(model: QualityModel, reviewed: Sequence[Reviewed], penalty: float =
     found = start + np.linalg.solve(all_squares, all_misses)
     origin = {**model.origin, "reviewed": len(reviewed)}
     slopes = tuple(found[1:].tolist())
-    return replace(model, intercept=float(found[0]), coefficients=slopes, error=float(np.mean(errors)), origin=origin)
+    mixed = float(np.mean([*errors, *[model.error] * ENOUGH]))
+    error = max(mixed, float(np.mean(errors))) if len(errors) >= ENOUGH else mixed
+    return replace(model, intercept=float(found[0]), coefficients=slopes, error=error, origin=origin)
 
 
 def level(likely: float) -> str:

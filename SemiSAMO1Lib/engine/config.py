@@ -124,6 +124,9 @@ class TrainingConfig(_Strict):
     confidence_weights: bool = Field(
         True, description="pseudo-labels count by the propagation's confidence; else all 1"
     )
+    boundary_weight: float = Field(
+        1.0, ge=0, le=1, description="factor on a pseudo-label's voxels that touch another class"
+    )
     seed: int = Field(0, ge=0, lt=2**31)
     device: Annotated[str, AfterValidator(_known_device)] = Field("auto", description="auto, cpu, cuda or cuda:0")
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"

@@ -108,6 +108,15 @@ class JobFolder:
     def cancel_request(self) -> Path:
         return self.path / "cancel"
 
+    @property
+    def follower_failed(self) -> Path:
+        """What went wrong in one of several processes that share the job, other than the first."""
+        return self.path / "follower-failed.txt"
+
+    def failure_of_follower(self) -> str:
+        """Empty where none has failed."""
+        return self.follower_failed.read_text(encoding="utf-8").strip() if self.follower_failed.exists() else ""
+
     def spec(self) -> dict[str, Any]:
         """job.json. Raises ValueError for one of a newer program."""
         value = dict(files.read_json(self.path / "job.json"))

@@ -6,10 +6,11 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from .. import files, processes
-from ..lock import locked
+from ..lock import break_lock_of, locked
 from .environment import clean
 from .folder import JobFolder, JobKind
 from .watch import Observed, State, observe, running_training
@@ -59,19 +60,28 @@ def resume(
     python: Path | None = None,
     low_priority: bool = False,
     environment: Mapping[str, str] | None = None,
+    elsewhere: bool = False,
 ) -> int:
     """Start the worker of a job again; what it finished is kept.
+
+    Args:
+        job, python, low_priority, environment: as of `start`.
+        elsewhere: take it over from another computer; somebody knows that it has ended there.
 
     Raises:
         JobError: it runs, does not respond, is finished, or belongs to another computer.
     """
     with locked(job.path.parent / ".launch.lock"):
-        require_resumable(job)
+        require_resumable(job, elsewhere)
         return _launch(job, python, low_priority, environment)
 
 
-def require_resumable(job: JobFolder) -> None:
-    """Make a job ready to be gone on with: an earlier wish to stop it is forgotten.
+def require_resumable(job: JobFolder, elsewhere: bool = False) -> None:
+    """Make a job ready to be gone on with: an earlier wish to stop it is forgotten, and what failed the last time.
+
+    Args:
+        job: which.
+        elsewhere: take it over from another computer; somebody knows that it has ended there.
 
     Raises:
         JobError: it runs, does not respond, is finished, or belongs to another computer.
@@ -79,16 +89,29 @@ def require_resumable(job: JobFolder) -> None:
     seen = observe(job)
     if seen.state is State.FINISHED:
         raise JobError(f"{job.id} is finished; there is nothing to resume")
+    if not seen.here and not (seen.state.active and seen.state is not State.NOT_RESPONDING):
+        _take_over(job, elsewhere)
+        seen = replace(seen, state=State.INTERRUPTED)
     if seen.state is State.NOT_RESPONDING:
         raise JobError(f"{job.id} does not respond, but its process {seen.pid} is alive. Wait, or end it first.")
     if seen.state.active and job.status.exists():
         raise JobError(f"{job.id} is {seen.state} (process {seen.pid})")
-    if not seen.here:
-        raise JobError(f"{job.id} ran on another computer; resume it there")
     other = running_training(job.path.parent)
     if other is not None and other != job:
         raise JobError(f"training {other.id} is under way in this project")
     job.cancel_request.unlink(missing_ok=True)
+    job.follower_failed.unlink(missing_ok=True)
+
+
+def _take_over(job: JobFolder, wanted: bool) -> None:
+    """A job of another computer that is silent or has ended: its lock goes, if that is wanted. Raises JobError."""
+    host = (job.read_status() or {}).get("host", "another computer")
+    if not wanted:
+        raise JobError(
+            f"{job.id} ran on {host}. Resume it there; or here with --elsewhere, when it has surely ended there "
+            "(two processes that train into one folder spoil it)."
+        )
+    break_lock_of(job.path.parent / ".trainer.lock", host)
 
 
 def cancel(job: JobFolder) -> Observed:

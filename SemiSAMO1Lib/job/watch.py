@@ -94,6 +94,8 @@ def observe(job: JobFolder, now: float | None = None) -> Observed:
         if job.cancel_request.exists():
             stopped = _changed(seen, State.INTERRUPTED, "stopped as asked, at once; it can be resumed")
             return replace(stopped, stopped=True)
+        if failure := job.failure_of_follower():
+            return _changed(seen, State.FAILED, failure)
         return _changed(seen, State.INTERRUPTED, "the worker ended without saying why; it can be resumed")
     if not fresh:
         return _changed(

@@ -40,7 +40,13 @@ from .widgets import guarded
 TICK_MS = 1000
 
 #: Keys of ours: Ctrl+Shift, so that neither Slicer's nor the Segment Editor's are taken.
-KEYS = {"next": "Ctrl+Shift+N", "previous": "Ctrl+Shift+B", "uncertainty": "Ctrl+Shift+U", "jump": "Ctrl+Shift+J"}
+KEYS = {
+    "next": "Ctrl+Shift+N",
+    "previous": "Ctrl+Shift+B",
+    "uncertainty": "Ctrl+Shift+U",
+    "jump": "Ctrl+Shift+J",
+    "undo": "Ctrl+Shift+T",
+}
 
 
 class Panel:
@@ -266,7 +272,12 @@ class Panel:
         self.results.look_again()
 
     def _trained(self) -> None:
-        self.banner.show(_("The training is finished."), _("Show the results"), self._take_new_predictions)
+        text, missed = _("The training is finished."), self.session.left_out()
+        if missed:
+            shown = "; ".join(f"{name}: {reason}" for name, reason in list(missed.items())[:3])
+            more = _(" and {count} more").format(count=len(missed) - 3) if len(missed) > 3 else ""
+            text += _(" Left out: {shown}{more}").format(shown=shown, more=more)
+        self.banner.show(text, _("Show the results"), self._take_new_predictions)
         self.ui.resultsSection.collapsed = False
 
     # ------------------------------------------------------------------ what happened
@@ -338,6 +349,12 @@ class Panel:
 
     # ------------------------------------------------------------------ keys and the way out
 
+    def _undo(self) -> None:
+        """The key does what the button does, and nothing where that has a reason against it."""
+        self.results.show_decisions()
+        if self.ui.undoButton.enabled:
+            self.results.undo()
+
     def _make_keys(self) -> list[Any]:
         """Shortcuts that work only while the module is shown."""
         window = slicer.util.mainWindow()
@@ -346,6 +363,7 @@ class Panel:
             "previous": lambda: self.results.step(-1),
             "uncertainty": self.results.toggle_overlay,
             "jump": self.results.jump,
+            "undo": self._undo,
         }
         keys = []
         taken = {one.shortcut.toString() for one in window.findChildren(qt.QAction)} if window is not None else set()

@@ -18,6 +18,7 @@ from ..project.results import Quality, asked_about, changes
 from ..project.reviews import Review
 from ..project.session import Session, template_gaps
 from ..quality import ENOUGH
+from ..quality import level as level_of
 from ..scene.case_view import CaseFiles, CaseView
 from ..scene.segmentations import drawn, show_status
 from .banner import Banner
@@ -52,6 +53,7 @@ class ResultsStep:
         self._predicted: dict[str, dict[str, Any]] = {}
         self._order: list[str] = []
         self._training: str | None = None
+        self._decided_here: list[str] = []
         self._rated = Quality({}, 0.0, 0)
         guard = guarded(banner.show)
         fill_box(ui.filterBox, [(text, name) for name, text in filters().items()])
@@ -75,6 +77,7 @@ class ResultsStep:
     def look_again(self) -> None:
         """Read the results of the current training anew; the open case stays as it is."""
         self._predicted = self._session.predicted()
+        self._decided_here = []
         project = self._session.project
         self._training = project.state.current_training if project is not None else None
         waiting = [one.case for one in self._waiting()]
@@ -264,8 +267,12 @@ class ResultsStep:
             self._decided()
 
     def undo(self) -> None:
-        """Take the last decision about the open case back; what was painted and not saved is discarded, if wanted."""
+        """Take the last decision about the open case back, else the last one that was made here: a decision opens the
+        next case. What was painted and not saved is discarded, if wanted."""
         project, view = self._session.project, self.view
+        if project is not None and view is not None and self._is_untouched(view):
+            self._open(self._decided_here[-1])
+            view = self.view
         if project is not None and view is not None:
             painted = view.changed or find_draft(project, view.files.case) is not None
             rejected = project.refresh().case(view.files.case).review == Review.REJECTED
@@ -279,6 +286,7 @@ class ResultsStep:
                     self.refresh()
                 return
             case = view.as_seen = reviews.undo(project, view.files.case, self._reviewer(), view.as_seen)
+            self._decided_here = [one for one in self._decided_here if one != case.id]
             if painted and find_draft(project, case.id) is not None:  # the painting of what was rejected goes on
                 case = view.as_seen = reviews.begin_draft(project, case.id, self._reviewer(), case)
             show_status(view.segmentation, case.review)
@@ -286,9 +294,18 @@ class ResultsStep:
                 self._open(case.id)
             self.refresh()
 
+    def _is_untouched(self, view: CaseView) -> bool:
+        """Whether nothing was decided about the open case or painted in it, and something about another one."""
+        project = self._session.project
+        if project is None or not self._decided_here:
+            return False
+        new = project.state.case(view.files.case).review == Review.NOT_SEEN
+        return new and not view.changed and find_draft(project, view.files.case) is None
+
     def _decided(self) -> None:
         """Show the next case that waits."""
         done = self.view.files.case if self.view is not None else ""
+        self._decided_here = [*(one for one in self._decided_here if one != done), done]
         self._list_cases()
         listed = set(self.order())
         following = [one.case for one in self._waiting() if one.case != done and one.case in listed]
@@ -326,7 +343,7 @@ class ResultsStep:
             (painted if changed else []) if new else decided,
             ([] if changed else nothing) if may_correct else decided,
             (painted if changed else []) if new else decided,
-            [_("Nothing was decided about this case.")] if now is Review.NOT_SEEN and not changed else [],
+            [] if self._decided_here or now is not Review.NOT_SEEN or changed else [_("Nothing was decided yet.")],
         )
 
     # ------------------------------------------------------------------ show
@@ -373,11 +390,15 @@ class ResultsStep:
             return ""
         lines = []
         if found is not None:
-            lines.append(
-                _("Mean Dice of what was seen {mean:.3f} (95 %: {low:.3f} to {high:.3f}; {n} cases at random).").format(
-                    mean=found.mean, low=found.low, high=found.high, n=found.reviewed
-                )
+            whose = _("all {cases} cases") if found.reviewed == found.cases else _("{n} of {cases} cases, at random")
+            text = _("Mean Dice of what was seen {mean:.3f} (95 %: {low:.3f} to {high:.3f}), from {whose}. ")
+            text = text.format(
+                mean=found.mean,
+                low=found.low,
+                high=found.high,
+                whose=whose.format(n=found.reviewed, cases=found.cases),
             )
+            lines.append(text + _("An accepted prediction counts 1, a rejected one 0."))
         verdict = {"enough": _("Enough"), "train": _("Train again"), "review": _("Go on")}[said.verdict]
         lines.append(f"{verdict}: {said.reason}.")
         learned = changes(project)
@@ -417,7 +438,7 @@ class ResultsStep:
             said = [_("{ml:.2f} ml").format(ml=volume)] if volume is not None else []
             said += [_("uncertainty {share:.0%}").format(share=doubt)] if doubt is not None else []
             if rated.checked and int(value) in estimate.labels:
-                said.append(_("likely Dice {likely:.2f}").format(likely=estimate.labels[int(value)]))
+                said.append(_("likely quality {likely}").format(likely=_level(level_of(estimate.labels[int(value)]))))
             lines.append(f"{project.state.labels.name_of(int(value))}: {', '.join(said)}")
         return "\n".join(lines)
 

@@ -162,7 +162,7 @@ class TemplateStep:
         self._take(found)
 
     def take_file(self) -> None:
-        """Use a label file as the template's label at once."""
+        """Use a label file as the template's label at once; beside a template, as a further labelled scan's."""
         project, identity = self._session.project, chosen(self._ui.templateCaseBox)
         if project is None or not identity:
             return
@@ -173,14 +173,15 @@ class TemplateStep:
             if self._dialogs.choose(_("Take"), str(doubt), [_("Choose another file"), _("It is right: take it")]) != 1:
                 return
             reading = self._add(project, identity, path, refuse_doubts=False)
-        self._banner.show(" ".join([_("The template is saved. Next: Train."), *reading.notes]))
+        said = _("The label of {case} is saved. Next: Train.").format(case=identity)
+        self._banner.show(" ".join([said, *reading.notes]))
         self._ui.trainSection.collapsed = False
         self.open()
 
     def _add(self, project: Project, case: str, path: Path, refuse_doubts: bool) -> LabelReading:
-        who = self._reviewer()
+        who, role = self._reviewer(), project.role_for_label(case)
         return project.add_label(
-            case, path, "template", Role.TEMPLATE, add_labels=True, reviewer=who, refuse_doubts=refuse_doubts
+            case, path, "template", role, add_labels=True, reviewer=who, refuse_doubts=refuse_doubts
         )
 
     def _take(self, found: Drawn) -> None:
@@ -212,15 +213,14 @@ class TemplateStep:
         slicer.util.showStatusMessage(_("Saving the template..."))
         table = project.update_labels(found.table)
         with slicer.util.WaitCursor(), written(view.files.case, found.labels, table) as path:
-            others = [one for one in project.state.with_role(Role.TEMPLATE) if one.id != view.files.case]
-            role = Role.LABELLED if others else Role.TEMPLATE
+            role = project.role_for_label(view.files.case)
             project.add_label(view.files.case, path, "template", role, absent, reviewer=self._reviewer())
         view.mark_saved()
         self._settle()
         discard_draft(project, view.files.case)
         slicer.util.showStatusMessage("")
         self._ui.templateMissingLabel.text = ""
-        self._banner.show(_("The template {case} is saved. Next: Train.").format(case=view.files.case))
+        self._banner.show(_("The label of {case} is saved. Next: Train.").format(case=view.files.case))
         self._ui.trainSection.collapsed = False
         self.show()
 

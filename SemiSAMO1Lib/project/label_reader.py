@@ -43,6 +43,7 @@ class Segment:
     name: str
     layer: int
     voxel_value: int
+    tagged: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class LabelReading:
         empty: declared values without a voxel inside the image.
         exact: True when voxels were copied; False when they had to be resampled.
         notes: what a person should know (cropped, resampled, painted outside the image...).
+        guessed: values of segments without the project's tag in a file where others have it: added in another program.
     """
 
     volume: Volume
@@ -62,6 +64,7 @@ class LabelReading:
     empty: tuple[int, ...]
     exact: bool
     notes: tuple[str, ...] = field(default=())
+    guessed: tuple[int, ...] = field(default=())
 
 
 def read_labels(
@@ -96,7 +99,9 @@ def read_labels(
     if present == {0} and not allow_empty:
         raise LabelError(f"{path.name}: no labelled voxel lies inside the image. Is it the label of another scan?")
     empty = tuple(sorted(set(names) - present))
-    return LabelReading(volume, names, empty, exact, (*notes, *moved))
+    some_tagged = any(segment.tagged for segment in segments)
+    guessed = tuple(sorted(segment.value for segment in segments if some_tagged and not segment.tagged))
+    return LabelReading(volume, names, empty, exact, (*notes, *moved), guessed)
 
 
 def to_grid(labels: Volume, reference: Geometry, name: str = "labels") -> tuple[Volume, bool, list[str]]:
@@ -117,8 +122,21 @@ def to_grid(labels: Volume, reference: Geometry, name: str = "labels") -> tuple[
         reference.direction,
         0,
     )
-    note = f"{name}: drawn on another grid than the image; resampled by nearest neighbour"
-    return Volume(sitk.GetArrayFromImage(resampled), reference), False, [note]
+    notes = [f"{name}: drawn on another grid than the image; resampled by nearest neighbour"]
+    lost, of = _outside(labels, reference)
+    if lost:
+        notes.append(f"{name}: {lost} of {of} labelled voxels lie outside the image and were left out")
+    return Volume(sitk.GetArrayFromImage(resampled), reference), False, notes
+
+
+def _outside(labels: Volume, reference: Geometry) -> tuple[int, int]:
+    """Labelled voxels whose middle lies in no voxel of `reference`, and all labelled voxels."""
+    there = np.argwhere(labels.array)[:, ::-1].T  # (x, y, z)
+    to_reference = np.linalg.inv(reference.index_to_space) @ labels.geometry.index_to_space
+    index = to_reference[:3, :3] @ there + to_reference[:3, 3:]
+    size = np.array(reference.shape[::-1])[:, None]
+    inside = ((index >= -0.5) & (index <= size - 0.5)).all(0)
+    return int(np.count_nonzero(~inside)), there.shape[1]
 
 
 def _layers_and_segments(path: Path, image: sitk.Image) -> tuple[list[Volume], list[Segment]]:
@@ -164,7 +182,8 @@ def _declared_segments(path: Path, metadata: dict[str, str]) -> list[Segment] | 
             raise LabelError(f"{path.name}: the header of segment {number} is damaged ({error})") from error
         if not 1 <= value <= LARGEST_VALUE:
             raise LabelError(f"{path.name}: segment {number} has value {value}; 1 to {LARGEST_VALUE} are possible")
-        segments.append(Segment(value, metadata.get(prefix + "Name", f"label {value}"), layer, voxel_value))
+        name = metadata.get(prefix + "Name", f"label {value}")
+        segments.append(Segment(value, name, layer, voxel_value, VALUE_TAG in tags))
     values = [segment.value for segment in segments]
     twice = sorted({value for value in values if values.count(value) > 1})
     if not twice:

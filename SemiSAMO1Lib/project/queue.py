@@ -16,7 +16,7 @@ import numpy as np
 from ..quality import level
 from .cases import Case, Role
 from .history import Decision, decisions
-from .results import Quality, predictions, quality
+from .results import Quality, labels_of_training, predictions, quality
 from .reviews import Review
 from .store import Project
 
@@ -161,16 +161,16 @@ def score(project: Project, rated: Quality | None = None) -> Score | None:
 def advice(project: Project, rated: Quality | None = None) -> Advice:
     """Go on or enough, by one rule.
 
-    Enough: the lower end of the random cases' interval is at least `GOOD_ENOUGH`. Else train again when
-    `WORTH_A_TRAINING` cases were corrected since the last training or nothing waits. Else review on.
+    Enough: the lower end of the random cases' interval is at least `GOOD_ENOUGH`, or no scan is without a label. Else
+    train again when `WORTH_A_TRAINING` cases were given labels of a person's hand that the current training does not
+    know, or nothing waits. Else review on.
     """
     rated = rated or quality(project, predictions(project))
     if not rated.estimates:
         return Advice("train", "there are no predictions yet")
     found = score(project, rated)
-    corrected, rejected = (
-        sum(one.after == state for one in _decided(project).values()) for state in (Review.CORRECTED, Review.REJECTED)
-    )
+    corrected = len(_drawn_since(project))
+    rejected = sum(one.after == Review.REJECTED for one in _decided(project).values())
     cases = {case.id: case for case in project.state.cases}
     waiting = sum(_is_waiting(cases[name]) for name in rated.estimates)
     if found is not None and found.low >= GOOD_ENOUGH:
@@ -178,6 +178,8 @@ def advice(project: Project, rated: Quality | None = None) -> Advice:
             "enough",
             f"at 95 % the mean Dice of the predictions is at least {found.low:.2f}; {GOOD_ENOUGH:.2f} is enough",
         )
+    if not project.state.with_role(Role.UNLABELLED):
+        return Advice("enough", "every scan has a label of its own; add scans to go on")
     if corrected and (corrected >= WORTH_A_TRAINING or not waiting):
         which = "case was" if corrected == 1 else "cases were"
         return Advice("train", f"{corrected} {which} corrected since the last training; train again with them")
@@ -192,6 +194,16 @@ def advice(project: Project, rated: Quality | None = None) -> Advice:
     if found is None:
         return Advice("review", f"correct the worst; {_until_a_mean(project, rated)}")
     return Advice("review", f"the mean Dice may be as low as {found.low:.2f}; correct the worst")
+
+
+def _drawn_since(project: Project) -> list[str]:
+    """Cases whose label in force a person drew or mended, and that the current training does not know."""
+    learned = labels_of_training(project, project.state.current_training)
+    return [
+        case.id
+        for case in project.state.with_role(Role.LABELLED)
+        if case.review == Review.CORRECTED and learned.get(case.id) != case.label_version
+    ]
 
 
 def _until_a_mean(project: Project, rated: Quality) -> str:

@@ -41,6 +41,15 @@ def _rows(index: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def left_out(project: Project, training: str | None = None) -> dict[str, str]:
+    """Scan -> why a training, the current one unless said, could not read it and left it out."""
+    training = training or project.refresh().current_training
+    if training is None:
+        return {}
+    index = _read_once(project.jobs / training / "results" / "index.json") or {}
+    return {row["name"]: row["reason"] for row in index.get("skipped", ())}
+
+
 def values_of_training(project: Project, training: str | None = None) -> frozenset[int]:
     """The label values that a training knows, the current one unless said; none before the first one."""
     training = training or project.refresh().current_training
@@ -156,9 +165,9 @@ def changes(project: Project, training: str | None = None) -> list[Change]:
     learned = _learned(project, training) if training is not None else {}
     if training is None or not learned:
         return []
-    history, labels = decisions(project), _labels_of(project, training)
+    history, labels = decisions(project), labels_of_training(project, training)
     names = sorted((job.name for job in project.jobs.iterdir() if job.name < training), reverse=True)
-    earlier = [(_labels_of(project, one), then) for one in names if (then := _learned(project, one))]
+    earlier = [(labels_of_training(project, one), then) for one in names if (then := _learned(project, one))]
     found = []
     for case, now in learned.items():
         drawn = [one for one in history.get(case, []) if one.training != training and one.after != "accepted"]
@@ -176,8 +185,10 @@ def _learned(project: Project, training: str) -> dict[str, float]:
     return {case: float(np.mean(list(dice.values()))) for case, dice in rows.items() if dice}
 
 
-def _labels_of(project: Project, training: str) -> dict[str, int]:
-    """Case -> version of the label that a training learned from."""
+def labels_of_training(project: Project, training: str | None) -> dict[str, int]:
+    """Case -> version of the label that a training learned from; none before the first training."""
+    if training is None:
+        return {}
     rows = (_read_once(project.jobs / training / "inputs" / "cases.json") or {}).get("labelled", [])
     return {row["id"]: row["version"] for row in rows if "version" in row}
 

@@ -20,7 +20,7 @@ from .cases import Case, Role
 from .export import request_export, request_predictions
 from .label_table import LabelTable
 from .queue import Advice, Score, Waiting, advice, queue, score
-from .results import Quality, predictions, quality
+from .results import Quality, left_out, predictions, quality
 from .store import Project, ProjectError
 from .training import reasons_against_training, request_training
 
@@ -156,7 +156,8 @@ class Session:
             self._ranking = read_advice(self._opened)
 
     def _find_jobs(self) -> None:
-        """Watch the newest training and import, whoever started them: another panel, a shell."""
+        """Watch the newest training, import and advice, and an export under way, whoever started them: this panel
+        before Slicer was closed, another one, a shell."""
         jobs = self._opened.jobs
         try:
             stamp = jobs.stat().st_mtime_ns
@@ -174,6 +175,12 @@ class Session:
             elif kind == JobKind.ADVISE and (self.advice_job is None or self.advice_job.job.id < job.id):
                 self.advice_job = self._watch(job)
                 self._ranking = read_advice(self._opened)
+            elif kind in (JobKind.EXPORT, JobKind.PREDICT) and (
+                self.output_job is None or self.output_job.job.id < job.id
+            ):
+                found = self._watch(job)
+                if found.seen.state.active:  # what has ended was told of when it did
+                    self.output_job = found
 
     def _file_stamp(self) -> tuple[int, int] | None:
         try:
@@ -337,7 +344,7 @@ class Session:
             self.output_job.seen = cancel(self.output_job.job)
 
     def output_in_words(self) -> str:
-        """Where the last export or application of this session wrote to; empty before one has finished."""
+        """Where the last export or application that this session saw wrote to; empty before one has finished."""
         watched = self.output_job
         if watched is None or watched.seen.state is not State.FINISHED:
             return ""
@@ -354,6 +361,10 @@ class Session:
         """Case -> its row in the current results, as `results.predictions` says; read once for each index."""
         self._look_at_results()
         return self._predicted
+
+    def left_out(self) -> dict[str, str]:
+        """Scan -> why the current training left it out."""
+        return left_out(self.project) if self.project is not None else {}
 
     def rated(self) -> Quality:
         """Likely quality of the current predictions; computed anew after a training and after a decision."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from .. import files
 from ..image_io import read_geometry, stem_of, suffix_of, write_volume
 from ..lock import identity, locked
+from ..volume import Geometry
 from .cases import Case, Role, Skipped, fingerprint, make_id, mentions, relative_path, same_name
 from .importing import Found
 from .label_reader import DoubtfulLabel, LabelError, LabelReading, read_labels
@@ -336,7 +338,7 @@ class Project:
         """
         if not folder.is_dir():
             raise ProjectError(f"{folder} is not a folder. Give the folder that holds the scans now.")
-        wanted = [case for case in self.state.cases if case.role is not Role.EXCLUDED and not self._in_place(case)]
+        wanted = [case for case in self.state.cases if not self._in_place(case)]
         names = {Path(case.absolute).name for case in wanted}
         there: dict[str, list[Path]] = {}
         for path in sorted(folder.rglob("*")):
@@ -458,6 +460,15 @@ class Project:
 
         self.change(apply)
         return reading
+
+    def role_for_label(self, case_id: str) -> Role:
+        """What a case becomes by a label that a person gives it: the template, or a further labelled case beside one.
+
+        Raises ProjectError: no such case.
+        """
+        case = self.refresh().case(case_id)
+        others = [one for one in self.state.with_role(Role.TEMPLATE) if one.id != case.id]
+        return Role.LABELLED if others else Role.TEMPLATE
 
     def update_labels(self, changed: Iterable[Label]) -> LabelTable:
         """Change names, colours and terminology of labels, and add further ones; values stay. Raises ProjectError."""
@@ -589,11 +600,18 @@ def _doubts(labels_file: Path, reading: LabelReading, case: Case, state: State) 
     if not grid.same_grid(case.geometry):
         same = [one.id for one in others if one.geometry.same_grid(grid)]
         doubts += [f"lies on the grid of case {same[0]}"] if len(same) == 1 else []
-        # a segmentation may be cropped to what was painted; a label map covers what its scan covers
-        if suffix_of(labels_file) != ".seg.nrrd" and (away := grid.field_apart(case.geometry)) is not None:
+        # a segmentation may be cropped to what was painted; a label map covers what its scan covers, and so does a
+        # segmentation of its very size
+        cropped = suffix_of(labels_file) == ".seg.nrrd" and not _same_size(grid, case.geometry)
+        if not cropped and (away := grid.field_apart(case.geometry)) is not None:
             doubts.append(f"covers another part of space than the scan: their corners are {away:.3g} mm apart")
     found = [f"{labels_file.name} {' and '.join(doubts)}: is it the label of {case.id}?"] if doubts else []
     return [*found, *_contradictions(labels_file.name, reading, state.labels)]
+
+
+def _same_size(one: Geometry, other: Geometry) -> bool:
+    alike = all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(one.spacing, other.spacing, strict=True))
+    return one.shape == other.shape and alike
 
 
 def _contradictions(name: str, reading: LabelReading, table: LabelTable) -> list[str]:
@@ -604,9 +622,22 @@ def _contradictions(name: str, reading: LabelReading, table: LabelTable) -> list
         for value, called in sorted(reading.names.items())
         if value in table.values and (meant := by_name.get(called.strip().casefold(), value)) != value
     ]
-    if not wrong:
-        return []
-    return [f"{name} names its labels otherwise than the label table: {'; '.join(wrong)}. Are the values right?"]
+    found = []
+    if wrong:
+        found.append(
+            f"{name} names its labels otherwise than the label table: {'; '.join(wrong)}. Are the values right?"
+        )
+    strange = [
+        f"{called!r} was taken as {value}, which is {table.name_of(value)!r} here"
+        for value, called in sorted(reading.names.items())
+        if value in reading.guessed
+        and value in table.values
+        and called.strip().casefold() != table.name_of(value).strip().casefold()
+        and called.strip().casefold() not in by_name
+    ]
+    if strange:
+        found.append(f"{name} has segments that were added in another program: {'; '.join(strange)}. Is that right?")
+    return found
 
 
 def _named_in(stem: str, cases: Sequence[Case]) -> Case | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import slicer
 import vtk
 
@@ -96,7 +97,8 @@ def hide(node: Any) -> None:
 
 
 def most_uncertain_place(node: Any, threshold: float) -> tuple[float, float, float] | None:
-    """Where to look first: the middle (RAS, mm) of the largest sum of uncertainty in one slice along the third axis.
+    """Where to look first: in the slice along the third axis with the largest sum of uncertainty, the middle (RAS, mm)
+    of its connected region with the largest sum.
 
     Only voxels from `threshold` percent on count, and none of 100 %: these lie outside of what the template shows. None
     where there is none.
@@ -107,7 +109,9 @@ def most_uncertain_place(node: Any, threshold: float) -> tuple[float, float, flo
     if not per_slice.any():
         return None
     k = int(per_slice.argmax())
-    rows, columns = np.nonzero(weight[k])
+    regions = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray((weight[k] > 0).astype(np.uint8))))
+    sums = np.bincount(regions.ravel(), weights=weight[k].ravel())
+    rows, columns = np.nonzero(regions == 1 + int(sums[1:].argmax()))
     amounts = weight[k][rows, columns]
     middle = (np.average(columns, weights=amounts), np.average(rows, weights=amounts))
     nearest = int(np.argmin((columns - middle[0]) ** 2 + (rows - middle[1]) ** 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..project import Project, ProjectError, Role
+from ..project import Project, ProjectError
 from ..project.label_writer import written
 from ..project.session import Session, template_gaps
 from .case_view import CaseFiles, CaseView
@@ -23,8 +23,7 @@ def set_template(project: Project | None, case: str, labels: Any) -> int:
     if project is None:
         raise ProjectError("open a project first")
     found = project.refresh().case(case)
-    others = [one for one in project.state.with_role(Role.TEMPLATE) if one.id != found.id]
-    role = Role.LABELLED if others else Role.TEMPLATE
+    role = project.role_for_label(found.id)
     if not hasattr(labels, "GetSegmentation"):
         project.add_label(found.id, Path(labels), "template", role, add_labels=True)
     else:

@@ -131,8 +131,7 @@ def template(
         say({"case": removed.id, "role": str(removed.role)}, as_json, f"{removed.id} has no label in force any more")
         return
     existing_file(labels)
-    others = [c for c in one.state.with_role(Role.TEMPLATE) if c.id.lower() != case.lower()]
-    role = Role.LABELLED if others else Role.TEMPLATE
+    role = one.role_for_label(case)
     try:
         order = None if priority is None else [int(word) for word in priority.split(",")]
     except ValueError as error:
@@ -258,6 +257,9 @@ def train(
 def resume_command(
     project: ProjectPath,
     job: Annotated[str | None, typer.Option(help="The job; the newest unfinished training when not given.")] = None,
+    elsewhere: Annotated[
+        bool, typer.Option("--elsewhere", help="Take it over from another computer: it has surely ended there.")
+    ] = False,
     detach: Annotated[bool, typer.Option(help="Return at once.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -265,16 +267,17 @@ def resume_command(
     from ..engine.ranks import started_together
     from ..tasks.train import config_of
 
-    found = _job(project, job, lambda seen: seen.state in (State.INTERRUPTED, State.FAILED))
+    ended = (State.INTERRUPTED, State.FAILED)
+    found = _job(project, job, lambda seen: seen.state in ended or (elsewhere and seen.state is State.NOT_RESPONDING))
     if started_together()[0] > 1:
 
         def ready() -> JobFolder:
-            require_resumable(found)
+            require_resumable(found, elsewhere)
             return found
 
         _do_together(ready, config_of(found).device, as_json)
         return
-    resume(found)
+    resume(found, elsewhere=elsewhere)
     _watch(found, detach, as_json)
 
 
@@ -301,7 +304,9 @@ def _watch(job: JobFolder, detach: bool, as_json: bool) -> None:
     folder = job.results / str(index["round"])
     learned = changes(Project(job.project), job.id)
     value["reviewed"] = [vars(one) for one in learned]
+    value["left_out"] = {row["name"]: row["reason"] for row in index["skipped"]}
     lines = [f"{len(index['cases'])} scans segmented: {folder}", f"Report: {job.path / 'report.html'}"]
+    lines += [f"  left out {name}: {reason}" for name, reason in value["left_out"].items()]
     lines += [f"Reviewed before, predicted anew: {one.in_words}" for one in learned]
     lines.append(next_step("queue", job.project))
     say(value, as_json, "\n".join(lines))

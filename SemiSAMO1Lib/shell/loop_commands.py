@@ -40,15 +40,22 @@ def advise(project: ProjectPath, as_json: Json = False) -> None:
 def simulate(
     project: ProjectPath,
     references: Annotated[Path, typer.Option(help="Folder of label files with the scans' names.", show_default=False)],
-    output: Annotated[Path, typer.Option(help="Folder for the copies, effort.json and effort.png.")],
-    orders: Annotated[str, typer.Option(help="Orders, with commas between: queue, random, entropy.")] = "queue,random",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the copies, effort.json and effort.png; the project's name with -effort, not given."
+        ),
+    ] = None,
+    orders: Annotated[str, typer.Option(help="Orders, with commas between.")] = "queue,random,entropy",
     steps: Annotated[str, typer.Option(help="Corrected cases before each further training.")] = "3,10",
     preset: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "quick",
     rounds: Annotated[int | None, typer.Option(help="Training rounds.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Optimizer steps a round.")] = None,
     seed: Annotated[int, typer.Option(help="Of every training.")] = 0,
     config: Annotated[Path | None, typer.Option(help="JSON file with further parameters.")] = None,
-    go_on: Annotated[bool, typer.Option("--continue", help="Begin with the weights of the training before.")] = False,
+    go_on: Annotated[
+        bool, typer.Option("--continue/--from-scratch", help="Begin with the weights of the training before, or anew.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Play the reviewer with reference labels: what is a correction worth? The project itself is not changed."""
@@ -62,6 +69,8 @@ def simulate(
         raise fail(f"--steps {steps}: give growing numbers with commas between, e.g. 3,10", WRONG_USE) from error
     if counts != sorted(set(counts)) or counts[0] < 1:
         raise fail(f"--steps {steps}: give growing numbers with commas between, e.g. 3,10", WRONG_USE)
+    project = project.resolve()
+    output = output or project.with_name(f"{project.name}-effort")
     if output.is_dir() and any(output.iterdir()) and not (output / "plan.json").is_file():
         raise ProjectError(
             f"{output} holds other files. Give the copies an empty folder, or that of an earlier simulation."
@@ -183,6 +192,6 @@ def add_to(app: typer.Typer) -> None:
         apply: "semisamo1 apply ~/study --images ~/new_scans --output ~/new_segmentations",
         bundle: "semisamo1 bundle ~/study --output model.zip",
         export: "semisamo1 export ~/study --output ~/segmentations --format nifti",
-        simulate: "semisamo1 simulate ~/study --references ~/truth --output ~/effort --steps 3,10",
+        simulate: "semisamo1 simulate ~/study --references ~/truth",
     }
     register(app, examples)

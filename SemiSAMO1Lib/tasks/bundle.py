@@ -105,8 +105,8 @@ def write_bundle(project: Project, path: Path) -> dict[str, Any]:
         raise ProjectError("this training has no network (0 rounds)")
     plan = Plan.model_validate(store.json("plan.json"))
     table = LabelTable.from_json(job.spec()["labels"])
-    network = _network(config, plan, store)
-    card = _metadata(job, config, plan, table)
+    networks = _networks(config, plan, store)
+    network, card = _traced(networks, plan), _metadata(job, config, plan, table, len(networks))
     with files.atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as bundle:
         root = path.stem
         for name, text in _texts(card, config, plan, table).items():
@@ -128,8 +128,8 @@ def _put(bundle: zipfile.ZipFile, name: str, text: str) -> None:
     bundle.writestr(entry, text)
 
 
-def _network(config: TrainingConfig, plan: Plan, store: Store) -> torch.jit.ScriptModule:
-    """The specialists that the last round used, traced on a window of the plan's size."""
+def _networks(config: TrainingConfig, plan: Plan, store: Store) -> list[nn.Module]:
+    """The specialists that the last round used."""
     fabric = make_fabric("cpu", "32-true")
     networks = []
     for number in range(1 if config.ensemble_rounds else config.rounds, config.rounds + 1):
@@ -137,6 +137,11 @@ def _network(config: TrainingConfig, plan: Plan, store: Store) -> torch.jit.Scri
         learner.setup(fabric)
         load_weights(learner, store, f"round-{number}.pt")
         networks.append(learner.inference_model().eval())
+    return networks
+
+
+def _traced(networks: list[nn.Module], plan: Plan) -> torch.jit.ScriptModule:
+    """Specialists as one network, traced on a window of the plan's size."""
     ensemble = Ensemble(networks).eval()
     with torch.no_grad(), warnings.catch_warnings():
         # windows have one size: what is traced as a constant is one
@@ -146,8 +151,11 @@ def _network(config: TrainingConfig, plan: Plan, store: Store) -> torch.jit.Scri
     return traced
 
 
-def _metadata(job: JobFolder, config: TrainingConfig, plan: Plan, table: LabelTable) -> dict[str, Any]:
+def _metadata(
+    job: JobFolder, config: TrainingConfig, plan: Plan, table: LabelTable, specialists: int
+) -> dict[str, Any]:
     """metadata.json of a MONAI bundle. Nothing of the scans stands in it but their number."""
+    who = f"The specialist of round {config.rounds}" if specialists == 1 else f"Mean of {specialists} specialists"
     listing = files.read_json(job.inputs / "cases.json")
     channels = {str(number): name for number, name in enumerate(["background", *(label.name for label in table)])}
     window = [int(side) for side in plan.patch]
@@ -161,7 +169,7 @@ def _metadata(job: JobFolder, config: TrainingConfig, plan: Plan, table: LabelTa
         "required_packages_version": {"scipy": "1.11", "SimpleITK": "2.3", "pydantic": "2"},
         "name": "SemiSAMO1 specialist",
         "task": "Segmentation of 3D scans, learned from few labels",
-        "description": f"Mean of {config.rounds} specialists ({config.specialist}, {config.learner}).",
+        "description": f"{who} ({config.specialist}, {config.learner}).",
         "authors": "",
         "copyright": "",
         "intended_use": "Research. Every segmentation needs to be looked at by a person who can judge it.",

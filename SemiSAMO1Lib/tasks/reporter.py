@@ -115,7 +115,7 @@ class Reporter:
 
 
 class Follower(Reporter):
-    """Says nothing and writes nothing, but is asked to stop as the first process is."""
+    """Says nothing and writes nothing but why it failed, and is asked to stop as the first process is."""
 
     def __enter__(self) -> Follower:
         return self
@@ -129,3 +129,4 @@ class Follower(Reporter):
             print(message, file=sys.stderr, flush=True)
             with open(self.job.log, "a", encoding="utf-8") as log:
                 log.write(f"one of the processes failed: {message}\n")
+            files.write_text(self.job.follower_failed, message + "\n")  # the first may not live to say it

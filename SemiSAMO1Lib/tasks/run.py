@@ -50,7 +50,10 @@ def work(folder: Path, low_priority: bool = False, reporter: Reporter | None = N
         except Exception as error:
             print(traceback.format_exc(), flush=True)
             if told.together and _another_is_gone(error):
-                told.end(State.INTERRUPTED, "another process of this training ended; resume it")
+                if failure := job.failure_of_follower():
+                    told.end(State.FAILED, failure)
+                else:
+                    told.end(State.INTERRUPTED, "another process of this training ended; resume it")
                 return FAILED
             told.end(State.FAILED, f"{_explained(error)} Log: {job.log}")
             return FAILED

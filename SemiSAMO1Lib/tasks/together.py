@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from ..job.folder import JobFolder
 from .reporter import Follower, Reporter
-from .run import FAILED, STOPPED, work
+from .run import FAILED, FINISHED, STOPPED, work
 
 #: Seconds that a process which failed lets the first one say why.
 GRACE_S = 5.0
@@ -51,10 +51,15 @@ def work_together(prepare: Callable[[], JobFolder], device: str) -> tuple[JobFol
         code = work(job.path, reporter=Follower(job, together=True))
         if code == FAILED:
             time.sleep(GRACE_S)  # whoever sees this one fail ends all; the first may be about to say why
+        if code == FINISHED:
+            ranks.wait()  # the first writes the report; one that leaves early may end all
         leave(0 if code == STOPPED else code)
     with open(job.log, "a", encoding="utf-8") as log:
         log.write(f"{ranks.count} processes work on this; what they say is where torchrun or srun puts it\n")
-    return job, work(job.path, reporter=Reporter(job, together=True))
+    code = work(job.path, reporter=Reporter(job, together=True))
+    if code == FINISHED:
+        ranks.wait()
+    return job, code
 
 
 def leave(code: int) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def commit() -> str:
+    """The commit of the code, `+` after it where files are changed; empty outside of a repository."""
+    here = Path(__file__).resolve().parent
+
+    def said(*words: str) -> str:
+        found = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
+        return found.stdout.strip()
+
+    return said("rev-parse", "--short", "HEAD") + ("+" if said("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def keep(row: dict[str, Any], rows: Path | None) -> None:

@@ -57,7 +57,10 @@ class MonaiLoop:
         ]
         dataset = CacheDataset(rows, _transforms(plan), progress=False)
         patches = plan.labelled + plan.batch
-        self.loader: Any = DataLoader(dataset, batch_size=patches, shuffle=True, num_workers=workers)
+        kept = workers > 0
+        self.loader: Any = DataLoader(
+            dataset, batch_size=patches, shuffle=True, num_workers=workers, persistent_workers=kept
+        )
         self.batches: Any = iter(())
         self.device, self.kind = device, kind
         self.network = make_specialist("dynunet", plan).to(device)

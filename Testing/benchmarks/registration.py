@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from common import keep, machine, reference_of, scans
-from convexAdam.apply_convex import apply_convex
-from convexAdam.convex_adam_MIND import convex_adam_pt
 from numpy.typing import NDArray
 
 from SemiSAMO1Lib.engine.cases import LabelledCase
@@ -38,16 +36,31 @@ SPACING = {"hippocampus": 1.0, "left_atrium": 1.25}
 CPU = torch.device("cpu")
 
 
-def prepared_pair(template: Path, case: Path, spacing: float) -> tuple[Volume, Volume, Volume, Volume]:
-    """(template, its label, case, its label), all on the case's isotropic grid; centres of the scans coincide."""
+def prepared_pair(
+    template: Path, case: Path, spacing: float, whole: bool = False
+) -> tuple[Volume, Volume, Volume, Volume]:
+    """(template, its label, case, its label), all on the case's isotropic grid; centres of the scans coincide.
+
+    `whole`: the grid is made as large as the template where that is larger.
+    """
     fixed, moving = read_volume(case), read_volume(template)
     grid = patient_aligned(fixed.geometry, spacing)
+    if whole:
+        grid = _as_large_as(grid, patient_aligned(moving.geometry, spacing).shape)
     shift = moving.geometry.centre - fixed.geometry.centre
     origin = tuple(float(v) for v in np.array(grid.origin) + shift)
     there = Geometry(grid.shape, grid.spacing, origin, grid.direction)
     pair = [Volume(resample_image(moving, there), grid), Volume(_labels(template, there), grid)]
     pair += [Volume(resample_image(fixed, grid), grid), Volume(_labels(case, grid), grid)]
     return pair[0], pair[1], pair[2], pair[3]
+
+
+def _as_large_as(grid: Geometry, shape: tuple[int, int, int]) -> Geometry:
+    """The grid with as many voxels more on both sides of each axis as it needs."""
+    z, y, x = (max(0, -(-(there - here) // 2)) for here, there in zip(grid.shape, shape, strict=True))
+    larger = (grid.shape[0] + 2 * z, grid.shape[1] + 2 * y, grid.shape[2] + 2 * x)
+    corner = grid.index_to_space @ np.array([-x, -y, -z, 1.0])
+    return Geometry(larger, grid.spacing, (float(corner[0]), float(corner[1]), float(corner[2])), grid.direction)
 
 
 def _labels(scan: Path, grid: Geometry) -> NDArray[Any]:
@@ -67,6 +80,9 @@ def mean_dice(prediction: NDArray[Any], reference: NDArray[Any]) -> float:
 
 
 def convex_adam(fixed: Volume, moving: NDArray[Any], label: NDArray[Any], classes: int) -> tuple[NDArray[Any], float]:
+    from convexAdam.apply_convex import apply_convex
+    from convexAdam.convex_adam_MIND import convex_adam_pt
+
     began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         displacement = convex_adam_pt(fixed.array, moving, dtype=torch.float32, device=CPU)

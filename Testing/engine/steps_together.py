@@ -20,7 +20,20 @@ from SemiSAMO1Lib.engine.training import make_fabric
 
 STEPS = 3
 SHAPE = (16, 16, 16)
-LEARNERS = ("mean_teacher", "uncertainty_mean_teacher", "adversarial", "dual_task", "supervised_only", "pseudo_only")
+LEARNERS = (
+    "mean_teacher",
+    "uncertainty_mean_teacher",
+    "adversarial",
+    "dual_task",
+    "supervised_only",
+    "pseudo_only",
+    "semisam",
+    "semisam_uncertainty",
+    "semisam_plus",
+)
+
+#: Of those that ask a SAM-Med3D: a small one with random weights, whose answers count as much as the labels.
+ASKED = {"generalists": {"checkpoint": "random", "architecture": "small"}, "assistance": {"weight": 1.0}}
 
 
 def case(seed: int) -> TrainingCase:
@@ -40,7 +53,8 @@ def main() -> None:
     torch.set_num_threads(1)
     fabric = make_fabric("cpu", "32-true", together=True)
     ranks = Ranks(fabric)
-    plan, config = tiny_plan(batch=6, labelled=6), tiny_config(iterations=10, optimizer="sgd", learning_rate=0.01)
+    plan = tiny_plan(batch=6, labelled=6)
+    config = tiny_config(iterations=10, optimizer="sgd", learning_rate=0.01, **ASKED)
     found = {}
     for name in LEARNERS:
         fabric.seed_everything(7, workers=False, verbose=False)

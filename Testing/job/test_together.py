@@ -89,6 +89,46 @@ def predictions(job: JobFolder, number: int) -> dict[str, np.ndarray]:
     return {folder.name: read_volume(folder / "prediction.seg.nrrd").array for folder in folders}
 
 
+def as_srun(number: int, count: int) -> dict[str, str]:
+    """What srun tells task `number` of `count` on one node."""
+    told = {
+        "JOB_ID": str(os.getpid()),
+        "JOB_NAME": "study",
+        "NODELIST": "127.0.0.1",
+        "NNODES": 1,
+        "STEP_NUM_NODES": 1,
+        "NTASKS": count,
+        "STEP_NUM_TASKS": count,
+        "NTASKS_PER_NODE": count,
+        "CPUS_PER_TASK": 1,
+        "NODEID": 0,
+        "PROCID": number,
+        "LOCALID": number,
+    }
+    return {f"SLURM_{name}": str(value) for name, value in told.items()}
+
+
+def test_tasks_of_srun_share_a_training_as_processes_of_torchrun_do(
+    trainings: dict[int, JobFolder], tmp_path: Path
+) -> None:
+    """The same command and the variables of SLURM, without SLURM."""
+    project = new_project(tmp_path)
+    files.write_json(tmp_path / "tiny.json", {**TINY, "rounds": 1})
+    command = together(1, "train", project, "--config", tmp_path / "tiny.json", "--keep-rounds")
+    tasks = []
+    for number in range(2):
+        with open(tmp_path / f"log-{number}", "wb") as log:
+            told = {**environment(), **as_srun(number, 2)}
+            tasks.append(subprocess.Popen(command, env=told, stdout=log, stderr=log))
+    ended = [task.wait(300) for task in tasks]
+    job = JobFolder(project / "jobs" / "0002-train")
+    assert ended == [0, 0], "".join((tmp_path / f"log-{number}").read_text()[-3000:] for number in range(2))
+    assert [path.name for path in (project / "jobs").iterdir() if "train" in path.name] == [job.path.name]
+    assert observe(job).state is State.FINISHED and events_of(job)[0]["processes"] == 2
+    for path in sorted((trainings[2].work / "pseudo" / "1").iterdir()):
+        assert path.read_bytes() == (job.work / "pseudo" / "1" / path.name).read_bytes(), path.name
+
+
 @pytest.mark.parametrize("count", COUNTS[1:])
 def test_the_training_is_finished_and_says_how_many_worked_on_it(trainings: dict[int, JobFolder], count: int) -> None:
     first = events_of(trainings[count])[0]
@@ -136,7 +176,17 @@ def steps() -> dict[int, Any]:
     return found
 
 
-LEARNERS = ["mean_teacher", "uncertainty_mean_teacher", "adversarial", "dual_task", "supervised_only", "pseudo_only"]
+LEARNERS = [
+    "mean_teacher",
+    "uncertainty_mean_teacher",
+    "adversarial",
+    "dual_task",
+    "supervised_only",
+    "pseudo_only",
+    "semisam",
+    "semisam_uncertainty",
+    "semisam_plus",
+]
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
@@ -185,13 +235,14 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the other process by /proc, which Linux has")
+@pytest.mark.parametrize("which", ["the one that writes", "another"])
 def test_a_process_that_dies_interrupts_the_training_which_others_go_on_with(
-    under_way: tuple[subprocess.Popen[bytes], JobFolder],
+    under_way: tuple[subprocess.Popen[bytes], JobFolder], which: str
 ) -> None:
     starter, job = under_way
     first = files.read_json(job.status)["pid"]
     (other,) = [pid for pid in children(starter.pid) if pid != first]
-    os.kill(other, signal.SIGKILL)
+    os.kill(other if which == "another" else first, signal.SIGKILL)
     assert starter.wait(60) != 0
     deadline = time.monotonic() + 60
     while observe(job).state is not State.INTERRUPTED:

@@ -15,6 +15,8 @@ from job_helpers import empty_job
 
 from SemiSAMO1Lib import files, processes
 from SemiSAMO1Lib.job import JobError, JobFolder, State, cancel, kill, observe, resume, running_training, start
+from SemiSAMO1Lib.job.launcher import require_resumable
+from SemiSAMO1Lib.tasks.reporter import Follower
 
 
 @pytest.fixture
@@ -164,10 +166,50 @@ def test_a_job_of_another_host_is_not_killed(job: JobFolder) -> None:
     assert kill(job) is False, "the pid belongs to another computer; here it is this test"
 
 
-def test_a_job_of_another_host_is_not_resumed(job: JobFolder) -> None:
-    status(job, host="elsewhere", state="interrupted")
-    with pytest.raises(JobError, match="another computer"):
+@pytest.mark.parametrize(("state", "age_s"), [("interrupted", 0), ("failed", 0), ("running", 31)])
+def test_a_job_of_another_host_is_not_resumed_unasked(job: JobFolder, state: str, age_s: float) -> None:
+    status(job, host="elsewhere", state=state, age_s=age_s)
+    with pytest.raises(JobError, match=r"ran on elsewhere.*--elsewhere"):
         resume(job)
+
+
+@pytest.mark.parametrize(("state", "age_s"), [("interrupted", 0), ("running", 31)])
+def test_a_job_of_another_host_is_taken_over_when_somebody_says_that_it_has_ended(
+    job: JobFolder, state: str, age_s: float
+) -> None:
+    status(job, host="elsewhere", state=state, age_s=age_s)
+    lock = job.path.parent / ".trainer.lock"
+    files.write_json(lock, {"pid": 1, "host": "elsewhere", "user": "a", "time": "t"})
+    require_resumable(job, elsewhere=True)
+    assert not lock.exists(), "the lock of the other computer stayed: the training could not begin"
+
+
+def test_the_lock_of_a_third_host_is_not_broken(job: JobFolder) -> None:
+    status(job, host="elsewhere", state="interrupted")
+    lock = job.path.parent / ".trainer.lock"
+    files.write_json(lock, {"pid": 1, "host": "third", "user": "a", "time": "t"})
+    require_resumable(job, elsewhere=True)
+    assert lock.exists(), "another training of this project may be under way there"
+
+
+def test_a_job_that_runs_on_another_host_is_not_taken_over(job: JobFolder) -> None:
+    status(job, host="elsewhere")
+    with pytest.raises(JobError, match="is running"):
+        require_resumable(job, elsewhere=True)
+
+
+def test_what_failed_in_another_process_is_the_jobs_failure(job: JobFolder) -> None:
+    status(job, pid=dead_pid())
+    Follower(job, together=True).end(State.FAILED, "out of memory on the second GPU")
+    seen = observe(job)
+    assert (seen.state, seen.message) == (State.FAILED, "out of memory on the second GPU")
+
+
+def test_an_earlier_failure_of_another_process_is_forgotten_by_resuming(job: JobFolder) -> None:
+    status(job, pid=dead_pid())
+    Follower(job, together=True).end(State.FAILED, "out of memory on the second GPU")
+    require_resumable(job)
+    assert observe(job).state is State.INTERRUPTED
 
 
 def test_a_running_job_is_not_resumed(job: JobFolder) -> None:

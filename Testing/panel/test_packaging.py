@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 TOP = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
@@ -85,10 +87,32 @@ def test_the_icon_is_128_by_128() -> None:
     assert Image.open(RESOURCES / "Icons" / "SemiSAMO1.png").size == (128, 128)
 
 
-def test_the_workers_requirements_are_the_core_without_torch() -> None:
-    core = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+def test_the_workers_requirements_are_the_core_without_torch_and_what_exports_dicom() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [one for one in project["dependencies"] if not one.startswith("torch")]
+    wanted += project["optional-dependencies"]["export"]
     lines = (RESOURCES / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    assert [one for one in lines if not one.startswith("#")] == [one for one in core if not one.startswith("torch")]
+    assert sorted(one for one in lines if not one.startswith("#")) == sorted(wanted)
+
+
+def test_every_package_that_exporting_dicom_needs_has_a_tested_version() -> None:
+    """Set-up pins what it installs; a package without a line would come in whatever version is newest."""
+    pinned = {
+        line.partition("==")[0].lower() for line in (RESOURCES / "constraints.txt").read_text(encoding="utf-8").split()
+    }
+    assert set(_needed_by("highdicom")) <= {one.replace("_", "-") for one in pinned}
+
+
+def _needed_by(package: str) -> list[str]:
+    """A package and all that it needs here, by their names in lower case."""
+    found, left = [], [package]
+    while left:
+        name = left.pop()
+        found.append(name)
+        needs = [Requirement(one) for one in metadata.requires(name) or ()]
+        names = [one.name.lower() for one in needs if one.marker is None or one.marker.evaluate({"extra": ""})]
+        left += [one for one in names if one not in found and one not in left]
+    return found
 
 
 def test_the_workers_constraints_are_the_tested_versions() -> None:

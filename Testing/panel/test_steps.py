@@ -539,6 +539,35 @@ class TestReview:
         ui.undoButton.click()
         assert self.state(trained, opened) == ("not_seen", "unlabelled")
 
+    def test_undo_right_after_a_decision_takes_that_one_back(
+        self, panel: Any, ui: Any, trained: Path, opened: str
+    ) -> None:
+        """The next case is open by then, about which nothing was decided."""
+        ui.rejectButton.click()
+        panel.tick()
+        ui.undoButton.click()
+        assert (self.state(trained, opened)[0], panel.view.files.case) == ("not_seen", opened), panel.banner.text
+
+    def test_undo_goes_back_decision_by_decision(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        ui.acceptButton.click()
+        second = panel.view.files.case
+        ui.rejectButton.click()
+        ui.undoButton.click()
+        assert (self.state(trained, second)[0], self.state(trained, opened)[0]) == ("not_seen", "accepted")
+        ui.undoButton.click()
+        panel.tick()
+        assert self.state(trained, opened)[0] == "not_seen" and not ui.undoButton.enabled, panel.banner.text
+
+    def test_undo_of_an_open_case_that_was_decided_is_that_cases(
+        self, panel: Any, ui: Any, trained: Path, opened: str
+    ) -> None:
+        ui.acceptButton.click()
+        second = panel.view.files.case
+        ui.rejectButton.click()
+        panel.results._open(opened)
+        ui.undoButton.click()
+        assert (self.state(trained, second)[0], self.state(trained, opened)[0]) == ("rejected", "not_seen")
+
     def test_the_list_says_what_was_decided(self, ui: Any, opened: str) -> None:
         ui.rejectButton.click()
         texts = [ui.resultCaseBox.itemText(n) for n in range(ui.resultCaseBox.count)]
@@ -657,7 +686,22 @@ class TestKeys:
         ours = {key.key.toString() for key in other.panel._keys}
         other.exit()
         other.cleanup()
-        assert "Ctrl+Shift+N" not in ours and len(ours) == 3
+        assert "Ctrl+Shift+N" not in ours and len(ours) == 4
+
+    @pytest.mark.parametrize(("key", "goes_to"), [("Ctrl+Shift+N", 1), ("Ctrl+Shift+B", 0), ("Ctrl+Shift+T", 0)])
+    def test_a_key_does_what_it_says(self, panel: Any, ui: Any, trained: Path, key: str, goes_to: int) -> None:
+        """From the second case: onto the third, back to the first, and the first's decision taken back."""
+        panel.results.look_again()
+        order = panel.results.order()
+        panel.results.open()
+        if key == "Ctrl+Shift+T":
+            ui.rejectButton.click()
+        elif key == "Ctrl+Shift+B":
+            panel.results.step(1)
+        pressed = next(one for one in panel._keys if one.key.toString() == key)
+        pressed.activated.emit()
+        assert panel.view.files.case == order[goes_to], panel.banner.text
+        assert Project(trained).state.case(order[0]).review == "not_seen"
 
 
 def test_the_reviewer_is_slicers_user(panel: Any, ui: Any, app: Any, with_scans: Path, cohort: Path) -> None:

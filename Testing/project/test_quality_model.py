@@ -134,6 +134,13 @@ class TestRefit:
         start = replace(model_of(), error=0.05)
         assert refitted(start, noisy).error > start.error + 0.03
 
+    def test_a_small_error_elsewhere_does_not_make_ones_own_look_smaller(self) -> None:
+        """From ten measured cases on what was found here counts, if it is worse."""
+        rng = np.random.default_rng(0)
+        noisy = [Reviewed(one.signals, (float(rng.uniform(0.2, 1.0)),)) for one in self.reviewed(20, 0.0)]
+        far, near = (refitted(replace(model_of(), error=error), noisy).error for error in (0.01, 0.1))
+        assert far == pytest.approx(near, abs=1e-6) and far > 0.15
+
     def test_what_nobody_measured_does_not_make_it_smaller(self) -> None:
         """Accepted cases are taught what was expected of them: that it comes true says nothing."""
         start = replace(model_of(), error=0.05)

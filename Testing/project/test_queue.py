@@ -20,6 +20,7 @@ from SemiSAMO1Lib.project.cases import Case
 from SemiSAMO1Lib.project.queue import EVERY, FEWEST, Advice, advice, queue, random_order, score
 from SemiSAMO1Lib.project.results import predictions, quality
 from SemiSAMO1Lib.project.session import Session
+from SemiSAMO1Lib.project.training import reasons_against_training
 from SemiSAMO1Lib.quality import ENOUGH, shipped
 
 
@@ -57,7 +58,8 @@ def forty(tmp_path: Path) -> Project:
 def decide(project: Project, case: str, dice: float | None, after: str = "corrected") -> None:
     """A decision as the review writes it, without a label file."""
     before = project.refresh().case(case)
-    project.restore(case, after, before.role, None)
+    has_label = after in ("accepted", "corrected")
+    project.restore(case, after, Role.LABELLED if has_label else before.role, 1 if has_label else None)
     facts: dict[str, Any] = {"training": project.state.current_training}
     if dice is not None:
         row = predictions(project)[case]["scores"]["labels"]["1"]
@@ -343,14 +345,34 @@ class TestAdvice:
             decide(forty, case, 0.5, "accepted")
         assert f"{drawn}, drawn at random, is decided" in advice(forty).reason
 
-    def test_a_decision_about_an_earlier_training_counts_no_more(self, forty: Project) -> None:
+    def train_again(self, project: Project, known: list[str]) -> None:
+        """A further training that learned from the labels of these cases, and predicted what the one before did."""
+        current = project.state.current_training
+        job = JobFolder.create(project.jobs, JobKind.TRAIN, {}, [])
+        files.write_json(job.index, files.read_json(project.jobs / str(current) / "results" / "index.json"))
+        files.write_json(job.inputs / "cases.json", {"labelled": [{"id": case, "version": 1} for case in known]})
+        project.finish_training(job.id)
+
+    def test_corrections_that_the_training_learned_from_count_no_more(self, forty: Project) -> None:
+        corrected = names(forty)[:3]
+        for case in corrected:
+            decide(forty, case, 0.7)
+        self.train_again(forty, corrected)
+        assert self.verdict(forty).verdict == "review"
+
+    def test_corrections_made_while_it_trained_count_still(self, forty: Project) -> None:
+        """They were decided about the training before, and the new one does not know them."""
         for case in names(forty)[:3]:
             decide(forty, case, 0.7)
-        current = forty.state.current_training
-        job = JobFolder.create(forty.jobs, JobKind.TRAIN, {}, [])
-        files.write_json(job.index, files.read_json(forty.jobs / str(current) / "results" / "index.json"))
-        forty.finish_training(job.id)
-        assert self.verdict(forty).verdict == "review"
+        self.train_again(forty, [])
+        assert self.verdict(forty).verdict == "train"
+
+    def test_where_every_scan_has_a_label_no_training_is_advised(self, few: Project) -> None:
+        """There is nothing left to segment: a training would be refused."""
+        for case in ("b", "c", "d", "e"):
+            decide(few, case, 0.7)
+        assert any("no unlabelled scan" in one for one in reasons_against_training(few, thorough=False))
+        assert self.verdict(few).verdict == "enough" and "add scans" in self.verdict(few).reason
 
 
 class TestLikelyQuality:

@@ -20,7 +20,7 @@ from SemiSAMO1Lib.project import reviews as review
 from SemiSAMO1Lib.project.drafts import by_whom, drafts_put_aside, find_draft, save_draft
 from SemiSAMO1Lib.project.history import decisions, unreadable_lines
 from SemiSAMO1Lib.project.importing import candidates, look
-from SemiSAMO1Lib.project.label_reader import DoubtfulLabel
+from SemiSAMO1Lib.project.label_reader import DoubtfulLabel, read_labels
 from SemiSAMO1Lib.project.label_table import Label, LabelTable
 from SemiSAMO1Lib.project.label_writer import write_segmentation
 from SemiSAMO1Lib.project.results import changes, predictions
@@ -465,6 +465,56 @@ class TestNamesThatContradict:
         labels = [replace(one, name=f"Segment_{one.value}") for one in project.state.labels]
         write_segmentation(tmp_path / "own.seg.nrrd", two_labels(OBLIQUE), LabelTable(tuple(labels)))
         assert review.correct(project, "b", tmp_path / "own.seg.nrrd").review == "corrected"
+
+
+class TestSegmentsOfAnotherProgram:
+    """Ours carry the value of the label table as a tag; one that was added elsewhere has the number of its voxels."""
+
+    @pytest.fixture
+    def added(self, project: Project, tmp_path: Path) -> Path:
+        """The second label was deleted and "tumour" added: Slicer gives it the voxel value that became free."""
+        one, two = project.state.labels.labels
+        path = tmp_path / "added.seg.nrrd"
+        write_segmentation(path, two_labels(OBLIQUE), LabelTable((one, replace(two, name="tumour"))), new=[2])
+        return path
+
+    def test_it_is_asked_about(self, project: Project, added: Path) -> None:
+        with pytest.raises(
+            DoubtfulLabel, match=f"'tumour' was taken as 2, which is '{project.state.labels.name_of(2)}'"
+        ):
+            review.correct(project, "b", added)
+        assert project.refresh().case("b").label_version is None
+
+    def test_who_is_sure_may_take_it_and_finds_it_noted(self, project: Project, added: Path) -> None:
+        case = review.correct(project, "b", added, sure=True)
+        assert any("another program" in note for note in project.label_record(case)["notes"])
+
+
+class TestGridsThatAreNearlyTheScans:
+    def shifted(self, tmp_path: Path, name: str) -> Path:
+        """Labels of the scan's very size, half a voxel off."""
+        half = OBLIQUE.index_to_space @ np.array([0.5, 0.5, 0.5, 1.0])
+        grid = Geometry(OBLIQUE.shape, OBLIQUE.spacing, tuple(float(v) for v in half[:3]), OBLIQUE.direction)
+        labels = Volume(two_labels(OBLIQUE).array, grid)
+        path = tmp_path / name
+        if name.endswith(".seg.nrrd"):
+            write_segmentation(path, labels, LabelTable((Label(1, "a", (1, 2, 3)), Label(2, "b", (1, 2, 3)))))
+        else:
+            write_volume(path, labels)
+        return path
+
+    @pytest.mark.parametrize("name", ["shifted.nrrd", "shifted.seg.nrrd"])
+    def test_half_a_voxel_off_is_asked_about(self, project: Project, tmp_path: Path, name: str) -> None:
+        with pytest.raises(DoubtfulLabel, match="covers another part of space"):
+            review.correct(project, "b", self.shifted(tmp_path, name))
+
+    def test_what_was_lost_by_resampling_is_counted(self, tmp_path: Path) -> None:
+        """A block of 4 × 4 × 4 voxels of half the spacing, of which three layers lie outside of the scan."""
+        whole = Geometry((6, 6, 6), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
+        fine = Geometry((4, 4, 4), (1.0, 1.0, 1.0), (2.5, 2.5, -3.2))
+        write_volume(tmp_path / "fine.nrrd", Volume(np.ones((4, 4, 4), np.uint8), fine))
+        reading = read_labels(tmp_path / "fine.nrrd", whole)
+        assert "48 of 64 labelled voxels lie outside the image" in " ".join(reading.notes), reading.notes
 
 
 class TestWhatWasLearned:

@@ -13,10 +13,11 @@ import vtk
 from scene_helpers import GRIDS, TABLE, own_nodes, uncertainty_on, write_case
 from vtkmodules.vtkCommonCore import vtkCollection
 
+from SemiSAMO1Lib.image_io import write_volume
 from SemiSAMO1Lib.scene import overlay
 from SemiSAMO1Lib.scene.case_view import CaseFiles, CaseView
 from SemiSAMO1Lib.scene.nodes import sweep_hierarchy
-from SemiSAMO1Lib.volume import Geometry
+from SemiSAMO1Lib.volume import Geometry, Volume
 
 
 @pytest.fixture
@@ -129,6 +130,19 @@ class TestJumping:
         place = overlay.most_uncertain_place(view.uncertainty, 90)
         index = np.linalg.inv(grid.index_to_space) @ [-place[0], -place[1], place[2], 1]
         assert np.rint(index[:3]).astype(int).tolist() == [20, 12, 9]
+
+    def test_of_several_regions_in_the_slice_it_is_the_largest_sum(
+        self, view: CaseView, grid: Geometry, tmp_path: Path
+    ) -> None:
+        """What lies between two regions is no place to look at: a voxel there is hardly uncertain."""
+        array = np.zeros(grid.shape, np.uint8)
+        array[4, 2:5, 2:5] = 80
+        array[4, 2:5, 12:15] = 75
+        array[4, 3, 8] = 40
+        write_volume(tmp_path / "regions.nrrd", Volume(array, grid))
+        place = overlay.most_uncertain_place(overlay.load_uncertainty(tmp_path / "regions.nrrd", "regions"), 30)
+        index = np.linalg.inv(grid.index_to_space) @ [-place[0], -place[1], place[2], 1]
+        assert np.rint(index[:3]).astype(int).tolist() == [3, 3, 4]
 
     def test_where_nothing_is_uncertain_the_views_stay(self, case_files: CaseFiles, tmp_path: Path) -> None:
         sure = CaseFiles("sure", "", case_files.scan, case_files.prediction)

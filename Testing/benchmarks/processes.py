@@ -1,0 +1,96 @@
+"""What further processes gain: the main job by one process, by two, and so on, each with one thread.
+
+    python Testing/benchmarks/processes.py --folder FOLDER --counts 1 2
+
+Phantoms, one short round; the batch is that of the largest count in all, so the same work is done. Efficiency is the
+time of one process over that of n, over n. More processes than free cores measure nothing. Rows that are in the folder
+are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+from common import keep, machine
+from one_label import new_project
+
+from SemiSAMO1Lib import files
+from SemiSAMO1Lib.job import JobFolder
+from SemiSAMO1Lib.job.launcher import ALLOCATOR, WAITING
+from SemiSAMO1Lib.phantoms import write_cohort
+
+#: Parts of a training, and the stages that each is made of.
+PARTS = {
+    "propagation": ("propagation",),
+    "links": ("links",),
+    "training": ("training 1",),
+    "prediction and answers": ("prediction 1", "answer 1"),
+}
+
+
+def seconds_by_stage(job: JobFolder) -> dict[str, float]:
+    """From the first event of each stage to that of the next."""
+    begins: dict[str, float] = {}
+    for event in files.read_lines(job.events)[0]:
+        if event["kind"] in ("progress", "end"):
+            begins.setdefault(event.get("stage", "end"), event["time"])
+    return {stage: after - at for (stage, at), (_, after) in pairwise(begins.items())}
+
+
+def measured(folder: Path, count: int, settings: dict[str, object], scans: int) -> dict[str, float]:
+    """Seconds of each part by `count` processes."""
+    kept = folder / f"{count}.json"
+    if not kept.exists():
+        shutil.rmtree(folder / "scans", ignore_errors=True)
+        names = write_cohort(folder / "scans", scans)
+        project = new_project(folder / "project", folder / "scans" / "images")
+        project.add_label(names[0], folder / "scans" / "labels" / f"{names[0]}.nrrd")
+        files.write_json(folder / "config.json", settings)
+        start = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "SemiSAMO1Lib.cli"]
+        words = ["train", str(project.folder), "--config", str(folder / "config.json")]
+        surroundings = {**os.environ, **ALLOCATOR, **WAITING, "OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, "-m", *start, *words], env=surroundings, check=True)
+        found = seconds_by_stage(JobFolder(project.jobs / "0002-train"))
+        row = {part: sum(found.get(stage, 0.0) for stage in stages) for part, stages in PARTS.items()}
+        row["all"] = sum(found.values())
+        files.write_json(kept, {part: round(seconds, 1) for part, seconds in row.items()})
+    return dict(files.read_json(kept))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--counts", type=int, nargs="+", default=(1, 2))
+    parser.add_argument("--scans", type=int, default=13)
+    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--rows", type=Path)
+    options = parser.parse_args()
+    most = max(options.counts)
+    settings = {
+        "preset": "quick",
+        "rounds": 1,
+        "iterations": options.iterations,
+        "batch": most,
+        "labelled_batch": most,
+        "device": options.device,
+        "threads": 1 if options.device == "cpu" else None,
+    }
+    found = {}
+    for count in options.counts:
+        found[count] = measured(options.folder, count, settings, options.scans)
+        keep({"benchmark": "processes", "processes": count, **found[count], **machine()}, options.rows)
+    alone = found[min(options.counts)]
+    for count, row in found.items():
+        shown = (f"{part} {alone[part] * min(options.counts) / (count * one):.2f}" for part, one in row.items() if one)
+        print(f"{count} processes, efficiency:", ", ".join(shown))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The benchmarks stay runnable and honest: they can be imported, and what decides their figures is right."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import one_label
+import pytest
+from one_label import SPLITS, Cohort, rows_for, table
+from whole_scan import embedded
+
+from SemiSAMO1Lib import files
+from SemiSAMO1Lib.engine.config import make_config
+from SemiSAMO1Lib.engine.learners import learner_named
+from SemiSAMO1Lib.phantoms import PhantomSettings, make_phantom
+
+HERE = Path(__file__).parent
+SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path.stem != Path(__file__).stem)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_can_be_imported(name: str) -> None:
+    importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_no_test_scan_is_in_the_pool(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(one_label, "scans", lambda _cohort: [Path(f"{n:03d}.nii.gz") for n in range(sum(SPLITS[name]))])
+    monkeypatch.setattr(one_label, "write_cohort", lambda place, count, settings: _empty_files(place, count))
+    cohort = Cohort.of(name, tmp_path)
+    assert (len(cohort.pool), len(cohort.test)) == SPLITS[name]
+    assert not set(cohort.pool) & set(cohort.test)
+
+
+def _empty_files(place: Path, count: int) -> None:
+    (place / "images").mkdir(parents=True)
+    for number in range(count):
+        (place / "images" / f"phantom_{number:03d}.nrrd").touch()
+
+
+@pytest.mark.parametrize("preset", ["quick", "standard"])
+def test_every_row_that_trains_has_parameters_that_exist(preset: str) -> None:
+    for key, row in rows_for(preset).items():
+        if row.changes is not None:
+            config = make_config(preset, **row.changes)
+            assert learner_named(config.learner), key
+
+
+def test_what_is_compared_takes_as_many_steps_and_sees_as_many_patches() -> None:
+    rows, ours = rows_for("quick"), make_config("quick")
+    for key in ("supervised", "bound"):
+        config = make_config("quick", **(rows[key].changes or {}))
+        assert config.rounds * config.iterations == ours.rounds * ours.iterations, key
+        assert config.labelled_batch == one_label.PATCHES, key
+
+
+def row(key: str, dice: dict[str, float], **changes: Any) -> dict[str, Any]:
+    scores = {case: {"1": value} for case, value in dice.items()}
+    facts = {"row": key, "preset": "quick", "template": "t", "seed": 0, "commit": "a", "parameters": {}}
+    return {**facts, "pool": scores, "test": None, "minutes": 1.0, "peak_GiB": 1.0, **changes}
+
+
+def shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], *rows: dict[str, Any]) -> str:
+    cohort = Cohort("hippocampus", tmp_path, [], [])
+    for number, one in enumerate(rows):
+        files.write_json(tmp_path / "rows" / f"{number}.json", one)
+    table(cohort, rows_for("quick"))
+    return capsys.readouterr().out
+
+
+def test_a_difference_is_paired_by_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Means differ by 0.1 in both; by case the difference is the same everywhere, so the interval has no width."""
+    mine, theirs = {"a": 0.9, "b": 0.5, "c": 0.7}, {"a": 0.8, "b": 0.4, "c": 0.6}
+    text = shown(tmp_path, capsys, row("ours", mine), row("registration", theirs))
+    assert "ours quick less registration quick, pool: +0.1000 (95 %: +0.1000 to +0.1000)" in text
+
+
+def test_one_run_has_no_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "±" not in shown(tmp_path, capsys, row("ours", {"a": 0.9})).splitlines()[1]
+
+
+def test_rows_of_different_code_are_not_mixed_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(tmp_path, capsys, row("ours", {"a": 0.9}), row("ours", {"a": 0.8}, seed=1, commit="b"))
+    assert 'differ in commit: "a", "b"' in text
+
+
+def test_a_scan_in_a_larger_field_of_view_keeps_its_label() -> None:
+    phantom = make_phantom(0, settings=PhantomSettings(spacing_mm=(3.0, 3.0, 3.0)))
+    for seed in range(4):
+        image, label = embedded(phantom.image, phantom.label, np.random.default_rng(seed))
+        assert all(more > less for more, less in zip(image.array.shape, phantom.image.array.shape, strict=True))
+        for value in np.unique(phantom.label.array)[1:]:
+            share = np.count_nonzero(label.array == value) / np.count_nonzero(phantom.label.array == value)
+            assert 0.9**3 * 0.8 < share < 1.1**3 * 1.2, f"label {value} of draw {seed} has {share:.2f} of its voxels"
