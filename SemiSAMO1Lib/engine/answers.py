@@ -13,6 +13,7 @@ from ..volume import Volume
 from .cases import LabelledCase
 from .cohort import Cohort
 from .config import TrainingConfig
+from .edges import by_edges
 from .evaluation.metrics import dice
 from .inference.uncertainty import voxel_entropy
 from .linking import has_links
@@ -37,7 +38,8 @@ def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, 
     - the propagation, by `propagation_share` times its confidence: in full for each labelled scan besides the first,
       and for that one as far as the links are not to be trusted.
 
-    So what linked cases guess stands in for a template that is alone, and steps back as a person labels more.
+    So what linked cases guess stands in for a template that is alone, and steps back as a person labels more. In the
+    end the scan's own grey values have their say about where the classes end (`edges.py`).
     """
     ranks, linked = Ranks(fabric), has_links(cohort, config)
     if linked and number > 0:
@@ -67,14 +69,17 @@ def _answer(
     predicted = cohort.probabilities(number, case_id) if number > 0 else None
     propagated, confidence = cohort.probabilities(0, case_id), cohort.confidence(case_id)
     atlases = atlases_of(cohort.labelled, config, cohort.is_registered(case_id))
+    image, spacing = cohort.image(case_id), cohort.plan.spacing
     if not links:
-        return joined(predicted, propagated, confidence, None, config, atlases)
+        found = joined(predicted, propagated, confidence, None, config, atlases)
+        return by_edges(found, image, spacing, config.edge_weight)
 
     def said_by(other: str, value: int) -> Volume:
         return _own(cohort, number, config, other, value)
 
     votes = carried(links, said_by, lambda other: _known(cohort, other), grid, classes)
     found = joined(predicted, propagated, confidence, votes, config, atlases)
+    found = by_edges(found, image, spacing, config.edge_weight)
     alone = joined(predicted, propagated, confidence, None, config, atlases)
     cohort.save_with_neighbours(number, case_id, agreement(votes[0], alone, found))
     return found

@@ -123,18 +123,21 @@ def _knows_background(case: TrainingCase) -> bool:
     return bool(((target == 0) & (weight > 0)).any())
 
 
-def volume_shift(logits: NDArray[np.floating], target: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Shifts (C,) with which as many voxels fall to each foreground class as the target has, give or take `TOLERANCE`.
+def volume_shift(
+    logits: NDArray[np.floating], target: NDArray[np.integer], tolerance: float = TOLERANCE
+) -> NDArray[np.float32]:
+    """Shifts (C,) with which as many voxels fall to each foreground class as the target has, give or take a share.
 
     The background is not shifted, nor a class that the target lacks, and none further than `FURTHEST`.
 
     Args:
         logits: (C, n) of n voxels; what all classes of a voxel share does not matter.
         target: (n,) class indices.
+        tolerance: the share.
     """
     classes = len(logits)
     wanted = np.bincount(target, minlength=classes).astype(float)
-    there, edge = wanted[1:] > 0, math.log1p(TOLERANCE)
+    there, edge = wanted[1:] > 0, math.log1p(tolerance)
     shift = np.zeros(classes, np.float32)
     for _ in range(_STEPS):
         drawn = np.bincount((logits + shift[:, None]).argmax(0), minlength=classes)

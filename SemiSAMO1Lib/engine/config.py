@@ -19,7 +19,7 @@ def _known_device(name: str) -> str:
 
 
 #: What configurations that were written before these parameters stand for.
-BEFORE: dict[str, Any] = {"neighbour_share": 0.0, "match_volumes": False}
+BEFORE: dict[str, Any] = {"neighbour_share": 0.0, "match_volumes": False, "edge_weight": 0.0}
 
 
 class _Strict(BaseModel):
@@ -118,14 +118,14 @@ class TrainingConfig(_Strict):
         ge=0,
         description="weight of the registered neighbours' vote beside a round's prediction; 0: they have none",
     )
+    edge_weight: float = Field(
+        1.0, ge=0, description="what grey values count that look like outside of a class, beside an answer's log odds"
+    )
     uncertain_quantile: float = Field(0.9, gt=0, le=1)
     refinement: Literal["region", "volume", "none"] = "region"
     check_pseudo_labels: bool = Field(True, description="a case takes a new pseudo-label only if it is not worse")
     confidence_weights: bool = Field(
         True, description="pseudo-labels count by the propagation's confidence; else all 1"
-    )
-    boundary_weight: float = Field(
-        1.0, ge=0, le=1, description="factor on a pseudo-label's voxels that touch another class"
     )
     seed: int = Field(0, ge=0, lt=2**31)
     device: Annotated[str, AfterValidator(_known_device)] = Field("auto", description="auto, cpu, cuda or cuda:0")

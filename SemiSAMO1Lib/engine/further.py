@@ -15,6 +15,7 @@ from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
 from .data.store import Store
+from .edges import by_edges
 from .inference.ensemble import predicted_by_all
 from .inference.uncertainty import case_scores, to_case_grid
 from .library import Library
@@ -81,6 +82,7 @@ class FinishedRun:
         predicted = predicted_by_all(image, self.plan, config, fabric, self.store, self.observer)
         atlases = atlases_of(self.labelled, config, bool(found.transforms))
         probabilities = joined(predicted, probabilities, confidence, votes, config, atlases)
+        probabilities = by_edges(probabilities, image, self.plan.spacing, config.edge_weight)
         prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
         scores = case_scores(prediction, uncertainty, self.classes)
         return CaseResult(config.rounds, "scan", prediction, uncertainty, scores)

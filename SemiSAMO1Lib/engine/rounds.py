@@ -42,7 +42,7 @@ from .learners import Learner, learner_named
 from .library import keep_library
 from .linking import link
 from .memory import is_out_of_memory, or_on_cpu, usable_memory
-from .observer import Observer, Silent, stop_if_asked
+from .observer import Observer, Silent
 from .planning import Plan, make_plan, plan_to_json, smaller
 from .progress import Progress
 from .propagation.base import Propagator
@@ -135,7 +135,7 @@ def run(
             ranks.once(partial(refine, cohort, number, config, progress))
     ranks.once(partial(keep_library, cohort, config.rounds, config, observer))
     if config.rounds:
-        ranks.once(partial(look_again, cohort, config, observer, features))
+        look_again(cohort, config, fabric, observer, features)
     progress.finish()
 
 
@@ -298,28 +298,30 @@ def refine(cohort: Cohort, number: int, config: TrainingConfig, progress: Progre
     progress.step(f"refinement {number}", 1, 1)
 
 
-def look_again(cohort: Cohort, config: TrainingConfig, observer: Observer, features: Path | None) -> None:
+def look_again(
+    cohort: Cohort, config: TrainingConfig, fabric: Fabric, observer: Observer, features: Path | None
+) -> None:
     """Predict the labelled cases besides the template, to say what was learned: Dice with their labels.
 
     They are predicted as the others are, with what is carried over from the template, but not from themselves.
     `labelled.json` in the store: case -> Dice of the classes 1 .. C - 1, on the training grid; None for a class that
     the label says nothing about.
     """
-    run = FinishedRun(cohort.labelled[:1], cohort.plan.classes, config, cohort.store, Silent(), features)
-
-    def compute() -> dict[str, list[float | None]]:
-        found = {}
-        for case in cohort.labelled[1:]:
-            stop_if_asked(observer)
-            answer = run.segment(case.image).prediction.array
-            label = case.label.array
-            found[case.id] = [
-                None if value in case.unknown else dice(answer == value, label == value)
-                for value in range(1, cohort.plan.classes)
+    ranks, store, classes = Ranks(fabric), cohort.store, cohort.plan.classes
+    here = config.model_copy(update={"device": str(fabric.device)})  # each process has a device of its own
+    run = FinishedRun(cohort.labelled[:1], classes, here, store, Silent(), features)
+    for _, case in ranks.share(cohort.labelled[1:], observer):
+        if not store.has("looked-at", f"{case.id}.json"):
+            answer, label = run.segment(case.image).prediction.array, case.label.array
+            found = [
+                None if value in case.unknown else dice(answer == value, label == value) for value in range(1, classes)
             ]
-        return found
+            store.save_json(found, "looked-at", f"{case.id}.json")
 
-    cohort.store.once(compute, "labelled.json")
+    def joined() -> dict[str, list[float | None]]:
+        return {case.id: store.json("looked-at", f"{case.id}.json") for case in cohort.labelled[1:]}
+
+    ranks.once(lambda: store.once(joined, "labelled.json"))
 
 
 def results(cohort: Cohort, number: int, config: TrainingConfig, progress: Progress) -> Iterator[CaseResult]:

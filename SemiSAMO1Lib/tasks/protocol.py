@@ -91,6 +91,7 @@ class Protocol:
             "normalise": False,
             "warm_start": False,
             "match_volumes": False,
+            "edge_weight": 0.0,
             "ensemble_rounds": False,
             "test_time_passes": 1,
             "propagation_share": 0.0,

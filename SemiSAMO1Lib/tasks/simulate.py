@@ -24,7 +24,7 @@ from ..project import Project, ProjectError, Role, reviews
 from ..project.label_reader import read_labels
 from ..project.queue import queue, random_order
 from ..project.results import predictions
-from ..project.training import request_training
+from ..project.training import LAST, request_training
 from .compare import compare, references_of
 
 #: Looks for the end of a training this often, s.
@@ -61,7 +61,7 @@ class Plan:
         orders: names in `ORDERS`.
         steps: cases that are corrected altogether before each further training, growing.
         parameters: of the trainings.
-        go_on: begin each further training with the weights of the one before.
+        go_on: begin each further training with the weights of the one before, where it has some.
     """
 
     orders: Sequence[str]
@@ -163,7 +163,7 @@ def _play(
         done = _corrected(project)
         for case in [case for case in ORDERS[order](project) if case in truth][: step - len(done)]:
             _correct(project, case, truth[case])
-        _train(project, plan, observer, project.state.current_training if plan.go_on else None)
+        _train(project, plan, observer, LAST if plan.go_on else None)
         rows.append({"corrected": step, "cases": _corrected(project), "dice": _scores(project, truth)})
         files.write_json(kept, rows)
         observer.event(

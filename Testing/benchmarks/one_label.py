@@ -104,8 +104,8 @@ def alone(preset: str, **changes: Any) -> dict[str, Any]:
     """The network alone, without registration: as many iterations as all rounds of the preset."""
     settings = {**STANDARD, **PRESETS[preset]}
     steps = settings["rounds"] * settings["iterations"]
-    shares = {"propagation_share": 0.0, "neighbour_share": 0.0}
-    return {"rounds": 1, "iterations": steps, "match_volumes": False, **shares, **changes}
+    nothing = {"propagation_share": 0.0, "neighbour_share": 0.0, "edge_weight": 0.0, "match_volumes": False}
+    return {"rounds": 1, "iterations": steps, **nothing, **changes}
 
 
 def rows_for(preset: str) -> dict[str, Row]:
@@ -113,8 +113,9 @@ def rows_for(preset: str) -> dict[str, Row]:
     return {
         "resized": Row("template label resized", None, resized),
         "convexadam": Row("convexAdam 0.2.0", None, by_convex_adam),
-        "registration": Row("registration alone", {"rounds": 0, "neighbour_share": 0.0}),
-        "voted": Row("registration, and the vote of like scans", {"rounds": 0}),
+        "registration": Row("registration alone", {"rounds": 0, "neighbour_share": 0.0, "edge_weight": 0.0}),
+        "voted": Row("registration, and the vote of like scans", {"rounds": 0, "edge_weight": 0.0}),
+        "edged": Row("... and their grey values near borders", {"rounds": 0}),
         "supervised": Row("supervised only", supervised),
         # its unlabelled patches lie where registration saw something: half of them are centred on structures
         "mt": Row("mean teacher, no pseudo-labels", alone(preset, learner="mean_teacher", pseudo_weight=0.0)),

@@ -60,12 +60,13 @@ def done(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def new_project(folder: Path) -> Path:
-    """Four phantoms, the first of them labelled."""
-    write_cohort(folder / "cohort", 4, settings=PhantomSettings(spacing_mm=(4.5, 4.0, 4.0)))
+    """Five phantoms, the first and the last of them labelled."""
+    write_cohort(folder / "cohort", 5, settings=PhantomSettings(spacing_mm=(4.5, 4.0, 4.0)))
     project = Project.create(folder / "project")
-    label = folder / "cohort" / "labels" / "phantom_000.nrrd"
     done(together(1, "init", project.folder, "--images", folder / "cohort" / "images"))
-    done(together(1, "template", project.folder, "--case", "phantom_000", "--labels", label))
+    for case in ("phantom_000", "phantom_004"):
+        label = folder / "cohort" / "labels" / f"{case}.nrrd"
+        done(together(1, "template", project.folder, "--case", case, "--labels", label))
     return project.folder
 
 
@@ -155,6 +156,14 @@ def test_later_rounds_agree(trainings: dict[int, JobFolder], count: int, number:
 
 
 @pytest.mark.parametrize("count", COUNTS[1:])
+def test_what_was_learned_of_labelled_scans_agrees(trainings: dict[int, JobFolder], count: int) -> None:
+    """Who looks at them again has a share of them; one alone writes it down."""
+    alone, shared = (files.read_json(trainings[n].results / "labelled.json") for n in (1, count))
+    assert list(alone) == list(shared) == ["phantom_004"]
+    assert list(shared["phantom_004"].values()) == pytest.approx(list(alone["phantom_004"].values()), abs=0.02)
+
+
+@pytest.mark.parametrize("count", COUNTS[1:])
 def test_losses_agree_for_one_global_batch(trainings: dict[int, JobFolder], count: int) -> None:
     def last(job: JobFolder) -> dict[str, float]:
         ends = [e for e in events_of(job) if e["kind"] == "losses" and e["round"] == 1]
@@ -205,6 +214,61 @@ def test_the_same_is_learned_however_the_batch_is_shared(steps: dict[int, Any], 
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_every_process_has_the_same_average(steps: dict[int, Any], learner: str) -> None:
     assert steps[3][learner]["averages_apart"] == 0, "the running averages of the processes have gone apart"
+
+
+# ---------------------------------------------------------------------- who does what
+
+#: What is made of each case, by the process whose share the case is.
+OF_A_CASE = (
+    *("propagation", "transforms", "confidence", "signatures", "links", "images", "pseudo/1", "weights-of-voxels/1"),
+    *(f"{kind}/{number}" for number in range(3) for kind in ("probabilities", "answers", "neighbours")),
+    *(f"passes/{number}" for number in (1, 2)),
+)
+
+SHARING = 3
+
+
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A small run by three processes: what each of them wrote, and how often."""
+    script, folder = str(ROOT / "Testing" / "engine" / "shares_together.py"), tmp_path_factory.mktemp("shares")
+    run = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(SHARING), script, str(folder / "store")]
+    ended = done([sys.executable, "-m", *run])
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    found: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
+    return found
+
+
+def of_a_case(name: str) -> bool:
+    return any(name.startswith(f"{kind}/phantom_") for kind in OF_A_CASE)
+
+
+@pytest.mark.parametrize("kind", OF_A_CASE)
+def test_every_case_is_done_by_the_process_whose_share_it_is(shares: dict[str, Any], kind: str) -> None:
+    done_by: dict[str, list[int]] = {}
+    for number, written in enumerate(shares["written"]):
+        for name in written:
+            if name.startswith(f"{kind}/phantom_"):
+                done_by.setdefault(Path(name).stem, []).append(number)
+    expected = {f"phantom_{n + 2:03d}": [n % SHARING] for n in range(5)}
+    assert done_by == expected, f"{kind}: who did which case"
+
+
+def test_nothing_is_written_twice(shares: dict[str, Any]) -> None:
+    times: dict[str, int] = {}
+    for written in shares["written"]:
+        for name, count in written.items():
+            times[name] = times.get(name, 0) + count
+    assert [name for name, count in times.items() if count != 1] == []
+
+
+def test_all_that_is_no_case_of_its_share_is_written_by_the_first_alone(shares: dict[str, Any]) -> None:
+    assert [name for written in shares["written"][1:] for name in written if not of_a_case(name)] == []
+
+
+def test_results_are_given_by_the_first_alone(shares: dict[str, Any]) -> None:
+    """Five cases in rounds 0, 1 and 2."""
+    assert shares["yielded"] == [15, 0, 0]
 
 
 # ---------------------------------------------------------------------- killed, stopped, gone on with

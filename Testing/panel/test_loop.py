@@ -14,7 +14,8 @@ import slicer
 import vtk
 from panel_helpers import wait
 
-from SemiSAMO1Lib import files
+from SemiSAMO1Lib import files, lock
+from SemiSAMO1Lib.job import JobFolder, JobKind
 from SemiSAMO1Lib.project import Label, Project, Role, read_labels, reviews
 from SemiSAMO1Lib.project.drafts import find_draft
 from SemiSAMO1Lib.project.queue import queue
@@ -721,9 +722,30 @@ class TestExport:
         ui.exportButton.click()
         assert "holds other files" in panel.banner.text
 
+    def test_an_export_that_goes_on_is_found_again(self, panel: Any, ui: Any, trained: Path, tmp_path: Path) -> None:
+        """Slicer was closed meanwhile: the bar, and no second export beside the first."""
+        job = JobFolder.create(trained / "jobs", JobKind.EXPORT, {"output": str(tmp_path / "out")}, [])
+        who = {**lock.identity(), "state": "running", "heartbeat": time.time() + 60, "fraction": 0.25}
+        files.write_json(job.status, who)
+        ui.openProjectButton.click()
+        ui.exportPathEdit.currentPath = str(tmp_path / "other")
+        panel.tick()
+        assert ui.exportBar.value == 250 and not ui.exportButton.enabled
+        assert "An export is under way" in ui.exportButton.toolTip
+
     def test_without_a_training_nothing_can_be_applied(self, panel: Any, ui: Any, with_template: Path) -> None:
         panel.tick()
         assert not ui.applyButton.enabled and "Train first" in ui.applyButton.toolTip
+
+
+def test_scans_that_a_training_left_out_are_named(panel: Any, trained: Path) -> None:
+    index = panel.session.training.job.index
+    skipped = [{"name": f"scan_{n}", "reason": "cannot be read"} for n in range(4)]
+    files.write_json(index, {**files.read_json(index), "skipped": skipped})
+    panel._trained()
+    assert "Left out: scan_0: cannot be read; scan_1: cannot be read; scan_2: cannot be read and 1 more" in (
+        panel.banner.text
+    )
 
 
 class TestMovedScans:

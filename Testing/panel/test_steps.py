@@ -193,6 +193,17 @@ class TestTemplate:
         (template,) = Project(with_template).state.with_role(Role.TEMPLATE)
         assert template.id == "phantom_000"
 
+    def test_a_file_beside_a_template_makes_a_further_labelled_scan(
+        self, panel: Any, ui: Any, with_template: Path, cohort: Path
+    ) -> None:
+        """Two templates would leave it to chance which one the cases are compared with."""
+        ui.templateCaseBox.setCurrentIndex(ui.templateCaseBox.findData("phantom_001"))
+        ui.takeFileEdit.currentPath = str(cohort / "labels" / "phantom_001.nrrd")
+        ui.takeFileButton.click()
+        state = Project(with_template).state
+        assert [case.id for case in state.with_role(Role.TEMPLATE)] == ["phantom_000"], panel.banner.text
+        assert [case.id for case in state.with_role(Role.LABELLED)] == ["phantom_001"]
+
     def test_a_scan_given_as_labels_is_refused(self, panel: Any, ui: Any, with_scans: Path, cohort: Path) -> None:
         ui.takeFileEdit.currentPath = str(cohort / "images" / "phantom_000.nrrd")
         ui.takeFileButton.click()

@@ -417,6 +417,12 @@ class TestRelinking:
         again = Project(project.folder)
         assert again.missing() == [] and moved in again.image_path(again.state.case("a")).resolve().parents
 
+    def test_a_case_that_is_left_out_is_found_too(self, project: Project, moved: Path) -> None:
+        """It may be taken in again; then its scan must be there."""
+        project.exclude("b")
+        assert [case.id for case in project.missing()] == ["a"], "nobody waits for a scan that is left out"
+        assert sorted(project.moved_scans(moved)) == ["a", "b"]
+
     def test_another_file_of_the_same_name_is_not_taken(self, project: Project, moved: Path) -> None:
         write_scan(moved / "deep" / "images" / "a.nrrd", seed=99)
         assert list(project.moved_scans(moved)) == ["b"]

@@ -69,6 +69,12 @@ def alone(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_the_card_says_which_specialists_are_in_it(folder: Path) -> None:
+    """Rounds go on from each other: the last one's specialist predicts, not the mean of two."""
+    card = files.read_json(folder / "model" / "configs" / "metadata.json")
+    assert card["description"].startswith("The specialist of round 2 (dynunet, ")
+
+
 def specialists_alone(folder: Path, scan: Path) -> np.ndarray:
     """What the training's networks say here, without registration."""
     project = Project(folder / "project")

@@ -177,6 +177,7 @@ def test_an_unknown_learner_is_named(published: Path, tmp_path: Path) -> None:
         ("normalise", False),
         ("warm_start", False),
         ("match_volumes", False),
+        ("edge_weight", 0.0),
         ("ema_decay", 0.99),
         ("consistency", 0.1),
         ("pseudo_ramp", 0.3),

@@ -65,6 +65,18 @@ def test_an_excluded_case_takes_no_part(played: tuple[Path, dict[str, Any]], tmp
     assert done.json()["cases"] == 4 and "phantom_003" not in rows[-1]["dice"]
 
 
+def test_references_are_all_that_has_to_be_given(played: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """It plays the product: every order there is, and trainings that go on from each other."""
+    shutil.copytree(played[0] / "project", tmp_path / "project")
+    labels, config = played[0] / "cohort" / "labels", played[0] / "tiny.json"
+    quickly = ("--config", config, "--steps", "1", "--rounds", 0)
+    done = shell("simulate", tmp_path / "project", "--references", labels, *quickly, "--json")
+    assert done.code == 0, done.text
+    assert list(done.json()["curves"]) == ["queue", "random", "entropy"]
+    assert (tmp_path / "project-effort" / "effort.png").is_file()
+    assert files.read_json(tmp_path / "project-effort" / "plan.json")["go_on"] is True
+
+
 def test_the_references_become_corrections(played: tuple[Path, dict[str, Any]]) -> None:
     project = Project(played[0] / "effort" / "queue")
     corrected = [case for case in project.state.cases if case.review == reviews.Review.CORRECTED]

@@ -31,18 +31,6 @@ def voxel_weights(confidence: NDArray[Any], by_confidence: bool = True) -> NDArr
     return np.where(trust > 0.01, 0.5 + 0.5 * trust, 0).astype(np.float16)
 
 
-def boundaries(label: NDArray[Any]) -> NDArray[np.bool_]:
-    """Voxels (z, y, x) that share a face with a voxel of another class."""
-    found = np.zeros(label.shape, bool)
-    for axis in range(3):
-        here, next_ = (np.moveaxis(found, axis, 0)[part] for part in (slice(None, -1), slice(1, None)))
-        values = np.moveaxis(label, axis, 0)
-        differ = values[1:] != values[:-1]
-        here |= differ
-        next_ |= differ
-    return found
-
-
 def running_mean(before: NDArray[Any], new: NDArray[Any], count: int) -> NDArray[np.float16]:
     """The mean of `count` maps when `before` is the mean of all but the last; class by class in float32."""
     mean = np.empty(new.shape, np.float16)

@@ -21,7 +21,7 @@ from ..observer import Observer, stop_if_asked
 from ..similarity import nearest
 from .acceptance import accepted
 from .check import checks_of
-from .fusion import boundaries, voxel_weights
+from .fusion import voxel_weights
 from .neighbours import whole_volume_vote
 
 
@@ -153,8 +153,6 @@ def write_pseudo_label(cohort: Cohort, number: int, case_id: str, new: NDArray[A
     target = np.asarray(new) if config.soft_pseudo_labels else np.asarray(new).argmax(0).astype(kind)
     cohort.store.save_array(target, "pseudo", *names)
     weights = voxel_weights(cohort.confidence(case_id), config.confidence_weights)
-    if config.boundary_weight < 1:
-        weights[boundaries(np.asarray(new).argmax(0))] *= config.boundary_weight
     cohort.store.save_array(weights, "weights-of-voxels", *names)
 
 

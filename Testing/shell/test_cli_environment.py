@@ -1,0 +1,60 @@
+"""What trains in the shell's own process has the worker's environment: it starts itself anew with it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import pytest
+
+from SemiSAMO1Lib import cli
+from SemiSAMO1Lib.job.launcher import ALLOCATOR, WAITING
+
+TORCHRUN, SRUN = {"TORCHELASTIC_RUN_ID": "none"}, {"SLURM_STEP_NUM_TASKS": "4"}
+
+
+@pytest.fixture
+def started_anew(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
+    found: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(os, "execve", lambda _program, words, environment: found.append((words, environment)))
+    for name in (*ALLOCATOR, *TORCHRUN, *SRUN):
+        monkeypatch.delenv(name, raising=False)
+    return found
+
+
+def run(monkeypatch: pytest.MonkeyPatch, words: list[str], environment: dict[str, str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["semisamo1", *words])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    cli._with_allocator_settings()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the allocator is that of Linux")
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [
+        (["reproduce", "--root", "data"], {}),
+        (["train", "study"], TORCHRUN),
+        (["train", "study"], SRUN),
+        (["resume", "study"], TORCHRUN),
+    ],
+)
+def test_what_trains_here_starts_anew(
+    monkeypatch: pytest.MonkeyPatch, started_anew: Any, words: list[str], environment: dict[str, str]
+) -> None:
+    run(monkeypatch, words, environment)
+    ((command, surroundings),) = started_anew
+    assert command[-len(words) :] == words and {**ALLOCATOR, **WAITING}.items() <= surroundings.items()
+
+
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [(["train", "study"], {}), (["queue", "study"], TORCHRUN), (["train", "study"], {**TORCHRUN, **ALLOCATOR})],
+    ids=["the worker trains", "nothing is trained", "it was started anew already"],
+)
+def test_all_else_goes_on(
+    monkeypatch: pytest.MonkeyPatch, started_anew: Any, words: list[str], environment: dict[str, str]
+) -> None:
+    run(monkeypatch, words, environment)
+    assert started_anew == []
