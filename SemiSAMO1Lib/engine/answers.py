@@ -41,7 +41,8 @@ def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, 
     So what linked cases guess stands in for a template that is alone, and steps back as a person labels more. In the
     end the scan's own grey values have their say about where the classes end (`edges.py`).
     """
-    ranks, linked = Ranks(fabric), has_links(cohort, config)
+    ranks = Ranks(fabric)
+    linked = ranks.as_first(has_links(cohort, config))
     if linked and number > 0:
         observer = progress.observer
         ranks.once(lambda: cohort.store.once(lambda: _voters(cohort, number, observer), "voters", f"{number}.json"))

@@ -23,7 +23,8 @@ def link(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progr
 
     Registrations begin where those with the template lead: from the case to the template, and on to the other.
     """
-    if not has_links(cohort, config):
+    ranks = Ranks(fabric)
+    if not ranks.as_first(has_links(cohort, config)):
         return
     signatures = {case: np.asarray(cohort.signature(case), np.float32) for case in cohort.ids}
     # a rejected prediction tells its neighbours nothing
@@ -43,9 +44,9 @@ def link(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progr
 
         return linker.links(case_id, chosen, image, start)
 
-    for _, case_id in Ranks(fabric).share(cohort.ids, progress.observer):
+    for _, case_id in ranks.share(cohort.ids, progress.observer):
         cohort.image(case_id)  # made by one process, before others need it
-    for position, case_id in Ranks(fabric).share(cohort.ids, progress.observer):
+    for position, case_id in ranks.share(cohort.ids, progress.observer):
         if not cohort.has_links(case_id):
             chosen = [other for other, _ in nearest(case_id, useful, signatures, config.neighbours)]
             cohort.save_links(case_id, or_on_cpu(links_on, fabric.device, progress.observer, f"links of {case_id}"))

@@ -60,6 +60,15 @@ class Ranks:
         assert isinstance(asked, Tensor)
         return int(asked.max())
 
+    def as_first(self, here: bool) -> bool:
+        """What the first one finds; all have to ask. A folder that several computers mount may show another one what
+        was there a moment ago, and who waits for whom must not hang on that."""
+        if self.count == 1:
+            return here
+        found = self._fabric.all_gather(torch.tensor(int(here), device=self._fabric.device))
+        assert isinstance(found, Tensor)
+        return bool(found.reshape(-1)[0])
+
     def share(self, items: Sequence[T], observer: Observer) -> Iterator[tuple[int, T]]:
         """This process' part of the items, with their positions among all; at its end all wait for each other.
 

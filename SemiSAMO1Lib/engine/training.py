@@ -75,11 +75,12 @@ def train_round(
     learner = learner_named(config.learner)(plan, config)
     learner.setup(fabric)
     checkpoint, weights = ("checkpoints", f"round-{number}.pt"), ("weights", f"round-{number}.pt")
-    if store.has(*weights):
+    ranks = Ranks(fabric)
+    if ranks.as_first(store.has(*weights)):
         load_weights(learner, store, weights[-1])
         return learner
     first = 0
-    if store.has(*checkpoint):
+    if ranks.as_first(store.has(*checkpoint)):
         with _of_this_architecture(store, *checkpoint):
             first = _restore(learner, store.tensors(*checkpoint))
         observer.event("note", text=f"round {number}: going on from iteration {first}")
@@ -87,7 +88,6 @@ def train_round(
         begin = {**store.tensors("weights", start_from)["learner"], "steps": 0}
         begin.pop("shift", None)  # of the network then: this round's is found at its end
         learner.load_state_dict(begin)
-    ranks = Ranks(fabric)
     saved = reported = time.monotonic()
     with closing(drawn_ahead(sample, first, config.iterations, fabric.global_rank)) as batches:
         for iteration, batch in enumerate(batches, first):

@@ -7,7 +7,7 @@ import platform
 import shutil
 from contextlib import nullcontext
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__, files
 from ..engine.cases import CaseResult, EngineCase
@@ -22,6 +22,9 @@ from ..project.label_writer import write_segmentation
 from .curves import WithCurves
 from .inputs import Inputs, read_inputs
 from .reporter import Reporter
+
+if TYPE_CHECKING:
+    from ..engine.ranks import Ranks
 
 #: Working files of a training: bytes per voxel of the training grid; per voxel, class and round, for each of two maps.
 _BYTES_PER_VOXEL, _BYTES_PER_PROBABILITY = 20, 2
@@ -63,24 +66,24 @@ def train(job: JobFolder, reporter: Reporter) -> None:
     ranks.wait()
     if not ranks.first:
         inputs = _settle_skipped(job, inputs, reporter)
-    _segment(job, inputs, config, reporter, ranks.first)
+    _segment(job, inputs, config, reporter, ranks)
     if ranks.first:
         _finish(job, inputs)
 
 
-def _segment(job: JobFolder, inputs: Inputs, config: TrainingConfig, reporter: Reporter, writes: bool) -> None:
+def _segment(job: JobFolder, inputs: Inputs, config: TrainingConfig, reporter: Reporter, ranks: Ranks) -> None:
     """Run the engine; results are written by the first process alone."""
     from ..engine.rounds import run
 
     keep_rounds = bool(job.spec()["parameters"].get("keep_rounds"))
-    writer = ResultWriter(job, inputs, keep_rounds) if writes else None
+    writer = ResultWriter(job, inputs, keep_rounds) if ranks.first else None
     complete = completed_round(job)
     store = Store(job.work)
     to_look_again = config.rounds > 0 and len(inputs.labelled) > 1 and not store.has("labelled.json")
-    if complete >= config.rounds and not to_look_again and store.has("library.json"):
+    if ranks.as_first(complete >= config.rounds and not to_look_again and store.has("library.json")):
         return  # a worker was killed after all that
     features = job.project / "cache" / "features"
-    with WithCurves(reporter, job.path / "curves") if writes else nullcontext(reporter) as seen:
+    with WithCurves(reporter, job.path / "curves") if ranks.first else nullcontext(reporter) as seen:
         for result in run(
             inputs.cases,
             inputs.labelled,

@@ -13,25 +13,13 @@ from engine_helpers import smooth_noise, tiny_config, tiny_plan
 
 from SemiSAMO1Lib.engine.cohort import signed_distances
 from SemiSAMO1Lib.engine.data.patches import TrainingCase, find_centres
-from SemiSAMO1Lib.engine.learners import Learner, learner_named
+from SemiSAMO1Lib.engine.learners import LEARNERS, Learner, learner_named
 from SemiSAMO1Lib.engine.ranks import Ranks
 from SemiSAMO1Lib.engine.sampling import PatchSource
 from SemiSAMO1Lib.engine.training import make_fabric
 
 STEPS = 3
 SHAPE = (16, 16, 16)
-LEARNERS = (
-    "mean_teacher",
-    "uncertainty_mean_teacher",
-    "adversarial",
-    "dual_task",
-    "supervised_only",
-    "pseudo_only",
-    "semisam",
-    "semisam_uncertainty",
-    "semisam_plus",
-)
-
 #: Of those that ask a SAM-Med3D: a small one with random weights, whose answers count as much as the labels.
 ASKED = {"generalists": {"checkpoint": "random", "architecture": "small"}, "assistance": {"weight": 1.0}}
 

@@ -19,6 +19,7 @@ from job_helpers import events_of
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.engine.evaluation.metrics import dice
+from SemiSAMO1Lib.engine.learners import LEARNERS
 from SemiSAMO1Lib.engine.observer import Silent
 from SemiSAMO1Lib.engine.ranks import Ranks, lost_another
 from SemiSAMO1Lib.image_io import read_volume
@@ -185,19 +186,6 @@ def steps() -> dict[int, Any]:
     return found
 
 
-LEARNERS = [
-    "mean_teacher",
-    "uncertainty_mean_teacher",
-    "adversarial",
-    "dual_task",
-    "supervised_only",
-    "pseudo_only",
-    "semisam",
-    "semisam_uncertainty",
-    "semisam_plus",
-]
-
-
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_every_learners_losses_do_not_depend_on_how_the_batch_is_shared(steps: dict[int, Any], learner: str) -> None:
     for alone, shared in zip(steps[1][learner]["losses"], steps[3][learner]["losses"], strict=True):
@@ -284,7 +272,7 @@ def under_way(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], JobFold
         starter = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
     job = JobFolder(project / "jobs" / "0002-train")
     deadline = time.monotonic() + 120
-    while not (job.work / "checkpoints").is_dir() or not any((job.work / "checkpoints").iterdir()):
+    while not (job.work / "checkpoints" / "round-1.pt").exists():  # whole, not the file that becomes it
         assert starter.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-4000:]
         time.sleep(0.2)
     yield starter, job
@@ -354,3 +342,14 @@ def test_every_case_is_done_exactly_once(count: int) -> None:
     cases = [f"case_{number}" for number in range(5)]
     shares = [list(Ranks(OneOf(number, count)).share(cases, Silent())) for number in range(count)]  # type: ignore[arg-type]
     assert sorted(one for share in shares for one in share) == list(enumerate(cases))
+
+
+def test_all_go_by_what_the_first_one_finds() -> None:
+    """A stale view of a network folder must not send one process where the others do not wait for it."""
+
+    class Apart(OneOf):
+        def all_gather(self, value: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([1, 0]) if value.item() in (0, 1) else value
+
+    found = [Ranks(Apart(number, 2)).as_first(number == 0) for number in range(2)]  # type: ignore[arg-type]
+    assert found == [True, True]
