@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
+#: Says that this process was started anew.
+_ANEW = "SEMISAMO1_STARTED_ANEW"
+
 
 def main() -> None:
     """Entry point of the console script; says what to install when the shell's own packages are missing."""
@@ -26,9 +29,8 @@ def _with_allocator_settings() -> None:
 
     started = {"TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"} & set(os.environ)
     here = sys.argv[1:2] == ["reproduce"] or (sys.argv[1:2] in (["train"], ["resume"]) and started)
-    if here and sys.platform.startswith("linux") and not set(ALLOCATOR) <= set(os.environ):
-        arguments = [sys.executable, "-m", "SemiSAMO1Lib.cli", *sys.argv[1:]]
-        os.execve(sys.executable, arguments, {**os.environ, **ALLOCATOR, **WAITING})
+    if here and sys.platform.startswith("linux") and _ANEW not in os.environ:
+        os.execve(sys.executable, sys.orig_argv, {**WAITING, **os.environ, **ALLOCATOR, _ANEW: "1"})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from getpass import getuser
 from pathlib import Path
@@ -53,11 +53,12 @@ def locked(path: Path, patience_s: float = 10.0) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def break_lock_of(path: Path, host: str) -> None:
-    """Remove a lock that a process of another computer left; a person says that it has ended."""
+def break_lock_of(path: Path, who: Mapping[str, Any]) -> None:
+    """Remove the lock that this very process (host and pid) of another computer left; a person says that it has
+    ended."""
     holder = _holder(path)
-    if holder is not None and holder.get("host") == host:
-        path.unlink(missing_ok=True)
+    if holder and all(holder.get(key) == who.get(key) for key in ("host", "pid")):
+        _break(path, holder)
 
 
 def _take(path: Path) -> bool:

@@ -10,6 +10,7 @@ borders move, volumes stay.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,24 @@ _MOST = 4.0
 #: Weight of sure voxels in the neighbourhood from which on they are believed in full.
 _ENOUGH = 0.02
 
-#: Probabilities are kept this far from 0 before their logarithm is taken.
-_SMALLEST = 1e-4
+#: Probabilities are kept this far from 0 before their logarithm is taken; what a voxel cannot be has this one.
+_SMALLEST, _NEVER = 1e-4, np.float32(-1e3)
+
+
+@dataclass(frozen=True)
+class _Border:
+    """What is near a class's border.
+
+    Attributes:
+        box: holds all of it.
+        band: (z, y, x) of the box, the voxels that are near.
+        unlike: of these, in order, how much more each looks like the outside than like the inside: log likelihood
+            ratio, 0 where it looks more like the inside.
+    """
+
+    box: tuple[slice, ...]
+    band: NDArray[np.bool_]
+    unlike: NDArray[np.float32]
 
 
 def by_edges(
@@ -54,64 +71,74 @@ def by_edges(
         weight: factor of the evidence beside the logarithm of the probabilities; 0: nothing is changed.
 
     Returns:
-        (C, z, y, x): changed near borders alone; there each class has as many voxels as before.
+        (C, z, y, x): where a voxel goes to another class its two probabilities change places, so that it is as unsure
+        as before; all other voxels are as they were. Each class has about as many voxels as before, all of them near
+        those it had, and none that was not there appears.
     """
     given = np.asarray(probabilities, np.float16)
     if weight <= 0 or image.size == 0:
         return given
-    label, classes = given.argmax(0), len(given)
-    grey = np.asarray(image, np.float32)
-    unlike = {value: _unlike(label == value, grey, spacing) for value in range(1, classes) if (label == value).any()}
+    label, grey = given.argmax(0), np.asarray(image, np.float32)
+    borders = {
+        value: _border(label == value, grey, spacing) for value in range(1, len(given)) if (label == value).any()
+    }
     near = np.zeros(label.shape, bool)
-    for box, _, band in unlike.values():
-        near[box] |= band
+    for border in borders.values():
+        near[border.box] |= border.band
     if not near.any():
         return given
 
-    evidence = np.zeros((classes, int(near.sum())), np.float32)
-    for value, (box, unlikely, _) in unlike.items():
-        everywhere = np.zeros(label.shape, np.float32)
-        everywhere[box] = unlikely
-        evidence[value] = weight * everywhere[near]
-    logs = np.log(np.maximum(given[:, near].astype(np.float32), _SMALLEST))
     before = label[near]
-    moved = _moved(logs, evidence, before)
-    if odd := [value for value in unlike if _changed(label, near, moved.argmax(0), value)]:
+    place = np.full(label.shape, -1, np.int32)
+    place[near] = np.arange(len(before), dtype=np.int32)
+    logs = np.log(np.maximum(given[:, near].astype(np.float32), _SMALLEST))
+    may = np.zeros(logs.shape, bool)  # be a voxel's class: what it was, the background, and classes that are near
+    may[0] = True
+    may[before, np.arange(len(before))] = True
+    evidence = np.zeros_like(logs)
+    for value, border in borders.items():
+        here = place[border.box][border.band]
+        may[value, here] = True
+        evidence[value, here] = weight * border.unlike
+    after = _moved(np.where(may, logs + evidence, _NEVER), before)
+    if odd := [value for value in borders if _is_lost(label, before, after, value)]:
         evidence[odd] = 0.0
-        moved = _moved(logs, evidence, before)
-        if any(_changed(label, near, moved.argmax(0), value) for value in unlike):
+        after = _moved(np.where(may, logs + evidence, _NEVER), before)
+        if any(_is_lost(label, before, after, value) for value in borders):
             return given
-    odds = np.exp(moved - moved.max(0))
+    return _relabelled(given, near, before, after)
+
+
+def _moved(logs: NDArray[np.float32], before: NDArray[np.integer]) -> NDArray[np.integer]:
+    """The best class of each voxel (n,), about as many of each class as `before`; logs are (C, n)."""
+    found = logs + volume_shift(logs, before, tolerance=0.0)[:, None]
+    return np.asarray(found.argmax(0))
+
+
+def _is_lost(label: NDArray[np.integer], before: NDArray[Any], after: NDArray[Any], value: int) -> bool:
+    """Whether a class is hardly itself any more: what is changed so much was no answer with a blurred border."""
+    mine = int(np.count_nonzero(label == value))
+    was, now = before == value, after == value
+    kept = mine - int(np.count_nonzero(was & ~now))
+    return 2 * kept < LEAST_KEPT * (2 * mine - int(np.count_nonzero(was)) + int(np.count_nonzero(now)))
+
+
+def _relabelled(
+    given: NDArray[np.float16], near: NDArray[np.bool_], before: NDArray[np.integer], after: NDArray[np.integer]
+) -> NDArray[np.float16]:
+    """Probabilities in which the voxels near a border have the classes `after`: two of each change places."""
+    changed = np.flatnonzero(before != after)
+    there = given[:, near]
+    old, new = there[before[changed], changed], there[after[changed], changed]
+    there[before[changed], changed] = new
+    # where both were alike the first of them would win
+    there[after[changed], changed] = np.maximum(old, np.nextafter(new, np.float16(2)))
     found = given.copy()
-    found[:, near] = odds / odds.sum(0)
+    found[:, near] = there
     return found
 
 
-def _moved(
-    logs: NDArray[np.float32], evidence: NDArray[np.float32], before: NDArray[np.integer]
-) -> NDArray[np.float32]:
-    """Log odds (C, n) with the evidence, each class with as many voxels as `before`."""
-    found = logs + evidence
-    return np.asarray(found + volume_shift(found, before, tolerance=0.0)[:, None], np.float32)
-
-
-def _changed(label: NDArray[np.integer], near: NDArray[np.bool_], after: NDArray[np.integer], value: int) -> bool:
-    """Whether a class is hardly itself any more: what is changed so much was no answer with a blurred border."""
-    mine, before, now = label == value, label[near] == value, after == value
-    kept = int(np.count_nonzero(mine)) - int(np.count_nonzero(before & ~now))
-    total = 2 * int(np.count_nonzero(mine)) - int(np.count_nonzero(before)) + int(np.count_nonzero(now))
-    return 2 * kept < LEAST_KEPT * total
-
-
-def _unlike(
-    mine: NDArray[np.bool_], grey: NDArray[np.float32], spacing: Sequence[float]
-) -> tuple[tuple[slice, ...], NDArray[np.float32], NDArray[np.bool_]]:
-    """How much more a voxel near a class's border looks like its outside than like its inside.
-
-    Returns:
-        the box that holds the class and what is near it; in it the log likelihood ratio, 0 where it looks more like the
-        inside and away from the border; and the voxels that are near.
-    """
+def _border(mine: NDArray[np.bool_], grey: NDArray[np.float32], spacing: Sequence[float]) -> _Border:
     finest = min(spacing)
     relative = [one / finest for one in spacing]
     reach = [int(np.ceil((SURE + WIDE + 2 * NEAR) / one)) for one in relative]
@@ -121,7 +148,7 @@ def _unlike(
     )
     here, values = mine[box], grey[box]
     if here.all():
-        return box, np.zeros(here.shape, np.float32), np.zeros(here.shape, bool)
+        return _Border(box, np.zeros(here.shape, bool), np.zeros(0, np.float32))
     inward = ndimage.distance_transform_edt(here, sampling=relative)
     outward = ndimage.distance_transform_edt(~here, sampling=relative)
     inside = inward > SURE
@@ -129,14 +156,13 @@ def _unlike(
         inside = inward >= _INNERMOST * inward.max()
     outside = (outward > SURE) & (outward <= SURE + WIDE)
     band = inward + outward <= BAND
-    evidence = np.zeros(here.shape, np.float32)
-    if outside.any():
-        common = (float(values[inside].var()) + float(values[outside].var())) / 2
-        like_inside, trust_inside = _likelihood(values, inside, common, relative)
-        like_outside, trust_outside = _likelihood(values, outside, common, relative)
-        ratio = np.clip(like_inside - like_outside, -_MOST, 0) * np.minimum(trust_inside, trust_outside)
-        evidence[band] = ratio[band]
-    return box, evidence, band
+    if not outside.any():
+        return _Border(box, band, np.zeros(int(band.sum()), np.float32))
+    common = (float(values[inside].var()) + float(values[outside].var())) / 2
+    like_inside, trust_inside = _likelihood(values, inside, common, relative)
+    like_outside, trust_outside = _likelihood(values, outside, common, relative)
+    ratio = np.clip(like_inside - like_outside, -_MOST, 0) * np.minimum(trust_inside, trust_outside)
+    return _Border(box, band, ratio[band])
 
 
 def _likelihood(

@@ -17,6 +17,11 @@ from .observer import Observer, Stopped
 
 T = TypeVar("T")
 
+
+class FirstFailed(RuntimeError):
+    """What one process did for all failed in that one."""
+
+
 #: What came of a thing that one does for all.
 _DONE, _STOPPED, _FAILED = 0, 1, 2
 
@@ -87,7 +92,7 @@ class Ranks:
         """The first one does it, the others wait for it.
 
         Raises:
-            Stopped, RuntimeError: in all of them, when the first one could not.
+            Stopped, FirstFailed: in the others, when the first one could not; in that one what it met.
         """
         error: Exception | None = None
         if self.first:
@@ -101,7 +106,7 @@ class Ranks:
         if came_to == _STOPPED:
             raise Stopped
         if came_to == _FAILED:
-            raise RuntimeError("the first process met an error; it says which")
+            raise FirstFailed("the first process met an error; it says which")
 
 
 def lost_another(error: BaseException) -> bool:

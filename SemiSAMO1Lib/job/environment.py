@@ -21,6 +21,9 @@ _NAMED = ("python3.12", "python3.13", "python3.11", "python3.14")
 #: torch first and alone: any other order lets a package pull another torch.
 TORCH = "torch==2.13.0"
 
+#: Writes DICOM SEG. Not for Slicer's own Python, where it could replace the pydicom that Slicer ships.
+DICOM = "highdicom>=0.24"
+
 #: Where wheels of torch with CUDA are for Windows; PyPI has them for Linux alone.
 CUDA_WHEELS = "https://download.pytorch.org/whl/cu126"
 
@@ -115,7 +118,8 @@ def installing(
     which: Callable[[str], str | None] = shutil.which,
     platform: str = sys.platform,
 ) -> list[Command]:
-    """The commands that put torch, then the rest, into an environment that is there; see `building`."""
+    """The commands that put torch, then the rest and what writes DICOM SEG, into an environment that is there; see
+    `building`."""
     source = ("--no-index", "--find-links", str(wheels)) if wheels is not None else ()
     pip = (python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *source)
     pinned = ("--constraint", str(constraints))
@@ -123,7 +127,7 @@ def installing(
     cuda = ("--extra-index-url", CUDA_WHEELS) if gpu else ()
     return [
         Command("installing PyTorch", (*pip, *pinned, *cuda, TORCH)),
-        Command("installing the other packages", (*pip, *pinned, "--requirement", str(requirements))),
+        Command("installing the other packages", (*pip, *pinned, "--requirement", str(requirements), DICOM)),
     ]
 
 

@@ -27,6 +27,10 @@ class JobError(RuntimeError):
     """A job cannot be started, resumed or stopped; the message says why."""
 
 
+class RanElsewhere(JobError):
+    """A job of another computer that is silent or has ended; somebody who knows that it has may take it over."""
+
+
 def start(
     job: JobFolder,
     python: Path | None = None,
@@ -69,7 +73,8 @@ def resume(
         elsewhere: take it over from another computer; somebody knows that it has ended there.
 
     Raises:
-        JobError: it runs, does not respond, is finished, or belongs to another computer.
+        RanElsewhere: it belongs to another computer.
+        JobError: it runs, does not respond, or is finished.
     """
     with locked(job.path.parent / ".launch.lock"):
         require_resumable(job, elsewhere)
@@ -84,13 +89,20 @@ def require_resumable(job: JobFolder, elsewhere: bool = False) -> None:
         elsewhere: take it over from another computer; somebody knows that it has ended there.
 
     Raises:
-        JobError: it runs, does not respond, is finished, or belongs to another computer.
+        RanElsewhere: it belongs to another computer.
+        JobError: it runs, does not respond, or is finished.
     """
     seen = observe(job)
     if seen.state is State.FINISHED:
         raise JobError(f"{job.id} is finished; there is nothing to resume")
-    if not seen.here and not (seen.state.active and seen.state is not State.NOT_RESPONDING):
-        _take_over(job, elsewhere)
+    foreign = not seen.here and (seen.state is State.NOT_RESPONDING or not seen.state.active)
+    if foreign and not elsewhere:
+        host = (job.read_status() or {}).get("host", "another computer")
+        raise RanElsewhere(
+            f"{job.id} ran on {host}. Resume it there; or take it over when it has surely ended there: two processes "
+            "that train into one folder spoil it."
+        )
+    if foreign:
         seen = replace(seen, state=State.INTERRUPTED)
     if seen.state is State.NOT_RESPONDING:
         raise JobError(f"{job.id} does not respond, but its process {seen.pid} is alive. Wait, or end it first.")
@@ -99,19 +111,10 @@ def require_resumable(job: JobFolder, elsewhere: bool = False) -> None:
     other = running_training(job.path.parent)
     if other is not None and other != job:
         raise JobError(f"training {other.id} is under way in this project")
+    if foreign:
+        break_lock_of(job.path.parent / ".trainer.lock", job.read_status() or {})
     job.cancel_request.unlink(missing_ok=True)
     job.follower_failed.unlink(missing_ok=True)
-
-
-def _take_over(job: JobFolder, wanted: bool) -> None:
-    """A job of another computer that is silent or has ended: its lock goes, if that is wanted. Raises JobError."""
-    host = (job.read_status() or {}).get("host", "another computer")
-    if not wanted:
-        raise JobError(
-            f"{job.id} ran on {host}. Resume it there; or here with --elsewhere, when it has surely ended there "
-            "(two processes that train into one folder spoil it)."
-        )
-    break_lock_of(job.path.parent / ".trainer.lock", host)
 
 
 def cancel(job: JobFolder) -> Observed:

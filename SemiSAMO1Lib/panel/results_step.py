@@ -53,7 +53,8 @@ class ResultsStep:
         self._predicted: dict[str, dict[str, Any]] = {}
         self._order: list[str] = []
         self._training: str | None = None
-        self._decided_here: list[str] = []
+        self._decided_here: list[Case] = []
+        self._came_by_itself = False
         self._rated = Quality({}, 0.0, 0)
         guard = guarded(banner.show)
         fill_box(ui.filterBox, [(text, name) for name, text in filters().items()])
@@ -171,6 +172,7 @@ class ResultsStep:
     def open(self) -> None:
         """Show the chosen case: scan, label or else prediction, uncertainty, at its most uncertain place."""
         if identity := chosen(self._ui.resultCaseBox):
+            self._came_by_itself = False
             self._open(identity)
 
     def _open(self, identity: str) -> None:
@@ -271,8 +273,7 @@ class ResultsStep:
         next case. What was painted and not saved is discarded, if wanted."""
         project, view = self._session.project, self.view
         if project is not None and view is not None and self._is_untouched(view):
-            self._open(self._decided_here[-1])
-            view = self.view
+            view = self._open_decided(self._decided_here.pop())
         if project is not None and view is not None:
             painted = view.changed or find_draft(project, view.files.case) is not None
             rejected = project.refresh().case(view.files.case).review == Review.REJECTED
@@ -286,7 +287,7 @@ class ResultsStep:
                     self.refresh()
                 return
             case = view.as_seen = reviews.undo(project, view.files.case, self._reviewer(), view.as_seen)
-            self._decided_here = [one for one in self._decided_here if one != case.id]
+            self._decided_here = [one for one in self._decided_here if one.id != case.id]
             if painted and find_draft(project, case.id) is not None:  # the painting of what was rejected goes on
                 case = view.as_seen = reviews.begin_draft(project, case.id, self._reviewer(), case)
             show_status(view.segmentation, case.review)
@@ -295,23 +296,36 @@ class ResultsStep:
             self.refresh()
 
     def _is_untouched(self, view: CaseView) -> bool:
-        """Whether nothing was decided about the open case or painted in it, and something about another one."""
+        """Whether a decision opened this case, or nothing was decided about it, and nothing was done with it since."""
         project = self._session.project
-        if project is None or not self._decided_here:
+        if project is None or not self._decided_here or view.changed:
             return False
         new = project.state.case(view.files.case).review == Review.NOT_SEEN
-        return new and not view.changed and find_draft(project, view.files.case) is None
+        return self._came_by_itself or (new and find_draft(project, view.files.case) is None)
+
+    def _open_decided(self, decided: Case) -> CaseView | None:
+        """Open a case again to take back what was decided about it here, if nobody decided otherwise since."""
+        self._came_by_itself = False
+        self._open(decided.id)
+        self._list_cases()
+        choose(self._ui.resultCaseBox, decided.id)
+        self.show()
+        if self.view is not None:
+            self.view.as_seen = decided
+        return self.view
 
     def _decided(self) -> None:
         """Show the next case that waits."""
         done = self.view.files.case if self.view is not None else ""
-        self._decided_here = [*(one for one in self._decided_here if one != done), done]
+        if self.view is not None and self.view.as_seen is not None:
+            self._decided_here = [*(one for one in self._decided_here if one.id != done), self.view.as_seen]
         self._list_cases()
         listed = set(self.order())
         following = [one.case for one in self._waiting() if one.case != done and one.case in listed]
         if following:
             choose(self._ui.resultCaseBox, following[0])
             self.open()
+            self._came_by_itself = True
         elif self.view is not None and self.view.as_seen is not None:  # it stays open
             show_status(self.view.segmentation, self.view.as_seen.review)
         self._list_cases()

@@ -10,6 +10,7 @@ from slicer.i18n import tr as _
 
 from ..choices import GENERALISTS, LEARNERS, PRESETS
 from ..job import State
+from ..job.launcher import RanElsewhere
 from ..project.estimate import estimate_seconds, in_words
 from ..project.session import Session, Watched, ended_in_words, training_parameters
 from ..project.training import LAST
@@ -99,7 +100,13 @@ class TrainStep:
         self.show()
 
     def resume(self) -> None:
-        self._session.resume_training()
+        try:
+            self._session.resume_training()
+        except RanElsewhere as error:
+            answers = [_("Leave it"), _("It has surely ended there: take it over")]
+            if self._dialogs.choose(_("Resume"), str(error), answers) != 1:
+                return
+            self._session.resume_training(elsewhere=True)
         self._banner.show(_("Training goes on. You may close Slicer; training goes on."))
         self.show()
 

@@ -131,12 +131,14 @@ def to_grid(labels: Volume, reference: Geometry, name: str = "labels") -> tuple[
 
 def _outside(labels: Volume, reference: Geometry) -> tuple[int, int]:
     """Labelled voxels whose middle lies in no voxel of `reference`, and all labelled voxels."""
-    there = np.argwhere(labels.array)[:, ::-1].T  # (x, y, z)
     to_reference = np.linalg.inv(reference.index_to_space) @ labels.geometry.index_to_space
-    index = to_reference[:3, :3] @ there + to_reference[:3, 3:]
-    size = np.array(reference.shape[::-1])[:, None]
-    inside = ((index >= -0.5) & (index <= size - 0.5)).all(0)
-    return int(np.count_nonzero(~inside)), there.shape[1]
+    size, outside, every = np.array(reference.shape[::-1])[:, None], 0, 0
+    for z, layer in enumerate(labels.array):  # by slices: a whole body has a hundred million labelled voxels
+        y, x = np.nonzero(layer)
+        index = to_reference[:3] @ np.stack([x, y, np.full_like(x, z), np.ones_like(x)])
+        outside += int(np.count_nonzero(~((index >= -0.5) & (index <= size - 0.5)).all(0)))
+        every += len(x)
+    return outside, every
 
 
 def _layers_and_segments(path: Path, image: sitk.Image) -> tuple[list[Volume], list[Segment]]:

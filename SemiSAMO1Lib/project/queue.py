@@ -161,9 +161,9 @@ def score(project: Project, rated: Quality | None = None) -> Score | None:
 def advice(project: Project, rated: Quality | None = None) -> Advice:
     """Go on or enough, by one rule.
 
-    Enough: the lower end of the random cases' interval is at least `GOOD_ENOUGH`, or no scan is without a label. Else
-    train again when `WORTH_A_TRAINING` cases were given labels of a person's hand that the current training does not
-    know, or nothing waits. Else review on.
+    Enough: the lower end of the random cases' interval is at least `GOOD_ENOUGH`, or no scan is without a label and
+    nothing waits. Else train again when `WORTH_A_TRAINING` cases have labels that a person drew or mended and the
+    current training does not know, or nothing waits. Else review on.
     """
     rated = rated or quality(project, predictions(project))
     if not rated.estimates:
@@ -178,11 +178,15 @@ def advice(project: Project, rated: Quality | None = None) -> Advice:
             "enough",
             f"at 95 % the mean Dice of the predictions is at least {found.low:.2f}; {GOOD_ENOUGH:.2f} is enough",
         )
-    if not project.state.with_role(Role.UNLABELLED):
+    if not project.state.with_role(Role.UNLABELLED):  # a training would have nothing to segment
+        if waiting:
+            return Advice("review", "what was painted is not saved yet")
         return Advice("enough", "every scan has a label of its own; add scans to go on")
     if corrected and (corrected >= WORTH_A_TRAINING or not waiting):
         which = "case was" if corrected == 1 else "cases were"
-        return Advice("train", f"{corrected} {which} corrected since the last training; train again with them")
+        return Advice(
+            "train", f"{corrected} {which} labelled or corrected since the last training; train again with them"
+        )
     if not waiting and rejected:
         return Advice(
             "train",
@@ -199,10 +203,12 @@ def advice(project: Project, rated: Quality | None = None) -> Advice:
 def _drawn_since(project: Project) -> list[str]:
     """Cases whose label in force a person drew or mended, and that the current training does not know."""
     learned = labels_of_training(project, project.state.current_training)
+    if not learned:  # an older program did not write down what it learned from
+        return [case.id for case in project.state.with_role(Role.LABELLED) if case.review == Review.CORRECTED]
     return [
         case.id
-        for case in project.state.with_role(Role.LABELLED)
-        if case.review == Review.CORRECTED and learned.get(case.id) != case.label_version
+        for case in project.state.with_role(Role.TEMPLATE, Role.LABELLED)
+        if case.review != Review.ACCEPTED and learned.get(case.id) != case.label_version
     ]
 
 

@@ -179,7 +179,8 @@ class Session:
                 self.output_job is None or self.output_job.job.id < job.id
             ):
                 found = self._watch(job)
-                if found.seen.state.active:  # what has ended was told of when it did
+                silent_elsewhere = found.seen.state is State.NOT_RESPONDING and not found.seen.here
+                if found.seen.state.active and not silent_elsewhere:  # what has ended was told of when it did
                     self.output_job = found
 
     def _file_stamp(self) -> tuple[int, int] | None:
@@ -298,15 +299,20 @@ class Session:
         state = self.training.seen.state
         if state is State.FINISHED:
             return ["The training is finished."]
+        if state is State.NOT_RESPONDING and not self.training.seen.here:
+            return []  # it may be taken over
         if state.active:
             return ["The training is under way."]
         return []
 
-    def resume_training(self) -> None:
-        """Go on with a training that was stopped or interrupted. Raises JobError."""
+    def resume_training(self, elsewhere: bool = False) -> None:
+        """Go on with a training that was stopped or interrupted; with `elsewhere`, one of another computer too.
+
+        Raises RanElsewhere or JobError.
+        """
         if self.training is None:
             raise JobError("there is no training to resume")
-        resume(self.training.job, self.python, True, self.environment)
+        resume(self.training.job, self.python, True, self.environment, elsewhere)
         self.training.seen = observe(self.training.job)
         self._reasons = None
 

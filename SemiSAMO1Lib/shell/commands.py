@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from .. import __version__, files
 from ..choices import PRESETS
 from ..job import JobError, JobFolder, JobKind, Observed, State, cancel, kill, observe, resume, running_training, start
-from ..job.launcher import require_resumable
+from ..job.launcher import RanElsewhere, require_resumable
 from ..job.watch import all_jobs, trainings
 from ..project import Project, ProjectError, Role
 from ..project.advising import FEWEST
@@ -268,17 +269,31 @@ def resume_command(
     from ..tasks.train import config_of
 
     ended = (State.INTERRUPTED, State.FAILED)
-    found = _job(project, job, lambda seen: seen.state in ended or (elsewhere and seen.state is State.NOT_RESPONDING))
+    found = _job(
+        project,
+        job,
+        lambda seen: seen.state in ended or (seen.state is State.NOT_RESPONDING and not seen.here),
+    )
     if started_together()[0] > 1:
 
         def ready() -> JobFolder:
-            require_resumable(found, elsewhere)
+            with _told_how_to_take_over(project):
+                require_resumable(found, elsewhere)
             return found
 
         _do_together(ready, config_of(found).device, as_json)
         return
-    resume(found, elsewhere=elsewhere)
+    with _told_how_to_take_over(project):
+        resume(found, elsewhere=elsewhere)
     _watch(found, detach, as_json)
+
+
+@contextmanager
+def _told_how_to_take_over(project: Path) -> Iterator[None]:
+    try:
+        yield
+    except RanElsewhere as error:
+        raise JobError(f"{error} To take it over: semisamo1 resume {project} --elsewhere") from error
 
 
 def _do_together(prepare: Callable[[], JobFolder], device: str, as_json: bool) -> None:

@@ -129,4 +129,5 @@ class Follower(Reporter):
             print(message, file=sys.stderr, flush=True)
             with open(self.job.log, "a", encoding="utf-8") as log:
                 log.write(f"one of the processes failed: {message}\n")
-            files.write_text(self.job.follower_failed, message + "\n")  # the first may not live to say it
+            if not self.job.follower_failed.exists():  # what others meet then may come of it
+                files.write_text(self.job.follower_failed, message + "\n")  # the first may not live to say it

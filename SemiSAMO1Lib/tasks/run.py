@@ -49,7 +49,7 @@ def work(folder: Path, low_priority: bool = False, reporter: Reporter | None = N
             return STOPPED
         except Exception as error:
             print(traceback.format_exc(), flush=True)
-            if told.together and _another_is_gone(error):
+            if told.together and _another_failed(error):
                 if failure := job.failure_of_follower():
                     told.end(State.FAILED, failure)
                 else:
@@ -85,10 +85,11 @@ def _alone(task: Callable[[JobFolder, Reporter], None]) -> Callable[[JobFolder, 
     return run
 
 
-def _another_is_gone(error: Exception) -> bool:
-    from ..engine.ranks import lost_another
+def _another_failed(error: Exception) -> bool:
+    """Whether it is not this process that has something to say."""
+    from ..engine.ranks import FirstFailed, lost_another
 
-    return lost_another(error)
+    return isinstance(error, FirstFailed) or lost_another(error)
 
 
 def _explained(error: Exception) -> str:

@@ -67,7 +67,7 @@ class Plan:
     orders: Sequence[str]
     steps: Sequence[int]
     parameters: Mapping[str, Any]
-    go_on: bool = False
+    go_on: bool = True
 
 
 def simulate(
@@ -198,8 +198,10 @@ def _mean(dice: Mapping[str, float], cases: Collection[str]) -> float | None:
 def _require_same_plan(path: Path, plan: Plan) -> None:
     """Steps of another plan are not mixed with these. Raises ProjectError."""
     wanted = {"steps": list(plan.steps), "parameters": dict(plan.parameters), "go_on": plan.go_on}
-    if path.exists() and files.read_json(path) != wanted:
-        raise ProjectError(f"{path.parent} holds a simulation with other steps or parameters. Give another folder.")
+    if path.exists() and (found := files.read_json(path)) != wanted:
+        differ = " and ".join(key for key in wanted if found.get(key) != wanted[key])
+        hint = " (it was made with --from-scratch)" if wanted["go_on"] and found.get("go_on") is False else ""
+        raise ProjectError(f"{path.parent} holds a simulation with other {differ}{hint}. Give another folder.")
     files.write_json(path, wanted)
 
 

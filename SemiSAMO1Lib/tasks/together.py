@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..job.folder import JobFolder
+from ..job.watch import State
 from .reporter import Follower, Reporter
 from .run import FAILED, FINISHED, STOPPED, work
 
 #: Seconds that a process which failed lets the first one say why.
 GRACE_S = 5.0
+
+#: A first process whose heart has not beaten for so long is not waited for, s.
+PATIENCE_S = 120.0
 
 
 def work_together(prepare: Callable[[], JobFolder], device: str) -> tuple[JobFolder, int]:
@@ -52,14 +56,21 @@ def work_together(prepare: Callable[[], JobFolder], device: str) -> tuple[JobFol
         if code == FAILED:
             time.sleep(GRACE_S)  # whoever sees this one fail ends all; the first may be about to say why
         if code == FINISHED:
-            ranks.wait()  # the first writes the report; one that leaves early may end all
+            _wait_for_the_first(job)  # it writes the report; one that leaves early may end all
         leave(0 if code == STOPPED else code)
     with open(job.log, "a", encoding="utf-8") as log:
         log.write(f"{ranks.count} processes work on this; what they say is where torchrun or srun puts it\n")
-    code = work(job.path, reporter=Reporter(job, together=True))
-    if code == FINISHED:
-        ranks.wait()
-    return job, code
+    return job, work(job.path, reporter=Reporter(job, together=True))
+
+
+def _wait_for_the_first(job: JobFolder) -> None:
+    """Until the job's status says that it has ended, or nothing any more: not in a collective, which would wait for one
+    that failed."""
+    while (status := job.read_status()) is not None:
+        silent = time.time() - status["heartbeat"] > PATIENCE_S
+        if silent or not State(status["state"]).active:
+            return
+        time.sleep(0.2)
 
 
 def leave(code: int) -> NoReturn:

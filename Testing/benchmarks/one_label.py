@@ -26,7 +26,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,6 @@ from SemiSAMO1Lib.volume import Geometry, Volume
 #: Cohort -> scans of the pool (the template is one of them) and of the test.
 SPLITS = {"left_atrium": (60, 20), "left_atrium_80": (80, 0), "hippocampus": (100, 95), "phantoms": (16, 10)}
 
-#: Patches that a step of the whole method sees on a CPU: one labelled, one pseudo-labelled.
-PATCHES = 2
 
 #: Thick slices, five times as far apart as their voxels are wide, through a tilted head of the scanner.
 THICK = PhantomSettings(spacing_mm=(4.0, 0.8, 0.8), spacing_variation=0.05, oblique_degrees=20.0)
@@ -71,12 +69,14 @@ class Row:
         changes: parameters of the training; None: there is no training.
         without: carries the template's label without a training: (template, its label, case) -> labels on the case.
         all_labels: every label of the pool is given: the upper bound.
+        as_many_patches: labelled ones only, as many a step as the whole method sees of both kinds.
     """
 
     shown: str
     changes: dict[str, Any] | None = field(default_factory=dict)
     without: Callable[[Path, Path, Path], NDArray[Any]] | None = None
     all_labels: bool = False
+    as_many_patches: bool = False
 
 
 def resized(template: Path, label: Path, case: Path) -> NDArray[Any]:
@@ -109,18 +109,18 @@ def alone(preset: str, **changes: Any) -> dict[str, Any]:
 
 
 def rows_for(preset: str) -> dict[str, Row]:
-    supervised = alone(preset, learner="supervised_only", labelled_batch=PATCHES)
+    supervised = alone(preset, learner="supervised_only")
     return {
         "resized": Row("template label resized", None, resized),
         "convexadam": Row("convexAdam 0.2.0", None, by_convex_adam),
         "registration": Row("registration alone", {"rounds": 0, "neighbour_share": 0.0, "edge_weight": 0.0}),
         "voted": Row("registration, and the vote of like scans", {"rounds": 0, "edge_weight": 0.0}),
         "edged": Row("... and their grey values near borders", {"rounds": 0}),
-        "supervised": Row("supervised only", supervised),
+        "supervised": Row("supervised only", supervised, as_many_patches=True),
         # its unlabelled patches lie where registration saw something: half of them are centred on structures
         "mt": Row("mean teacher, no pseudo-labels", alone(preset, learner="mean_teacher", pseudo_weight=0.0)),
         "ours": Row("SemiSAMO1"),
-        "bound": Row("the same network, all labels of the pool", supervised, None, True),
+        "bound": Row("the same network, all labels of the pool", supervised, None, True, True),
     }
 
 
@@ -215,18 +215,19 @@ class Setting:
         if self.file.exists():
             return
         began = time.monotonic()
-        peak = 0
+        peak, plan = 0, {}
         others = [scan for scan in self.cohort.pool if name_of(scan) != self.template]
         references = {name_of(scan): reference_of(scan) for scan in others}
         if self.row.changes is None:
             pool = self.carried(others)
         else:
             project = self.project()
-            parameters = {"preset": self.preset, "seed": self.seed, **self.row.changes}
+            parameters = {"preset": self.preset, "seed": self.seed, **self.row.changes, **self.patches()}
             job = request_training(project, parameters)
             began = time.monotonic()
             start(job)
             peak = wait(job)
+            plan = files.read_json(job.work / "plan.json")
             index = files.read_json(job.index)
             made = {row["case"]: job.results / row["prediction"] for row in index["cases"] if row["case"] in references}
             pool = scored(made, references) if not self.row.all_labels else {}
@@ -239,6 +240,7 @@ class Setting:
             "seed": self.seed,
             "commit": commit(),
             "parameters": self.row.changes,
+            "patches": plan["labelled"] + plan["batch"] if plan else None,
             "pool": pool,
             "test": None,
             "minutes": round(minutes, 1),
@@ -247,6 +249,15 @@ class Setting:
         }
         files.write_json(self.file, row)
         print(self.name, f"pool {mean(pool):.4f}" if pool else "", f"{minutes:.1f} min", flush=True)
+
+    def patches(self) -> dict[str, int]:
+        """Parameters of a row that sees as many patches a step as the whole method, whose row must be there."""
+        if not self.row.as_many_patches:
+            return {}
+        ours = replace(self, key="ours").file
+        if not ours.exists():
+            raise SystemExit(f"{self.name} sees as many patches as {ours.stem}: run that row first")
+        return {"labelled_batch": files.read_json(ours)["patches"]}
 
     def test(self) -> None:
         """Apply what was trained to the test scans, once."""
@@ -382,6 +393,10 @@ def main() -> None:
     if options.step == "table":
         table(cohort, rows)
         return
+    if options.step == "test" and not cohort.test:
+        parser.error(f"{cohort.name} has no test scans")
+    if not cohort.test:
+        options.rows = ",".join(key for key in options.rows.split(",") if key != "bound")  # nothing could be scored
     if options.step == "test" and options.ablation:
         parser.error("an ablation is scored on the pool alone: whatever is tried on the test scans is a choice")
     if "convexadam" in options.rows.split(",") and importlib.util.find_spec("convexAdam") is None:

@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 from common import keep, machine
@@ -35,12 +34,15 @@ PARTS = {
 
 
 def seconds_by_stage(job: JobFolder) -> dict[str, float]:
-    """From the first event of each stage to that of the next."""
-    begins: dict[str, float] = {}
+    """An event says that something of its stage is done: the time since the event before is that stage's."""
+    found: dict[str, float] = {}
+    before: float | None = None
     for event in files.read_lines(job.events)[0]:
-        if event["kind"] in ("progress", "end"):
-            begins.setdefault(event.get("stage", "end"), event["time"])
-    return {stage: after - at for (stage, at), (_, after) in pairwise(begins.items())}
+        if event["kind"] == "progress" and before is not None:
+            found[event["stage"]] = found.get(event["stage"], 0.0) + event["time"] - before
+        if event["kind"] in ("progress", "handshake"):
+            before = event["time"]
+    return found
 
 
 def measured(folder: Path, count: int, settings: dict[str, object], scans: int) -> dict[str, float]:

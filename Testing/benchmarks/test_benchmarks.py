@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import one_label
 import pytest
-from one_label import SPLITS, Cohort, rows_for, table
+from one_label import SPLITS, Cohort, Setting, rows_for, table
 from whole_scan import embedded
 
 from SemiSAMO1Lib import files
@@ -49,12 +50,20 @@ def test_every_row_that_trains_has_parameters_that_exist(preset: str) -> None:
             assert learner_named(config.learner), key
 
 
-def test_what_is_compared_takes_as_many_steps_and_sees_as_many_patches() -> None:
-    rows, ours = rows_for("quick"), make_config("quick")
-    for key in ("supervised", "bound"):
-        config = make_config("quick", **(rows[key].changes or {}))
-        assert config.rounds * config.iterations == ours.rounds * ours.iterations, key
-        assert config.labelled_batch == one_label.PATCHES, key
+@pytest.mark.parametrize("key", ["supervised", "bound"])
+def test_what_is_compared_takes_as_many_steps_and_sees_as_many_patches(key: str, tmp_path: Path) -> None:
+    row, ours = rows_for("quick")[key], make_config("quick")
+    config = make_config("quick", **(row.changes or {}))
+    assert config.rounds * config.iterations == ours.rounds * ours.iterations
+    setting = Setting(Cohort("hippocampus", tmp_path, [], []), key, row, "quick", "t", 0)
+    files.write_json(replace(setting, key="ours").file, {"patches": 3})
+    assert setting.patches() == {"labelled_batch": 3}
+
+
+def test_without_the_whole_method_nothing_is_compared_with_it(tmp_path: Path) -> None:
+    row = rows_for("quick")["bound"]
+    with pytest.raises(SystemExit, match="run that row first"):
+        Setting(Cohort("hippocampus", tmp_path, [], []), "bound", row, "quick", "t", 0).patches()
 
 
 def row(key: str, dice: dict[str, float], **changes: Any) -> dict[str, Any]:

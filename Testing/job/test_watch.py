@@ -15,7 +15,8 @@ from job_helpers import empty_job
 
 from SemiSAMO1Lib import files, processes
 from SemiSAMO1Lib.job import JobError, JobFolder, State, cancel, kill, observe, resume, running_training, start
-from SemiSAMO1Lib.job.launcher import require_resumable
+from SemiSAMO1Lib.job.folder import JobKind
+from SemiSAMO1Lib.job.launcher import RanElsewhere, require_resumable
 from SemiSAMO1Lib.tasks.reporter import Follower
 
 
@@ -169,7 +170,7 @@ def test_a_job_of_another_host_is_not_killed(job: JobFolder) -> None:
 @pytest.mark.parametrize(("state", "age_s"), [("interrupted", 0), ("failed", 0), ("running", 31)])
 def test_a_job_of_another_host_is_not_resumed_unasked(job: JobFolder, state: str, age_s: float) -> None:
     status(job, host="elsewhere", state=state, age_s=age_s)
-    with pytest.raises(JobError, match=r"ran on elsewhere.*--elsewhere"):
+    with pytest.raises(RanElsewhere, match=r"ran on elsewhere.*surely ended there"):
         resume(job)
 
 
@@ -177,19 +178,31 @@ def test_a_job_of_another_host_is_not_resumed_unasked(job: JobFolder, state: str
 def test_a_job_of_another_host_is_taken_over_when_somebody_says_that_it_has_ended(
     job: JobFolder, state: str, age_s: float
 ) -> None:
-    status(job, host="elsewhere", state=state, age_s=age_s)
+    status(job, host="elsewhere", pid=77, state=state, age_s=age_s)
     lock = job.path.parent / ".trainer.lock"
-    files.write_json(lock, {"pid": 1, "host": "elsewhere", "user": "a", "time": "t"})
+    files.write_json(lock, {"pid": 77, "host": "elsewhere", "user": "a", "time": "t"})
     require_resumable(job, elsewhere=True)
     assert not lock.exists(), "the lock of the other computer stayed: the training could not begin"
 
 
-def test_the_lock_of_a_third_host_is_not_broken(job: JobFolder) -> None:
-    status(job, host="elsewhere", state="interrupted")
+@pytest.mark.parametrize(("host", "pid"), [("third", 77), ("elsewhere", 78)])
+def test_the_lock_of_another_process_is_not_broken(job: JobFolder, host: str, pid: int) -> None:
+    """Another training of this project may be under way there."""
+    status(job, host="elsewhere", pid=77, state="interrupted")
     lock = job.path.parent / ".trainer.lock"
-    files.write_json(lock, {"pid": 1, "host": "third", "user": "a", "time": "t"})
+    files.write_json(lock, {"pid": pid, "host": host, "user": "a", "time": "t"})
     require_resumable(job, elsewhere=True)
-    assert lock.exists(), "another training of this project may be under way there"
+    assert lock.exists()
+
+
+def test_nothing_is_taken_over_while_another_training_runs(job: JobFolder) -> None:
+    status(job, host="elsewhere", pid=77, state="interrupted")
+    lock = job.path.parent / ".trainer.lock"
+    files.write_json(lock, {"pid": 77, "host": "elsewhere", "user": "a", "time": "t"})
+    status(JobFolder.create(job.path.parent, JobKind.TRAIN, {}, []), host="elsewhere", pid=77)
+    with pytest.raises(JobError, match="is under way"):
+        require_resumable(job, elsewhere=True)
+    assert lock.exists(), "the lock is that of the training under way"
 
 
 def test_a_job_that_runs_on_another_host_is_not_taken_over(job: JobFolder) -> None:
@@ -203,6 +216,14 @@ def test_what_failed_in_another_process_is_the_jobs_failure(job: JobFolder) -> N
     Follower(job, together=True).end(State.FAILED, "out of memory on the second GPU")
     seen = observe(job)
     assert (seen.state, seen.message) == (State.FAILED, "out of memory on the second GPU")
+
+
+def test_the_first_to_fail_is_the_one_that_counts(job: JobFolder) -> None:
+    """What others meet then may come of it."""
+    status(job, pid=dead_pid())
+    for message in ("out of memory on the second GPU", "a file is missing"):
+        Follower(job, together=True).end(State.FAILED, message)
+    assert observe(job).message == "out of memory on the second GPU"
 
 
 def test_an_earlier_failure_of_another_process_is_forgotten_by_resuming(job: JobFolder) -> None:

@@ -20,6 +20,7 @@ from SemiSAMO1Lib.project import Label, Project, Role, read_labels, reviews
 from SemiSAMO1Lib.project.drafts import find_draft
 from SemiSAMO1Lib.project.queue import queue
 from SemiSAMO1Lib.project.results import predictions
+from SemiSAMO1Lib.project.training import request_training
 from SemiSAMO1Lib.scene.segmentations import Drawn, drawn
 
 #: Seconds between the last change and the draft.
@@ -733,9 +734,38 @@ class TestExport:
         assert ui.exportBar.value == 250 and not ui.exportButton.enabled
         assert "An export is under way" in ui.exportButton.toolTip
 
+    def test_an_export_that_ended_with_another_computer_blocks_nothing(
+        self, panel: Any, ui: Any, trained: Path, tmp_path: Path
+    ) -> None:
+        job = JobFolder.create(trained / "jobs", JobKind.EXPORT, {"output": str(tmp_path / "out")}, [])
+        gone = {**lock.identity(), "host": "elsewhere", "state": "running", "heartbeat": time.time() - 3600}
+        files.write_json(job.status, gone)
+        ui.openProjectButton.click()
+        ui.exportPathEdit.currentPath = str(tmp_path / "other")
+        panel.tick()
+        assert ui.exportButton.enabled, ui.exportButton.toolTip
+
     def test_without_a_training_nothing_can_be_applied(self, panel: Any, ui: Any, with_template: Path) -> None:
         panel.tick()
         assert not ui.applyButton.enabled and "Train first" in ui.applyButton.toolTip
+
+
+@pytest.mark.parametrize("answer", [0, 1])
+def test_a_training_of_another_computer_is_taken_over_when_a_person_says_that_it_ended(
+    panel: Any, ui: Any, with_template: Path, answer: int
+) -> None:
+    job = request_training(Project(with_template), {})
+    gone = {**lock.identity(), "host": "elsewhere", "state": "running", "heartbeat": time.time() - 3600}
+    files.write_json(job.status, gone)
+    ui.openProjectButton.click()
+    panel.tick()
+    panel.dialogs.answer = answer
+    ui.resumeButton.click()
+    assert "ran on elsewhere" in panel.dialogs.asked[-1], panel.banner.text
+    if answer:
+        wait(panel, lambda: Project(with_template).state.current_training == job.id, "the end of the training")
+    else:
+        assert files.read_json(job.status)["host"] == "elsewhere", "it was taken over unasked"
 
 
 def test_scans_that_a_training_left_out_are_named(panel: Any, trained: Path) -> None:

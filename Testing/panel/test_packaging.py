@@ -87,12 +87,19 @@ def test_the_icon_is_128_by_128() -> None:
     assert Image.open(RESOURCES / "Icons" / "SemiSAMO1.png").size == (128, 128)
 
 
-def test_the_workers_requirements_are_the_core_without_torch_and_what_exports_dicom() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [one for one in project["dependencies"] if not one.startswith("torch")]
-    wanted += project["optional-dependencies"]["export"]
+def test_the_workers_requirements_are_the_core_without_torch() -> None:
+    core = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     lines = (RESOURCES / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    assert sorted(one for one in lines if not one.startswith("#")) == sorted(wanted)
+    assert [one for one in lines if not one.startswith("#")] == [one for one in core if not one.startswith("torch")]
+
+
+def test_an_environment_of_its_own_can_export_dicom_and_slicers_python_is_left_alone() -> None:
+    from SemiSAMO1Lib.job.environment import DICOM, installing
+
+    export = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert export["export"] == [DICOM]
+    assert DICOM in installing("python", RESOURCES / "requirements.txt", RESOURCES / "constraints.txt")[-1].arguments
+    assert "dicom" not in (RESOURCES / "requirements.txt").read_text(encoding="utf-8")
 
 
 def test_every_package_that_exporting_dicom_needs_has_a_tested_version() -> None:

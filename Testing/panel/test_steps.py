@@ -15,8 +15,9 @@ from slicer_harness import module
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.job import start
-from SemiSAMO1Lib.project import Project, Role
+from SemiSAMO1Lib.project import Project, Role, reviews
 from SemiSAMO1Lib.project.drafts import find_draft
+from SemiSAMO1Lib.project.queue import queue
 from SemiSAMO1Lib.project.training import request_training
 
 
@@ -558,6 +559,7 @@ class TestReview:
         panel.tick()
         ui.undoButton.click()
         assert (self.state(trained, opened)[0], panel.view.files.case) == ("not_seen", opened), panel.banner.text
+        assert ui.resultCaseBox.itemData(ui.resultCaseBox.currentIndex) == opened, "the list shows another case"
 
     def test_undo_goes_back_decision_by_decision(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
         ui.acceptButton.click()
@@ -575,9 +577,36 @@ class TestReview:
         ui.acceptButton.click()
         second = panel.view.files.case
         ui.rejectButton.click()
-        panel.results._open(opened)
+        ui.resultCaseBox.setCurrentIndex(ui.resultCaseBox.findData(opened))
+        panel.results.open()
         ui.undoButton.click()
         assert (self.state(trained, second)[0], self.state(trained, opened)[0]) == ("rejected", "not_seen")
+
+    def test_undo_does_not_touch_a_case_that_a_decision_opened(
+        self, panel: Any, ui: Any, trained: Path, opened: str
+    ) -> None:
+        """All others were skipped: a skipped one comes next, and its old skip is not what the person takes back."""
+        project = Project(trained)
+        others = [one.case for one in queue(project) if one.case != opened]
+        for case in others:
+            reviews.skip(project, case)
+        panel.tick()
+        ui.rejectButton.click()
+        assert panel.view.files.case in others
+        ui.undoButton.click()
+        assert self.state(trained, opened)[0] == "not_seen", panel.banner.text
+        assert {self.state(trained, case)[0] for case in others} == {"skipped"}
+
+    def test_somebody_elses_decision_is_not_taken_back(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        ui.acceptButton.click()
+        second = panel.view.files.case
+        ui.acceptButton.click()
+        project = Project(trained)
+        reviews.undo(project, second, "colleague")
+        reviews.reject(project, second, "colleague")
+        panel.tick()
+        ui.undoButton.click()
+        assert self.state(trained, second)[0] == "rejected" and "somebody else" in panel.banner.text
 
     def test_the_list_says_what_was_decided(self, ui: Any, opened: str) -> None:
         ui.rejectButton.click()

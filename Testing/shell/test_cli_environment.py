@@ -18,13 +18,14 @@ TORCHRUN, SRUN = {"TORCHELASTIC_RUN_ID": "none"}, {"SLURM_STEP_NUM_TASKS": "4"}
 def started_anew(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
     found: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(os, "execve", lambda _program, words, environment: found.append((words, environment)))
-    for name in (*ALLOCATOR, *TORCHRUN, *SRUN):
+    for name in (*ALLOCATOR, *WAITING, *TORCHRUN, *SRUN, cli._ANEW):
         monkeypatch.delenv(name, raising=False)
     return found
 
 
 def run(monkeypatch: pytest.MonkeyPatch, words: list[str], environment: dict[str, str]) -> None:
     monkeypatch.setattr(sys, "argv", ["semisamo1", *words])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "-m", "SemiSAMO1Lib.cli", *words])
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     cli._with_allocator_settings()
@@ -45,12 +46,19 @@ def test_what_trains_here_starts_anew(
 ) -> None:
     run(monkeypatch, words, environment)
     ((command, surroundings),) = started_anew
-    assert command[-len(words) :] == words and {**ALLOCATOR, **WAITING}.items() <= surroundings.items()
+    assert command == ["python", "-u", "-m", "SemiSAMO1Lib.cli", *words]
+    assert {**ALLOCATOR, **WAITING}.items() <= surroundings.items()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the allocator is that of Linux")
+def test_a_persons_own_way_of_waiting_is_kept(monkeypatch: pytest.MonkeyPatch, started_anew: Any) -> None:
+    run(monkeypatch, ["train", "study"], {**TORCHRUN, "OMP_WAIT_POLICY": "ACTIVE"})
+    assert started_anew[0][1]["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 @pytest.mark.parametrize(
     ("words", "environment"),
-    [(["train", "study"], {}), (["queue", "study"], TORCHRUN), (["train", "study"], {**TORCHRUN, **ALLOCATOR})],
+    [(["train", "study"], {}), (["queue", "study"], TORCHRUN), (["train", "study"], {**TORCHRUN, cli._ANEW: "1"})],
     ids=["the worker trains", "nothing is trained", "it was started anew already"],
 )
 def test_all_else_goes_on(
