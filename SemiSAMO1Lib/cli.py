@@ -30,7 +30,8 @@ def _with_allocator_settings() -> None:
     started = {"TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"} & set(os.environ)
     here = sys.argv[1:2] == ["reproduce"] or (sys.argv[1:2] in (["train"], ["resume"]) and started)
     if here and sys.platform.startswith("linux") and _ANEW not in os.environ:
-        os.execve(sys.executable, sys.orig_argv, {**WAITING, **os.environ, **ALLOCATOR, _ANEW: "1"})
+        words = [sys.executable, *sys.orig_argv[1:]]  # a bare "python" might be found to be another one
+        os.execve(sys.executable, words, {**WAITING, **os.environ, **ALLOCATOR, _ANEW: "1"})
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 Propagation is as smooth as its deformations, votes are means, and a network that learned from both draws borders as
 blurred as theirs. Near a border the grey values of what is surely inside and surely outside are known, there and in
-this very scan. So a voxel that looks like the outside loses probability. One that looks like the inside gains none:
-other tissue may look alike (the veins of an atrium do). Each class then gets its volume back by one shift of its logit:
-borders move, volumes stay.
+this very scan. So the odds of a class fall where a voxel looks like its outside. They do not rise where it looks like
+its inside: other tissue may look alike (the veins of an atrium do). Each class then gets its volume back by one shift
+of its logit: borders move, volumes stay. That decides which class a voxel has; how sure the answer was is kept.
 """
 
 from __future__ import annotations

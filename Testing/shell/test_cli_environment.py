@@ -46,7 +46,7 @@ def test_what_trains_here_starts_anew(
 ) -> None:
     run(monkeypatch, words, environment)
     ((command, surroundings),) = started_anew
-    assert command == ["python", "-u", "-m", "SemiSAMO1Lib.cli", *words]
+    assert command == [sys.executable, "-u", "-m", "SemiSAMO1Lib.cli", *words], "another Python, or other flags"
     assert {**ALLOCATOR, **WAITING}.items() <= surroundings.items()
 
 
