@@ -21,11 +21,14 @@ from .observer import Observer
 from .progress import Progress
 from .propagation.links import Link, carried
 from .ranks import Ranks
-from .refinement.check import believed, checks_of
+from .refinement.check import Check, believed, check_of, checks_of
 from .refinement.fusion import weighted_mean
 
 #: Least weight of what is there in any case.
 _LEAST = 1e-2
+
+#: The votes' share beside a network as a part of `neighbour_share`: where both pass the check alike, at least, at most.
+_ALIKE, _FEWEST, _MOST = 1 / 3, 1 / 6, 8 / 3
 
 
 def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, progress: Progress) -> None:
@@ -33,8 +36,8 @@ def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, 
 
     - the networks' prediction, by its certainty (1 less its entropy); by 1 where there is nobody else than the
       template; not in round 0;
-    - what linked cases show there (prediction and propagation), by `neighbour_share` times the trust in the links, over
-      the number of labelled scans that were propagated;
+    - what linked cases show there (prediction and propagation), by their share (`share_of`) times the trust in the
+      links, over the number of labelled scans that were propagated;
     - the propagation, by `propagation_share` times its confidence: in full for each labelled scan besides the first,
       and for that one as far as the links are not to be trusted.
 
@@ -45,11 +48,12 @@ def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, 
     linked = ranks.as_first(has_links(cohort, config))
     if linked and number > 0:
         observer = progress.observer
-        ranks.once(lambda: cohort.store.once(lambda: _voters(cohort, number, observer), "voters", f"{number}.json"))
+        ranks.once(lambda: cohort.store.once(lambda: _checks(cohort, number, observer), "checks", f"{number}.json"))
+    check = check_of(cohort)
     for position, case_id in ranks.share(cohort.ids, progress.observer):
         if not cohort.has_answer(number, case_id):
             links = _voting(cohort, number, case_id) if linked else []
-            cohort.save_answer(number, case_id, _answer(cohort, number, case_id, links, config))
+            cohort.save_answer(number, case_id, _answer(cohort, number, case_id, links, config, check))
         progress.step(f"answer {number}", position + 1, len(cohort.ids))
 
 
@@ -58,12 +62,12 @@ def _voting(cohort: Cohort, number: int, case_id: str) -> list[Link]:
     links = cohort.links(case_id)
     if number == 0:
         return links
-    voters = set(cohort.store.json("voters", f"{number}.json"))
+    voters = set(believed(cohort, cohort.store.json("checks", f"{number}.json")))
     return [one for one in links if one.other in voters] or links
 
 
 def _answer(
-    cohort: Cohort, number: int, case_id: str, links: list[Link], config: TrainingConfig
+    cohort: Cohort, number: int, case_id: str, links: list[Link], config: TrainingConfig, check: Check
 ) -> NDArray[np.float16]:
     """The weighted mean of a case; how far linked cases agree with it is kept beside (`Cohort.with_neighbours`)."""
     grid, classes = cohort.grid(cohort.case(case_id).geometry), cohort.plan.classes
@@ -79,7 +83,11 @@ def _answer(
         return _own(cohort, number, config, other, value)
 
     votes = carried(links, said_by, lambda other: _known(cohort, other), grid, classes)
-    found = joined(predicted, propagated, confidence, votes, config, atlases)
+    share = config.neighbour_share
+    if predicted is not None:
+        of_network = cohort.store.json("checks", f"{number}.json")[case_id]
+        share = share_of(check.of(votes[0], propagated, grid, cohort.deformation(case_id)), of_network, config)
+    found = joined(predicted, propagated, confidence, votes, config, atlases, share)
     found = by_edges(found, image, spacing, config.edge_weight)
     alone = joined(predicted, propagated, confidence, None, config, atlases)
     cohort.save_with_neighbours(number, case_id, agreement(votes[0], alone, found))
@@ -111,6 +119,22 @@ def agreement(said: NDArray[Any], alone: NDArray[Any], found: NDArray[Any]) -> l
     return rows
 
 
+def share_of(of_votes: float, of_network: float, config: TrainingConfig) -> float:
+    """What linked cases' votes weigh beside a network: the more, the better they pass the check than it does.
+
+    A network that has learned well is held back by the votes of others, a network that fails on a case is mended by
+    them; which it is can be told without a reference, as both are judged by the same registration.
+
+    Args:
+        of_votes, of_network: check values (`refinement/check.py`) of a case.
+        config: `neighbour_share`, which is the share in round 0, and `neighbour_gain`.
+    """
+    if config.neighbour_gain == 0:
+        return config.neighbour_share
+    part = _ALIKE + config.neighbour_gain * (of_votes - of_network)
+    return config.neighbour_share * min(max(part, _FEWEST), _MOST)
+
+
 def joined(
     predicted: NDArray[Any] | None,
     propagated: NDArray[Any],
@@ -118,6 +142,7 @@ def joined(
     votes: tuple[NDArray[np.float16], NDArray[np.float16]] | None,
     config: TrainingConfig,
     atlases: int = 1,
+    share: float | None = None,
 ) -> NDArray[np.float16]:
     """The weighted mean that `answer` describes, (C, z, y, x).
 
@@ -127,13 +152,15 @@ def joined(
         votes: from `carried`; None where nobody votes.
         config: the shares.
         atlases: labelled scans that were propagated.
+        share: of the votes (`share_of`); None: `neighbour_share`.
     """
+    share = config.neighbour_share if share is None else share
     by_propagation = config.propagation_share * np.asarray(confidence, np.float32)
     further = (atlases - 1) * by_propagation
     parts: list[tuple[NDArray[Any], NDArray[np.float32]]] = []
     if votes is not None:
         said, trust = votes[0], votes[1].astype(np.float32)
-        parts.append((said, config.neighbour_share / atlases * trust))
+        parts.append((said, share / atlases * trust))
         by_propagation = by_propagation * (1 - trust)
     by_propagation = by_propagation + further
     if predicted is None:
@@ -163,6 +190,6 @@ def _known(cohort: Cohort, case_id: str) -> Volume:
     return Volume(np.asarray(cohort.confidence(case_id)) > 0, cohort.grid(cohort.case(case_id).geometry))
 
 
-def _voters(cohort: Cohort, number: int, observer: Observer) -> list[str]:
-    """The cases whose predictions of a round can best be believed."""
-    return believed(cohort, checks_of(cohort, lambda case_id: cohort.probabilities(number, case_id), observer))
+def _checks(cohort: Cohort, number: int, observer: Observer) -> dict[str, float]:
+    """How far the network's predictions of a round can be believed: those of the best have a vote on others."""
+    return checks_of(cohort, lambda case_id: cohort.probabilities(number, case_id), observer)

@@ -19,7 +19,12 @@ def _known_device(name: str) -> str:
 
 
 #: What configurations that were written before these parameters stand for.
-BEFORE: dict[str, Any] = {"neighbour_share": 0.0, "match_volumes": False, "edge_weight": 0.0}
+BEFORE: dict[str, Any] = {
+    "neighbour_share": 0.0,
+    "neighbour_gain": 0.0,
+    "match_volumes": False,
+    "edge_weight": 0.0,
+}
 
 
 class _Strict(BaseModel):
@@ -117,6 +122,9 @@ class TrainingConfig(_Strict):
         1.5,
         ge=0,
         description="weight of the registered neighbours' vote beside a round's prediction; 0: they have none",
+    )
+    neighbour_gain: float = Field(
+        17.0, ge=0, description="how much that weight follows whether vote or network passes a check better; 0: not"
     )
     edge_weight: float = Field(
         1.0, ge=0, description="what grey values count that look like outside of a class, beside an answer's log odds"

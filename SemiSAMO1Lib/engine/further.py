@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..volume import Volume
-from .answers import atlases_of, joined
+from .answers import atlases_of, joined, share_of
 from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
@@ -24,6 +24,7 @@ from .observer import Observer
 from .planning import Plan
 from .propagation.base import Propagator
 from .propagation.registry import Request, make_propagator
+from .refinement.check import check_of
 from .training import make_fabric
 
 
@@ -56,6 +57,7 @@ class FinishedRun:
         self.plan = Plan.model_validate(store.json("plan.json"))
         self._ready: dict[str, tuple[Propagator, Any]] = {}
         self._libraries: dict[str, Library] = {}
+        self._check = check_of(Cohort([], labelled, self.plan, store))
 
     def segment(self, volume: Volume) -> CaseResult:
         """Segment a scan."""
@@ -81,7 +83,11 @@ class FinishedRun:
         )
         predicted = predicted_by_all(image, self.plan, config, fabric, self.store, self.observer)
         atlases = atlases_of(self.labelled, config, bool(found.transforms))
-        probabilities = joined(predicted, probabilities, confidence, votes, config, atlases)
+        share = None
+        if votes is not None and predicted is not None:
+            checks = [self._check.of(one, probabilities, grid, found.transforms[0]) for one in (votes[0], predicted)]
+            share = share_of(checks[0], checks[1], config)
+        probabilities = joined(predicted, probabilities, confidence, votes, config, atlases, share)
         probabilities = by_edges(probabilities, image, self.plan.spacing, config.edge_weight)
         prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
         scores = case_scores(prediction, uncertainty, self.classes)

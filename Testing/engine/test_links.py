@@ -8,7 +8,7 @@ import pytest
 import torch
 from engine_helpers import dice, identity_deformation, smooth_noise, tiny_config, tiny_plan
 
-from SemiSAMO1Lib.engine.answers import agreement, answer, joined
+from SemiSAMO1Lib.engine.answers import agreement, answer, joined, share_of
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase, Propagation
 from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.data.grids import sample, space_points
@@ -19,7 +19,7 @@ from SemiSAMO1Lib.engine.linking import has_links, link
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.engine.progress import Progress
 from SemiSAMO1Lib.engine.propagation.links import Link, Linker, carried
-from SemiSAMO1Lib.engine.refinement.check import BELIEVED, believed, checks_of
+from SemiSAMO1Lib.engine.refinement.check import BELIEVED, Check, believed, check_of, checks_of
 from SemiSAMO1Lib.engine.training import make_fabric
 from SemiSAMO1Lib.volume import Geometry, Volume
 
@@ -229,7 +229,7 @@ def test_where_all_others_are_rejected_a_case_is_answered_alone(cohort):
 
 def test_cases_that_fail_the_check_have_no_vote(cohort):
     answered(cohort, 1)
-    voters = cohort.store.json("voters", "1.json")
+    voters = believed(cohort, cohort.store.json("checks", "1.json"))
     assert "e" not in voters and len(voters) >= BELIEVED * len(NAMES), voters
 
 
@@ -394,6 +394,50 @@ def test_without_registration_many_labels_do_not_make_prototypes_sure(cohort):
     answer(cohort, 1, config, make_fabric("cpu", "32-true"), Progress(Silent(), cohort, config))
     found = np.asarray(cohort.answer(1, "e")).argmax(0)
     assert not np.array_equal(found, TRUTH), "the network of e says otherwise, and counts more"
+
+
+# ---------------------------------------------------------------------- how much votes weigh beside a network
+
+
+@pytest.mark.parametrize(
+    ("of_votes", "of_network", "expected"),
+    [(0.8, 0.8, 0.5), (0.82, 0.8, 1.01), (0.79, 0.8, 0.25), (0.5, 0.9, 0.25), (0.9, 0.5, 4.0)],
+    ids=["alike", "votes a little better", "network a little better", "network far better", "votes far better"],
+)
+def test_votes_weigh_the_more_the_better_they_pass_the_check(of_votes, of_network, expected):
+    assert share_of(of_votes, of_network, tiny_config()) == pytest.approx(expected)
+
+
+def test_without_gain_votes_weigh_what_they_are_told_to():
+    config = tiny_config(neighbour_gain=0, neighbour_share=0.7)
+    assert share_of(0.9, 0.1, config) == share_of(0.1, 0.9, config) == 0.7
+
+
+def test_the_share_scales_what_the_check_finds():
+    once, twice = (share_of(0.81, 0.8, tiny_config(neighbour_share=share)) for share in (1, 2))
+    assert twice == pytest.approx(2 * once)
+
+
+@pytest.mark.parametrize("gain", [0, 17])
+def test_a_network_that_passes_the_check_is_not_outvoted(cohort, gain):
+    """In e all others see the organ where e has none; its network and its propagation say where it is."""
+    elsewhere = np.roll(TRUTH, 5, 2)
+    cohort.store.save_array(probabilities(elsewhere), "probabilities", "0", "e.npy")
+    found = answered(cohort, 1, neighbour_gain=gain, edge_weight=0)["e"]
+    assert (dice(found, elsewhere, 1) > 0.95) == (gain > 0)
+
+
+def test_two_empty_labels_do_not_agree():
+    """The template has the organ; neither the judged label nor the propagation found it."""
+    template = LabelledCase("template", Volume(smooth_noise(GRID.shape, 0), GRID), Volume(TRUTH, GRID))
+    nothing = probabilities(0 * TRUTH)
+    assert Check(template, GRID, 2).of(nothing, nothing, GRID, identity_deformation(GRID)) == 0
+
+
+def test_the_check_of_one_scan_is_that_of_the_cohort(cohort):
+    found = checks_of(cohort, lambda case_id: cohort.probabilities(1, case_id), Silent())
+    said, carried_there = (cohort.probabilities(number, "e") for number in (1, 0))
+    assert check_of(cohort).of(said, carried_there, GRID, cohort.deformation("e")) == found["e"] < 0.9
 
 
 # ---------------------------------------------------------------------- further scans

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...volume import Geometry
+from ..cases import LabelledCase
 from ..cohort import Cohort
 from ..data.grids import resample_labels
 from ..observer import Observer, stop_if_asked
+from ..propagation.deformable import Deformation
 from .acceptance import mean_dice, reverse_dice
 
 #: Share of the cases that are believed: those whose check is best.
@@ -26,30 +29,62 @@ def believed(cohort: Cohort, checks: Mapping[str, float]) -> list[str]:
     return sorted((one for one in useful if checks[one] >= limit), key=lambda one: (-checks[one], one))
 
 
-def checks_of(cohort: Cohort, said: Callable[[str], NDArray[Any]], observer: Observer) -> dict[str, float]:
-    """The check value of every case, in [0, 1].
+class Check:
+    """How far a label can be believed that nobody drew, in [0, 1].
 
     The mean of two agreements: with the template's label after carrying the label back to it, and with the
     propagation; the latter alone where nothing was registered. Classes that the template's label says nothing about do
     not count.
 
     Args:
+        template: what a person labelled first.
+        grid: its training grid.
+        classes: C, background included.
+    """
+
+    def __init__(self, template: LabelledCase, grid: Geometry, classes: int) -> None:
+        self._label, self._grid = resample_labels(template.label, grid), grid
+        self._classes, self._unknown = classes, template.unknown
+
+    def of(
+        self, said: NDArray[Any], propagated: NDArray[Any], grid: Geometry, deformation: Deformation | None
+    ) -> float:
+        """The check value of a scan.
+
+        Args:
+            said: the class probabilities (C, z, y, x) that are judged.
+            propagated: those of the propagation.
+            grid: of both.
+            deformation: between the scan and the template; None where it was not registered.
+        """
+        judged, carried = np.asarray(said).argmax(0), np.asarray(propagated).argmax(0)
+        forth = mean_dice(judged, carried, self._classes, self._unknown)
+        if deformation is None:
+            return forth
+        back = reverse_dice(judged, grid, deformation, self._label, self._grid, self._classes, self._unknown)
+        if not judged.any() and not carried.any():
+            return back  # that neither found anything is no agreement
+        return 0.5 * (back + forth)
+
+
+def check_of(cohort: Cohort) -> Check:
+    """The check of a cohort: by its template, the first of the labelled cases."""
+    template = cohort.labelled[0]
+    return Check(template, cohort.grid(template.image.geometry), cohort.plan.classes)
+
+
+def checks_of(cohort: Cohort, said: Callable[[str], NDArray[Any]], observer: Observer) -> dict[str, float]:
+    """The check value of every case.
+
+    Args:
         cohort: propagation and transforms of every case, on disk.
         said: gives the class probabilities (C, z, y, x) of a case that are judged.
         observer: is asked whether to stop.
     """
-    template = cohort.labelled[0]
-    template_grid = cohort.grid(template.image.geometry)
-    label = resample_labels(template.label, template_grid)
-    classes, registered = cohort.plan.classes, cohort.has_deformations()
+    check, registered = check_of(cohort), cohort.has_deformations()
     found = {}
     for case_id in cohort.ids:
         stop_if_asked(observer)
-        judged, propagated = (np.asarray(one).argmax(0) for one in (said(case_id), cohort.probabilities(0, case_id)))
-        found[case_id] = mean_dice(judged, propagated, classes, template.unknown)
-        if registered:
-            grid = cohort.grid(cohort.case(case_id).geometry)
-            field = cohort.deformation(case_id)
-            back = reverse_dice(judged, grid, field, label, template_grid, classes, template.unknown)
-            found[case_id] = 0.5 * (back + found[case_id])
+        grid, field = cohort.grid(cohort.case(case_id).geometry), cohort.deformation(case_id) if registered else None
+        found[case_id] = check.of(said(case_id), cohort.probabilities(0, case_id), grid, field)
     return found
