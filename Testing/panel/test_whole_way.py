@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import slicer
+from numpy.typing import NDArray
 from panel_helpers import wait
 from slicer_harness import module
 from slicer_harness.views import SliceView
@@ -23,6 +24,7 @@ from slicer_harness.views import SliceView
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.job import JobFolder, JobKind
 from SemiSAMO1Lib.project import Project, Role, read_labels
+from SemiSAMO1Lib.project.results import changes
 from SemiSAMO1Lib.scene.segmentations import drawn
 from SemiSAMO1Lib.scene.volumes import geometry_of
 
@@ -111,25 +113,69 @@ def _active(logic: Any) -> bool:
     return bool(logic.session.import_job.seen.state.active)
 
 
-def test_the_real_worker_trains_to_the_end(panel: Any, ui: Any, with_template: Path) -> None:
-    """No stand-in: this Python, torch, one short round, real predictions on the scans' own grids."""
+#: A training of the real worker that is over in seconds.
+SHORT = {
+    "preset": "quick",
+    "device": "cpu",
+    "rounds": 1,
+    "iterations": 4,
+    "patch_voxels": 4096,
+    "filters": 4,
+    "threads": 1,
+}
+
+
+def train_really(panel: Any) -> None:
+    """No stand-in: this Python, torch, one short round."""
+    before = panel.session.current_training
     panel.session.python, panel.session.environment = Path(sys.executable), None
-    panel.session.train(
-        {
-            "preset": "quick",
-            "device": "cpu",
-            "rounds": 1,
-            "iterations": 4,
-            "patch_voxels": 4096,
-            "filters": 4,
-            "threads": 1,
-        }
-    )
-    wait(panel, lambda: bool(panel.session.predicted()) and not panel.session.busy, "predictions", 180)
+    panel.session.train(SHORT)
+    wait(panel, lambda: panel.session.current_training != before and not panel.session.busy, "predictions", 180)
     panel.results.look_again()
     panel.results.open()
+
+
+def test_the_real_worker_trains_to_the_end(panel: Any, ui: Any, with_template: Path) -> None:
+    """Real predictions on the scans' own grids."""
+    train_really(panel)
     assert panel.view.scan.GetImageData().GetDimensions() == panel.view.uncertainty.GetImageData().GetDimensions()
     assert ui.roundsTable.rowCount == 2, "round 0 and round 1"
+
+
+def test_the_loop_with_the_real_worker(panel: Any, ui: Any, with_template: Path, cohort: Path) -> None:
+    """Train, correct the worst case as the reference has it, accept the next, train again: what was learned is said."""
+    train_really(panel)
+    corrected = panel.view.files.case
+    truth = read_labels(cohort / "labels" / f"{corrected}.nrrd", geometry_of(panel.view.scan)).volume.array
+    seen = drawn(panel.view.segmentation, panel.view.scan, panel.session.project.state.labels).labels.array
+    assert dice_of(seen, truth) < 0.999, "there is something to correct"
+    segments = panel.view.segmentation.GetSegmentation()
+    for label in panel.session.project.state.labels:
+        identity = segments.GetSegmentIdBySegmentName(label.name)
+        mine = (truth == label.value).astype(np.uint8)
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mine, panel.view.segmentation, identity, panel.view.scan)
+    panel.tick()
+    ui.correctButton.click()
+    accepted = panel.view.files.case
+    ui.acceptButton.click()
+    project = Project(with_template)
+    kept = {case: project.state.case(case).review for case in (corrected, accepted)}
+    assert list(kept.values()) == ["corrected", "accepted"], panel.banner.text
+
+    train_really(panel)
+    learned = {one.case: one for one in changes(Project(with_template))}
+    assert sorted(learned) == sorted(kept), "of both reviewed cases it is said how much they changed"
+    assert learned[corrected].in_words in ui.standingLabel.text
+    one = project.refresh().case(corrected)
+    stored = read_labels(project.label_path(one), one.geometry).volume.array
+    assert np.array_equal(stored, truth), "the correction stays as it was drawn"
+    assert list(panel.session.predicted()) == [panel.view.files.case], "what is labelled is predicted no more"
+
+
+def dice_of(found: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Of everything that is labelled."""
+    both = np.count_nonzero((found > 0) & (found == truth))
+    return 2 * both / (np.count_nonzero(found) + np.count_nonzero(truth))
 
 
 DATA = Path(os.environ.get("SEMISAMO1_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
@@ -161,8 +207,7 @@ def test_real_scans_from_the_folder_to_a_predicted_case(panel: Any, ui: Any, tmp
         DATA / "hippocampus" / "labels" / f"{panel.view.files.case}.nii.gz", geometry_of(panel.view.scan)
     )
     found = drawn(panel.view.segmentation, panel.view.scan, panel.session.project.state.labels).labels.array
-    both = np.count_nonzero((found > 0) & (truth.volume.array > 0))
-    dice = 2 * both / (np.count_nonzero(found) + np.count_nonzero(truth.volume.array))
+    dice = dice_of(found, truth.volume.array)
     assert dice > 0.7, f"what the scene holds agrees with the truth: Dice {dice:.3f}"
 
 
