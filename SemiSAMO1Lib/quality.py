@@ -54,6 +54,7 @@ DOUBTS = frozenset(
         "entropy_by_surface",
         "volume_to_template",
         "volume_to_cohort",
+        "residual",
     }
 )
 

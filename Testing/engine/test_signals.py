@@ -20,9 +20,6 @@ TRUTH = np.zeros(GRID.shape, np.uint8)
 TRUTH[2:7, 3:9, 3:9] = 1
 TRUTH[3:5, 4:6, 4:6] = 2
 
-#: Signals of which less is better.
-
-
 def probabilities(label, sure=0.95):
     """Class probabilities (3, z, y, x) of a label map, each voxel equally sure."""
     p = np.where(label[None] == np.arange(3).reshape(-1, 1, 1, 1), sure, (1 - sure) / 2)
@@ -151,3 +148,24 @@ def test_a_stop_is_heard(tmp_path):
 
     with pytest.raises(Stopped):
         cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}), 2, tiny_config(), Asked())
+
+
+def with_residuals(cohort, **residuals):
+    for name, value in residuals.items():
+        kept = cohort.store.tensors("transforms", f"{name}.pt")
+        cohort.store.save_tensors({**kept, "residual": value}, "transforms", f"{name}.pt")
+    return cohort_signals(cohort, 2, tiny_config(), Silent())
+
+
+def test_a_scan_that_the_template_fits_badly_shows(tmp_path):
+    """As usual is 0; three times the usual residual its logarithm, for every class."""
+    cohort = make(tmp_path, dict.fromkeys("abcd", (TRUTH, 0.95)))
+    signals = with_residuals(cohort, d=0.3)
+    assert signals["a"][0]["residual"] == pytest.approx(0)
+    assert signals["d"][0]["residual"] == signals["d"][1]["residual"] == pytest.approx(np.log(3))
+
+
+@pytest.mark.parametrize("value", [float("inf"), 0.0])
+def test_a_residual_that_says_nothing_is_no_signal(tmp_path, value):
+    signals = with_residuals(make(tmp_path, dict.fromkeys("abc", (TRUTH, 0.95))), a=value)
+    assert signals["a"][0]["residual"] is None and signals["b"][0]["residual"] == pytest.approx(0)

@@ -50,6 +50,15 @@ class _Template:
     unknown: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Typical:
+    """What is usual in the cohort: the median volume of each class (mm³), and the median residual of the registrations;
+    None where nothing was registered."""
+
+    volumes: NDArray[np.float64]
+    residual: float | None
+
+
 @dataclass
 class _Votes:
     """What all cases show in the template's space: for each class, and for seeing anything, how many of them."""
@@ -85,7 +94,8 @@ def cohort_signals(cohort: Cohort, number: int, config: TrainingConfig, observer
         volumes.append(_volumes(label, classes, cohort.plan.spacing))
         if registered:
             votes.add(_carried(cohort, case_id, label, template))
-    typical = np.median(np.stack(volumes), axis=0)
+    residuals = [cohort.deformation(case_id).residual for case_id in cohort.ids] if registered else []
+    typical = _Typical(np.median(np.stack(volumes), axis=0), float(np.median(residuals)) if residuals else None)
     found = {}
     for case_id in cohort.ids:
         stop_if_asked(observer)
@@ -120,7 +130,7 @@ def _case_signals(
     case_id: str,
     config: TrainingConfig,
     template: _Template,
-    typical: NDArray[np.float64],
+    typical: _Typical,
     votes: _Votes | None,
 ) -> list[Signals]:
     probabilities = np.asarray(cohort.answer(number, case_id))
@@ -137,6 +147,7 @@ def _case_signals(
         carried = _carried(cohort, case_id, label, template)
         in_template = [_in_template(carried, votes, template, value) for value in range(cohort.plan.classes)]
     passes, neighbours = cohort.between_passes(number, case_id), cohort.with_neighbours(number, case_id)
+    residual = _residual(cohort, case_id, typical)
     gradient = ndimage.gaussian_gradient_magnitude(np.asarray(cohort.image(case_id), np.float32), 0.7)
     found: list[Signals] = []
     for value in range(1, cohort.plan.classes):
@@ -145,6 +156,7 @@ def _case_signals(
             **_doubt(probabilities[value].astype(np.float32), mine),
             **{name: neighbours[value - 1].get(name) for name in NEIGHBOURLY},
             "edge": _edge(gradient, mine),
+            "residual": residual,
             "with_propagation": dice(mine, propagated == value),
             "network_with_propagation": dice(network == value, propagated == value),
             "between_rounds": dice(own == value, before == value),
@@ -152,7 +164,7 @@ def _case_signals(
             "confidence": float(confidence[mine].mean()) if mine.any() else 0.0,
             "prototype": cosine(prototypes[value], template.prototypes[value]),
             "volume_to_template": abs(float(np.log(max(volumes[value], 1) / max(template.volumes[value], 1)))),
-            "volume_to_cohort": abs(float(np.log(max(volumes[value], 1) / max(typical[value], 1)))),
+            "volume_to_cohort": abs(float(np.log(max(volumes[value], 1) / max(typical.volumes[value], 1)))),
         }
         if number == 0:  # there is nothing yet that could differ from the propagation
             signals |= dict.fromkeys(("with_propagation", "network_with_propagation", "between_rounds"))
@@ -161,6 +173,16 @@ def _case_signals(
             signals |= dict.fromkeys(("reverse", "prototype", "volume_to_template"))
         found.append(signals)
     return found
+
+
+def _residual(cohort: Cohort, case_id: str, typical: _Typical) -> float | None:
+    """How badly the template fits a case, beside how it fits the others: log of the residuals' ratio, 0 as usual."""
+    if typical.residual is None:
+        return None
+    own = cohort.deformation(case_id).residual
+    if not np.isfinite([own, typical.residual]).all() or min(own, typical.residual) <= 0:
+        return None
+    return float(np.log(own / typical.residual))
 
 
 def _doubt(p: NDArray[np.float32], mine: NDArray[np.bool_]) -> dict[str, float]:
