@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from SemiSAMO1Lib.engine.edges import by_edges
+from SemiSAMO1Lib.engine.edges import LEAST_KEPT, by_edges
 from SemiSAMO1Lib.engine.evaluation.metrics import dice
 
 SHAPE = (24, 28, 32)
@@ -172,3 +172,22 @@ def test_one_class_that_is_unsure_does_not_keep_the_others_from_it() -> None:
     was, now = (dice(one.argmax(0) == 1, clear) for one in (before, after))
     assert now > was + 0.03, f"Dice {was:.3f}, then {now:.3f}"
     assert dice(after.argmax(0) == 2, before.argmax(0) == 2) >= 0.8
+
+
+def blobs(seed: int) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+    """Two or three classes scattered at random, beside grey values that know nothing of them."""
+    chance = np.random.default_rng(seed)
+    shape, classes, size = (12, 16, 16), int(chance.integers(3, 5)), chance.uniform(0.6, 2)
+    logs = np.stack([ndimage.gaussian_filter(chance.normal(size=shape), size) for _ in range(classes)])
+    odds = np.exp(logs / logs.std() * chance.uniform(0.5, 3))
+    grey = ndimage.gaussian_filter(chance.normal(size=shape), chance.uniform(0.3, 2))
+    return odds / odds.sum(0), grey / grey.std()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 323])
+def test_of_every_class_most_is_left_whatever_the_grey_values_say(seed: int) -> None:
+    """323: a class that was well after the first try is not after the second, without the odd ones' evidence."""
+    given, grey = blobs(seed)
+    before, after = given.astype(np.float16).argmax(0), by_edges(given, grey, (1.0, 1.0, 1.0), 1.0).argmax(0)
+    left = {value: dice(before == value, after == value) for value in range(1, len(given)) if (before == value).any()}
+    assert min(left.values()) >= LEAST_KEPT - 1e-6, left

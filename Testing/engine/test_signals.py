@@ -20,6 +20,7 @@ TRUTH = np.zeros(GRID.shape, np.uint8)
 TRUTH[2:7, 3:9, 3:9] = 1
 TRUTH[3:5, 4:6, 4:6] = 2
 
+
 def probabilities(label, sure=0.95):
     """Class probabilities (3, z, y, x) of a label map, each voxel equally sure."""
     p = np.where(label[None] == np.arange(3).reshape(-1, 1, 1, 1), sure, (1 - sure) / 2)

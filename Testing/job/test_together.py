@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +24,10 @@ from SemiSAMO1Lib.engine.learners import LEARNERS
 from SemiSAMO1Lib.engine.observer import Silent
 from SemiSAMO1Lib.engine.ranks import Ranks, lost_another
 from SemiSAMO1Lib.image_io import read_volume
-from SemiSAMO1Lib.job import JobFolder, State, observe
+from SemiSAMO1Lib.job import JobFolder, JobKind, State, observe
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
 from SemiSAMO1Lib.project import Project
+from SemiSAMO1Lib.tasks.together import PATIENCE_S, _wait_for_the_first
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -353,3 +355,44 @@ def test_all_go_by_what_the_first_one_finds() -> None:
 
     found = [Ranks(Apart(number, 2)).as_first(number == 0) for number in range(2)]  # type: ignore[arg-type]
     assert found == [True, True]
+
+
+# ---------------------------------------------------------------------- the end of a follower
+
+
+@pytest.fixture
+def first_is(tmp_path: Path) -> Any:
+    """Writes down how the first process' job stands."""
+    job = JobFolder.create(tmp_path / "jobs", JobKind.TRAIN, {}, [])
+
+    def stands(state: str, silent_s: float = 0.0) -> JobFolder:
+        files.write_json(job.status, {"state": state, "heartbeat": time.time() - silent_s})
+        return job
+
+    return stands
+
+
+def waited(job: JobFolder, seconds: float) -> bool:
+    """Whether a follower that is done with its share still waits for the first process after some seconds."""
+    thread = threading.Thread(target=_wait_for_the_first, args=(job,), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return thread.is_alive()
+
+
+def test_a_follower_waits_until_the_first_has_ended(first_is: Any) -> None:
+    job = first_is("running")
+    assert waited(job, 1.0)
+    first_is("finished")
+    assert not waited(job, 5.0)
+
+
+def test_a_follower_does_not_wait_for_a_first_that_is_silent_for_long(first_is: Any) -> None:
+    assert not waited(first_is("running", silent_s=PATIENCE_S + 1), 5.0)
+    first_is("failed")  # ends what else might wait
+
+
+def test_without_a_status_there_is_nobody_to_wait_for(first_is: Any) -> None:
+    job = first_is("running")
+    job.status.unlink()
+    assert not waited(job, 5.0)

@@ -397,6 +397,19 @@ def test_options_and_the_config_file_reach_the_job(story: Story) -> None:
     assert {key: parameters.get(key) for key in expected} == expected
 
 
+def test_scans_that_a_training_left_out_are_named_with_their_reason(cohort: Path, tmp_path: Path) -> None:
+    shutil.copytree(cohort / "images", tmp_path / "images")
+    project, label = tmp_path / "project", cohort / "labels" / "phantom_000.nrrd"
+    shell("init", project, "--images", tmp_path / "images")
+    shell("template", project, "--case", "phantom_000", "--labels", label)
+    (tmp_path / "images" / "phantom_002.nrrd").unlink()
+    config_path = tmp_path / "none.json"
+    files.write_json(config_path, {"preset": "quick", "rounds": 0, "device": "cpu", "threads": 1})
+    shown = program("train", project, "--config", config_path)
+    assert shown.code == DONE and "1 scans segmented" in shown.text, shown.text
+    assert re.search("left out phantom_002: .*missing", shown.text), shown.text
+
+
 @pytest.fixture
 def requested(untrained: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Train without a worker: the parameters that a job would have got."""
