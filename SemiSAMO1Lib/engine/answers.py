@@ -13,6 +13,7 @@ from ..volume import Volume
 from .cases import LabelledCase
 from .cohort import Cohort
 from .config import TrainingConfig
+from .data.store import Store
 from .edges import by_edges
 from .evaluation.metrics import dice
 from .inference.uncertainty import voxel_entropy
@@ -27,8 +28,15 @@ from .refinement.fusion import weighted_mean
 #: Least weight of what is there in any case.
 _LEAST = 1e-2
 
-#: The votes' share beside a network as a part of `neighbour_share`: where both pass the check alike, at least, at most.
-_ALIKE, _FEWEST, _MOST = 1 / 3, 1 / 6, 8 / 3
+#: The votes' share beside a network as a part of `neighbour_share`: at least, and at most.
+_FEWEST, _MOST = 1 / 3, 8 / 3
+
+#: A network whose check is behind that of the votes by no more than this has learned: where it departs from them it is
+#: as likely to be right.
+_KEEPS_UP = 0.045
+
+#: So many cases tell how far a network is behind.
+_ASKED = 24
 
 
 def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, progress: Progress) -> None:
@@ -45,12 +53,13 @@ def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, 
     end the scan's own grey values have their say about where the classes end (`edges.py`).
     """
     ranks = Ranks(fabric)
-    linked = ranks.as_first(has_links(cohort, config))
+    linked, observer = ranks.as_first(has_links(cohort, config)), progress.observer
     if linked and number > 0:
-        observer = progress.observer
         ranks.once(lambda: cohort.store.once(lambda: _checks(cohort, number, observer), "checks", f"{number}.json"))
     check = check_of(cohort)
-    for position, case_id in ranks.share(cohort.ids, progress.observer):
+    if linked and number > 0 and config.neighbour_gain > 0:
+        _find_how_far_behind(cohort, number, config, check, ranks, observer)
+    for position, case_id in ranks.share(cohort.ids, observer):
         if not cohort.has_answer(number, case_id):
             links = _voting(cohort, number, case_id) if linked else []
             cohort.save_answer(number, case_id, _answer(cohort, number, case_id, links, config, check))
@@ -70,7 +79,6 @@ def _answer(
     cohort: Cohort, number: int, case_id: str, links: list[Link], config: TrainingConfig, check: Check
 ) -> NDArray[np.float16]:
     """The weighted mean of a case; how far linked cases agree with it is kept beside (`Cohort.with_neighbours`)."""
-    grid, classes = cohort.grid(cohort.case(case_id).geometry), cohort.plan.classes
     predicted = cohort.probabilities(number, case_id) if number > 0 else None
     propagated, confidence = cohort.probabilities(0, case_id), cohort.confidence(case_id)
     atlases = atlases_of(cohort.labelled, config, cohort.is_registered(case_id))
@@ -79,19 +87,57 @@ def _answer(
         found = joined(predicted, propagated, confidence, None, config, atlases)
         return by_edges(found, image, spacing, config.edge_weight)
 
-    def said_by(other: str, value: int) -> Volume:
-        return _own(cohort, number, config, other, value)
-
-    votes = carried(links, said_by, lambda other: _known(cohort, other), grid, classes)
+    votes = _votes(cohort, number, case_id, links, config)
     share = config.neighbour_share
-    if predicted is not None:
-        of_network = cohort.store.json("checks", f"{number}.json")[case_id]
-        share = share_of(check.of(votes[0], propagated, grid, cohort.deformation(case_id)), of_network, config)
+    if predicted is not None and config.neighbour_gain > 0:
+        share = share_of(behind_of(cohort.store, number), _behind(cohort, number, case_id, votes[0], check), config)
     found = joined(predicted, propagated, confidence, votes, config, atlases, share)
     found = by_edges(found, image, spacing, config.edge_weight)
     alone = joined(predicted, propagated, confidence, None, config, atlases)
     cohort.save_with_neighbours(number, case_id, agreement(votes[0], alone, found))
     return found
+
+
+def _votes(
+    cohort: Cohort, number: int, case_id: str, links: list[Link], config: TrainingConfig
+) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+    """What linked cases say about a case, and the trust in it: see `carried`."""
+
+    def said_by(other: str, value: int) -> Volume:
+        return _own(cohort, number, config, other, value)
+
+    grid = cohort.grid(cohort.case(case_id).geometry)
+    return carried(links, said_by, lambda other: _known(cohort, other), grid, cohort.plan.classes)
+
+
+def _behind(cohort: Cohort, number: int, case_id: str, said: NDArray[np.float16], check: Check) -> float:
+    """How far the check value of a case's network is behind that of its votes (C, z, y, x)."""
+    grid, field = cohort.grid(cohort.case(case_id).geometry), cohort.deformation(case_id)
+    of_network = float(cohort.store.json("checks", f"{number}.json")[case_id])
+    return check.of(said, cohort.probabilities(0, case_id), grid, field) - of_network
+
+
+def _find_how_far_behind(
+    cohort: Cohort, number: int, config: TrainingConfig, check: Check, ranks: Ranks, observer: Observer
+) -> None:
+    """Keep how far the networks' check values are behind those of the votes: of some cases, evenly spread."""
+    chosen = cohort.ids[:: -(-len(cohort.ids) // _ASKED)]
+    for _, case_id in ranks.share(chosen, observer):
+        names = ("behind", str(number), f"{case_id}.json")
+        if not cohort.store.has(*names) and (links := _voting(cohort, number, case_id)):
+            said, _ = _votes(cohort, number, case_id, links, config)
+            cohort.store.save_json(_behind(cohort, number, case_id, said, check), *names)
+
+    def mean() -> float:
+        there = [names for one in chosen if cohort.store.has(*(names := ("behind", str(number), f"{one}.json")))]
+        return float(np.mean([cohort.store.json(*names) for names in there])) if there else 0.0
+
+    ranks.once(lambda: cohort.store.once(mean, "behind", f"{number}.json"))
+
+
+def behind_of(store: Store, number: int) -> float:
+    """How far a round's networks are behind the votes on the cohort's average, as it was found out."""
+    return float(store.json("behind", f"{number}.json"))
 
 
 def agreement(said: NDArray[Any], alone: NDArray[Any], found: NDArray[Any]) -> list[dict[str, float]]:
@@ -119,19 +165,21 @@ def agreement(said: NDArray[Any], alone: NDArray[Any], found: NDArray[Any]) -> l
     return rows
 
 
-def share_of(of_votes: float, of_network: float, config: TrainingConfig) -> float:
-    """What linked cases' votes weigh beside a network: the more, the better they pass the check than it does.
+def share_of(behind: float, own: float, config: TrainingConfig) -> float:
+    """What linked cases' votes weigh beside a network: the more, the further its check is behind theirs.
 
-    A network that has learned well is held back by the votes of others, a network that fails on a case is mended by
-    them; which it is can be told without a reference, as both are judged by the same registration.
+    Votes mend a network that fails, and hold back one that has learned. Both are judged by the same registration, which
+    likes what is as smooth as itself; so it is the cohort that tells whether the network keeps up. A single case tells
+    only when it is behind by twice as much.
 
     Args:
-        of_votes, of_network: check values (`refinement/check.py`) of a case.
+        behind: the votes' check value (`refinement/check.py`) less the network's, mean of the cohort.
+        own: that of the case.
         config: `neighbour_share`, which is the share in round 0, and `neighbour_gain`.
     """
     if config.neighbour_gain == 0:
         return config.neighbour_share
-    part = _ALIKE + config.neighbour_gain * (of_votes - of_network)
+    part = _FEWEST + config.neighbour_gain * (max(behind, own / 2) - _KEEPS_UP)
     return config.neighbour_share * min(max(part, _FEWEST), _MOST)
 
 

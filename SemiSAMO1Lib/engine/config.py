@@ -124,7 +124,7 @@ class TrainingConfig(_Strict):
         description="weight of the registered neighbours' vote beside a round's prediction; 0: they have none",
     )
     neighbour_gain: float = Field(
-        17.0, ge=0, description="how much that weight follows whether vote or network passes a check better; 0: not"
+        67.0, ge=0, description="how much that weight follows how far the network's check is behind the votes'; 0: not"
     )
     edge_weight: float = Field(
         1.0, ge=0, description="what grey values count that look like outside of a class, beside an answer's log odds"

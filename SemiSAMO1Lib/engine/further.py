@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..volume import Volume
-from .answers import atlases_of, joined, share_of
+from .answers import atlases_of, behind_of, joined, share_of
 from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
@@ -84,9 +84,9 @@ class FinishedRun:
         predicted = predicted_by_all(image, self.plan, config, fabric, self.store, self.observer)
         atlases = atlases_of(self.labelled, config, bool(found.transforms))
         share = None
-        if votes is not None and predicted is not None:
+        if votes is not None and predicted is not None and config.neighbour_gain > 0:
             checks = [self._check.of(one, probabilities, grid, found.transforms[0]) for one in (votes[0], predicted)]
-            share = share_of(checks[0], checks[1], config)
+            share = share_of(behind_of(self.store, config.rounds), checks[0] - checks[1], config)
         probabilities = joined(predicted, probabilities, confidence, votes, config, atlases, share)
         probabilities = by_edges(probabilities, image, self.plan.spacing, config.edge_weight)
         prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
