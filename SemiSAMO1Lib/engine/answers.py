@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,21 +23,35 @@ from .observer import Observer
 from .progress import Progress
 from .propagation.links import Link, carried
 from .ranks import Ranks
-from .refinement.check import Check, believed, check_of, checks_of
+from .refinement.check import ASKED, Check, believed, check_of, checks_of
 from .refinement.fusion import weighted_mean
 
 #: Least weight of what is there in any case.
 _LEAST = 1e-2
 
-#: The votes' share beside a network as a part of `neighbour_share`: at least, and at most.
-_FEWEST, _MOST = 1 / 3, 8 / 3
+#: The votes' share beside a network, as a part of `neighbour_share`: the smallest and the largest.
+_SMALLEST_PART, _LARGEST_PART = 1 / 3, 8 / 3
 
 #: A network whose check is behind that of the votes by no more than this has learned: where it departs from them it is
 #: as likely to be right.
 _KEEPS_UP = 0.045
 
-#: So many cases tell how far a network is behind.
-_ASKED = 24
+
+@dataclass(frozen=True)
+class _Judged:
+    """The networks of a round and how far they can be believed.
+
+    Attributes:
+        number: the round.
+        check: what judges them.
+        values: case -> its network's check value.
+        voters: cases that have a vote on others.
+    """
+
+    number: int
+    check: Check
+    values: Mapping[str, float]
+    voters: frozenset[str]
 
 
 def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, progress: Progress) -> None:
@@ -54,29 +69,28 @@ def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, 
     """
     ranks = Ranks(fabric)
     linked, observer = ranks.as_first(has_links(cohort, config)), progress.observer
+    judged = None
     if linked and number > 0:
         ranks.once(lambda: cohort.store.once(lambda: _checks(cohort, number, observer), "checks", f"{number}.json"))
-    check = check_of(cohort)
-    if linked and number > 0 and config.neighbour_gain > 0:
-        _find_how_far_behind(cohort, number, config, check, ranks, observer)
+        values = cohort.store.json("checks", f"{number}.json")
+        judged = _Judged(number, check_of(cohort), values, frozenset(believed(cohort, values)))
+        if config.neighbour_gain > 0:
+            _find_how_far_behind(cohort, config, judged, ranks, progress)
     for position, case_id in ranks.share(cohort.ids, observer):
         if not cohort.has_answer(number, case_id):
-            links = _voting(cohort, number, case_id) if linked else []
-            cohort.save_answer(number, case_id, _answer(cohort, number, case_id, links, config, check))
+            links = _voting(cohort, case_id, judged) if linked else []
+            cohort.save_answer(number, case_id, _answer(cohort, number, case_id, links, config, judged))
         progress.step(f"answer {number}", position + 1, len(cohort.ids))
 
 
-def _voting(cohort: Cohort, number: int, case_id: str) -> list[Link]:
-    """The links of a case that have a vote in a round; all where none has."""
+def _voting(cohort: Cohort, case_id: str, judged: _Judged | None) -> list[Link]:
+    """The links of a case that have a vote in a round; all where none has, and before there is a network."""
     links = cohort.links(case_id)
-    if number == 0:
-        return links
-    voters = set(believed(cohort, cohort.store.json("checks", f"{number}.json")))
-    return [one for one in links if one.other in voters] or links
+    return links if judged is None else [one for one in links if one.other in judged.voters] or links
 
 
 def _answer(
-    cohort: Cohort, number: int, case_id: str, links: list[Link], config: TrainingConfig, check: Check
+    cohort: Cohort, number: int, case_id: str, links: list[Link], config: TrainingConfig, judged: _Judged | None
 ) -> NDArray[np.float16]:
     """The weighted mean of a case; how far linked cases agree with it is kept beside (`Cohort.with_neighbours`)."""
     predicted = cohort.probabilities(number, case_id) if number > 0 else None
@@ -89,8 +103,8 @@ def _answer(
 
     votes = _votes(cohort, number, case_id, links, config)
     share = config.neighbour_share
-    if predicted is not None and config.neighbour_gain > 0:
-        share = share_of(behind_of(cohort.store, number), _behind(cohort, number, case_id, votes[0], check), config)
+    if judged is not None and config.neighbour_gain > 0:
+        share = share_of(behind_of(cohort.store, number), _behind(cohort, case_id, votes[0], judged), config)
     found = joined(predicted, propagated, confidence, votes, config, atlases, share)
     found = by_edges(found, image, spacing, config.edge_weight)
     alone = joined(predicted, propagated, confidence, None, config, atlases)
@@ -110,34 +124,48 @@ def _votes(
     return carried(links, said_by, lambda other: _known(cohort, other), grid, cohort.plan.classes)
 
 
-def _behind(cohort: Cohort, number: int, case_id: str, said: NDArray[np.float16], check: Check) -> float:
-    """How far the check value of a case's network is behind that of its votes (C, z, y, x)."""
+def _behind(cohort: Cohort, case_id: str, said: NDArray[np.float16], judged: _Judged) -> float:
+    """How far the check value of a case's network is behind that of its votes.
+
+    Args:
+        cohort, case_id, judged: the case.
+        said: what the votes say of it, class probabilities (C, z, y, x).
+    """
+    names = ("behind-by-case", str(judged.number), f"{case_id}.json")
+    if cohort.store.has(*names):  # it was asked for the cohort's sake
+        return float(cohort.store.json(*names))
     grid, field = cohort.grid(cohort.case(case_id).geometry), cohort.deformation(case_id)
-    of_network = float(cohort.store.json("checks", f"{number}.json")[case_id])
-    return check.of(said, cohort.probabilities(0, case_id), grid, field) - of_network
+    return judged.check.of(said, cohort.probabilities(0, case_id), grid, field) - judged.values[case_id]
 
 
 def _find_how_far_behind(
-    cohort: Cohort, number: int, config: TrainingConfig, check: Check, ranks: Ranks, observer: Observer
+    cohort: Cohort, config: TrainingConfig, judged: _Judged, ranks: Ranks, progress: Progress
 ) -> None:
-    """Keep how far the networks' check values are behind those of the votes: of some cases, evenly spread."""
-    chosen = cohort.ids[:: -(-len(cohort.ids) // _ASKED)]
-    for _, case_id in ranks.share(chosen, observer):
-        names = ("behind", str(number), f"{case_id}.json")
-        if not cohort.store.has(*names) and (links := _voting(cohort, number, case_id)):
-            said, _ = _votes(cohort, number, case_id, links, config)
-            cohort.store.save_json(_behind(cohort, number, case_id, said, check), *names)
+    """Keep how far the networks' check values are behind those of the votes: the median of some cases, evenly spread.
+    Rejected predictions do not count, as long as there are others; 0 where nobody has a vote."""
+    number, store = judged.number, cohort.store
+    useful = [case_id for case_id in cohort.ids if cohort.case(case_id).trainable] or cohort.ids
+    chosen = useful[:: -(-len(useful) // ASKED)]
+    for position, case_id in ranks.share(chosen, progress.observer):
+        names = ("behind-by-case", str(number), f"{case_id}.json")
+        if not store.has(*names):
+            links = _voting(cohort, case_id, judged)
+            said = _votes(cohort, number, case_id, links, config)[0] if links else None
+            store.save_json(None if said is None else _behind(cohort, case_id, said, judged), *names)
+        progress.step(f"votes {number}", position + 1, len(chosen))
 
-    def mean() -> float:
-        there = [names for one in chosen if cohort.store.has(*(names := ("behind", str(number), f"{one}.json")))]
-        return float(np.mean([cohort.store.json(*names) for names in there])) if there else 0.0
+    def middle() -> float:
+        found = [store.json("behind-by-case", str(number), f"{case_id}.json") for case_id in chosen]
+        known = [one for one in found if one is not None]
+        return float(np.median(known)) if known else 0.0
 
-    ranks.once(lambda: cohort.store.once(mean, "behind", f"{number}.json"))
+    ranks.once(lambda: store.once(middle, "behind", f"{number}.json"))
 
 
-def behind_of(store: Store, number: int) -> float:
-    """How far a round's networks are behind the votes on the cohort's average, as it was found out."""
-    return float(store.json("behind", f"{number}.json"))
+def behind_of(store: Store, number: int) -> float | None:
+    """How far a round's networks are behind the votes in the cohort's middle; None where that was not found out."""
+    names = ("behind", f"{number}.json")
+    return float(store.json(*names)) if store.has(*names) else None
 
 
 def agreement(said: NDArray[Any], alone: NDArray[Any], found: NDArray[Any]) -> list[dict[str, float]]:
@@ -165,7 +193,7 @@ def agreement(said: NDArray[Any], alone: NDArray[Any], found: NDArray[Any]) -> l
     return rows
 
 
-def share_of(behind: float, own: float, config: TrainingConfig) -> float:
+def share_of(behind: float | None, own: float, config: TrainingConfig) -> float:
     """What linked cases' votes weigh beside a network: the more, the further its check is behind theirs.
 
     Votes mend a network that fails, and hold back one that has learned. Both are judged by the same registration, which
@@ -173,14 +201,15 @@ def share_of(behind: float, own: float, config: TrainingConfig) -> float:
     only when it is behind by twice as much.
 
     Args:
-        behind: the votes' check value (`refinement/check.py`) less the network's, mean of the cohort.
+        behind: the votes' check value (`refinement/check.py`) less the network's, in the cohort's middle; None: it was
+            not found out, and the share is that of round 0.
         own: that of the case.
         config: `neighbour_share`, which is the share in round 0, and `neighbour_gain`.
     """
-    if config.neighbour_gain == 0:
+    if behind is None or config.neighbour_gain == 0:
         return config.neighbour_share
-    part = _FEWEST + config.neighbour_gain * (max(behind, own / 2) - _KEEPS_UP)
-    return config.neighbour_share * min(max(part, _FEWEST), _MOST)
+    part = _SMALLEST_PART + config.neighbour_gain * (max(behind, own / 2) - _KEEPS_UP)
+    return config.neighbour_share * min(max(part, _SMALLEST_PART), _LARGEST_PART)
 
 
 def joined(

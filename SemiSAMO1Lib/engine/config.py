@@ -119,12 +119,13 @@ class TrainingConfig(_Strict):
     test_time_passes: int = Field(2, ge=1, le=16)
     neighbours: int = Field(8, ge=1, description="cases that vote on another: K, 5 as published")
     neighbour_share: float = Field(
-        1.5,
-        ge=0,
-        description="weight of the registered neighbours' vote beside a round's prediction; 0: they have none",
+        1.5, ge=0, description="weight of the registered neighbours' vote in round 0, and its unit later; 0: no votes"
     )
     neighbour_gain: float = Field(
-        67.0, ge=0, description="how much that weight follows how far the network's check is behind the votes'; 0: not"
+        67.0,
+        ge=0,
+        description="how steeply the votes' weight beside a network rises, from 1/3 to 8/3 of neighbour_share, the "
+        "further the network's check is behind theirs; 0: it is neighbour_share in every round",
     )
     edge_weight: float = Field(
         1.0, ge=0, description="what grey values count that look like outside of a class, beside an answer's log odds"

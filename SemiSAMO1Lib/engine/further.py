@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from .observer import Observer
 from .planning import Plan
 from .propagation.base import Propagator
 from .propagation.registry import Request, make_propagator
-from .refinement.check import check_of
+from .refinement.check import Check, check_of
 from .training import make_fabric
 
 
@@ -57,7 +58,6 @@ class FinishedRun:
         self.plan = Plan.model_validate(store.json("plan.json"))
         self._ready: dict[str, tuple[Propagator, Any]] = {}
         self._libraries: dict[str, Library] = {}
-        self._check = check_of(Cohort([], labelled, self.plan, store))
 
     def segment(self, volume: Volume) -> CaseResult:
         """Segment a scan."""
@@ -92,6 +92,10 @@ class FinishedRun:
         prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
         scores = case_scores(prediction, uncertainty, self.classes)
         return CaseResult(config.rounds, "scan", prediction, uncertainty, scores)
+
+    @functools.cached_property
+    def _check(self) -> Check:
+        return check_of(Cohort([], self.labelled, self.plan, self.store))
 
     def _on(self, where: torch.device) -> tuple[Propagator, Any]:
         if where.type not in self._ready:

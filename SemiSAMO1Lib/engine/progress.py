@@ -8,6 +8,7 @@ from typing import Any
 from .cohort import Cohort
 from .config import TrainingConfig
 from .observer import Observer
+from .refinement.check import ASKED
 
 #: Usual cost on two CPU cores, seconds per million voxels: registering, linking two cases, letting a case's neighbours
 #: vote, one training step, predicting a case.
@@ -37,6 +38,8 @@ class Progress:
         for number in range(1, config.rounds + 1):
             costs[f"training {number}"] = STEP_COST * patch * config.iterations
             costs[f"prediction {number}"] = PREDICTION_COST * predicted + 0.1 * count
+            if config.neighbour_share > 0 and config.neighbour_gain > 0:
+                costs[f"votes {number}"] = answering * min(1.0, ASKED / max(count, 1))
             costs[f"answer {number}"] = answering
             if number < config.rounds:
                 costs[f"refinement {number}"] = 0.1 * count

@@ -96,6 +96,7 @@ class Protocol:
             "test_time_passes": 1,
             "propagation_share": 0.0,
             "neighbour_share": 0.0,
+            "neighbour_gain": 0.0,
             "pseudo_weight": 0.0 if learner in WITHOUT_PSEUDO_LABELS else 1.0,
             "refinement": "volume",
             "check_pseudo_labels": False,

@@ -159,8 +159,9 @@ def _begin_with(job: JobFolder, config: TrainingConfig, classes: int, processes:
 def _remove_working_files(job: JobFolder) -> None:
     """A finished training keeps its plan, weights, transforms, facts and library; all else can be made again."""
     made_again = ("propagation", "images", "probabilities", "pseudo", "weights-of-voxels", "confidence", "signatures")
-    of_answers = ("links", "answers", "checks", "neighbours", "distances", "passes", "labelled", "looked-at")
-    for name in made_again + of_answers:
+    of_answers = ("links", "answers", "checks", "behind-by-case", "neighbours", "passes")
+    of_labels = ("distances", "labelled", "looked-at")
+    for name in (*made_again, *of_answers, *of_labels, "voters"):  # the last is of earlier versions
         shutil.rmtree(job.work / name, ignore_errors=True)
 
 

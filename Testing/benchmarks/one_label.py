@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.choices import PRESETS, STANDARD
+from SemiSAMO1Lib.engine.config import BEFORE
 from SemiSAMO1Lib.engine.data.grids import resample_labels
 from SemiSAMO1Lib.engine.evaluation.paired import paired_difference
 from SemiSAMO1Lib.image_io import read_geometry, read_volume, write_volume
@@ -104,7 +105,7 @@ def alone(preset: str, **changes: Any) -> dict[str, Any]:
     """The network alone, without registration: as many iterations as all rounds of the preset."""
     settings = {**STANDARD, **PRESETS[preset]}
     steps = settings["rounds"] * settings["iterations"]
-    nothing = {"propagation_share": 0.0, "neighbour_share": 0.0, "edge_weight": 0.0, "match_volumes": False}
+    nothing = {"propagation_share": 0.0, **BEFORE}
     return {"rounds": 1, "iterations": steps, **nothing, **changes}
 
 

@@ -212,7 +212,7 @@ def test_every_process_has_the_same_average(steps: dict[int, Any], learner: str)
 OF_A_CASE = (
     *("propagation", "transforms", "confidence", "signatures", "links", "images", "pseudo/1", "weights-of-voxels/1"),
     *(f"{kind}/{number}" for number in range(3) for kind in ("probabilities", "answers", "neighbours")),
-    *(f"passes/{number}" for number in (1, 2)),
+    *(f"{kind}/{number}" for number in (1, 2) for kind in ("passes", "behind-by-case")),
 )
 
 SHARING = 3

@@ -115,9 +115,17 @@ def test_checkpoints_of_finished_rounds_are_removed(finished: JobFolder) -> None
 
 
 def test_of_the_working_files_only_what_further_scans_need_is_kept(finished: JobFolder) -> None:
-    needed = {"plan.json", "config.json", "weights", "transforms", "library", "library.json", "template-signature.npy"}
-    facts = {
+    needed = {
         "behind",
+        "plan.json",
+        "config.json",
+        "weights",
+        "transforms",
+        "library",
+        "library.json",
+        "template-signature.npy",
+    }
+    facts = {
         "in-force.json",
         "labelled.json",
         "skipped.json",

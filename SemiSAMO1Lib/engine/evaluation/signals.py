@@ -52,11 +52,11 @@ class _Template:
 
 @dataclass(frozen=True)
 class _Typical:
-    """What is usual in the cohort: the median volume of each class (mm³), and the median residual of the registrations;
-    None where nothing was registered."""
+    """What is usual in the cohort: the median volume of each class (mm³); and case -> residual of its registration less
+    the median's, as logarithms, 0 where the template fits as usual; None where that says nothing."""
 
     volumes: NDArray[np.float64]
-    residual: float | None
+    residuals: dict[str, float | None]
 
 
 @dataclass
@@ -94,8 +94,8 @@ def cohort_signals(cohort: Cohort, number: int, config: TrainingConfig, observer
         volumes.append(_volumes(label, classes, cohort.plan.spacing))
         if registered:
             votes.add(_carried(cohort, case_id, label, template))
-    residuals = [cohort.deformation(case_id).residual for case_id in cohort.ids] if registered else []
-    typical = _Typical(np.median(np.stack(volumes), axis=0), float(np.median(residuals)) if residuals else None)
+    residuals = {case_id: cohort.deformation(case_id).residual for case_id in cohort.ids} if registered else {}
+    typical = _Typical(np.median(np.stack(volumes), axis=0), _beside_the_usual(residuals))
     found = {}
     for case_id in cohort.ids:
         stop_if_asked(observer)
@@ -147,7 +147,6 @@ def _case_signals(
         carried = _carried(cohort, case_id, label, template)
         in_template = [_in_template(carried, votes, template, value) for value in range(cohort.plan.classes)]
     passes, neighbours = cohort.between_passes(number, case_id), cohort.with_neighbours(number, case_id)
-    residual = _residual(cohort, case_id, typical)
     gradient = ndimage.gaussian_gradient_magnitude(np.asarray(cohort.image(case_id), np.float32), 0.7)
     found: list[Signals] = []
     for value in range(1, cohort.plan.classes):
@@ -156,7 +155,7 @@ def _case_signals(
             **_doubt(probabilities[value].astype(np.float32), mine),
             **{name: neighbours[value - 1].get(name) for name in NEIGHBOURLY},
             "edge": _edge(gradient, mine),
-            "residual": residual,
+            "residual": typical.residuals.get(case_id),
             "with_propagation": dice(mine, propagated == value),
             "network_with_propagation": dice(network == value, propagated == value),
             "between_rounds": dice(own == value, before == value),
@@ -175,14 +174,11 @@ def _case_signals(
     return found
 
 
-def _residual(cohort: Cohort, case_id: str, typical: _Typical) -> float | None:
-    """How badly the template fits a case, beside how it fits the others: log of the residuals' ratio, 0 as usual."""
-    if typical.residual is None:
-        return None
-    own = cohort.deformation(case_id).residual
-    if not np.isfinite([own, typical.residual]).all() or min(own, typical.residual) <= 0:
-        return None
-    return float(np.log(own / typical.residual))
+def _beside_the_usual(residuals: dict[str, float]) -> dict[str, float | None]:
+    """How badly the template fits each case, beside how it fits the others."""
+    usual = float(np.median(list(residuals.values()))) if residuals else 0.0
+    says = {case: np.isfinite([one, usual]).all() and min(one, usual) > 0 for case, one in residuals.items()}
+    return {case: float(np.log(one / usual)) if says[case] else None for case, one in residuals.items()}
 
 
 def _doubt(p: NDArray[np.float32], mine: NDArray[np.bool_]) -> dict[str, float]:

@@ -49,7 +49,7 @@ def reverse_dice(
         classes: number of classes, background included.
         unknown: classes that the template's label says nothing about; they count nothing.
     """
-    there = deformation.to_case(space_points(template))
+    there = deformation.to_case(space_points(template, deformation.backward.device)).cpu()
     covered = sample(torch.ones(1, *grid.shape), grid, there, padding="zeros")
     overlaps, sizes = [], []
     for value in range(1, classes):  # one class at a time: memory does not grow with their number

@@ -19,6 +19,9 @@ from .acceptance import mean_dice, reverse_dice
 #: Share of the cases that are believed: those whose check is best.
 BELIEVED = 0.6
 
+#: So many cases tell how far the networks of a round are behind the votes (`answers.py`).
+ASKED = 16
+
 
 def believed(cohort: Cohort, checks: Mapping[str, float]) -> list[str]:
     """The cases whose labels others may be told, the one that passes its check best first; rejected ones never."""
@@ -34,7 +37,7 @@ class Check:
 
     The mean of two agreements: with the template's label after carrying the label back to it, and with the
     propagation; the latter alone where nothing was registered. Classes that the template's label says nothing about do
-    not count.
+    not count. That neither a label nor the propagation found anything is no agreement.
 
     Args:
         template: what a person labelled first.
@@ -58,13 +61,14 @@ class Check:
             deformation: between the scan and the template; None where it was not registered.
         """
         judged, carried = np.asarray(said).argmax(0), np.asarray(propagated).argmax(0)
-        forth = mean_dice(judged, carried, self._classes, self._unknown)
+        known = [value for value in range(1, self._classes) if value not in self._unknown]
+        forth = None
+        if np.isin(judged, known).any() or np.isin(carried, known).any():
+            forth = mean_dice(judged, carried, self._classes, self._unknown)
         if deformation is None:
-            return forth
+            return 0.0 if forth is None else forth
         back = reverse_dice(judged, grid, deformation, self._label, self._grid, self._classes, self._unknown)
-        if not judged.any() and not carried.any():
-            return back  # that neither found anything is no agreement
-        return 0.5 * (back + forth)
+        return back if forth is None else 0.5 * (back + forth)
 
 
 def check_of(cohort: Cohort) -> Check:
