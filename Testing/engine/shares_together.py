@@ -22,6 +22,7 @@ from SemiSAMO1Lib.engine.observer import Silent
 from SemiSAMO1Lib.engine.ranks import Ranks
 from SemiSAMO1Lib.engine.training import make_fabric
 from SemiSAMO1Lib.phantoms import Phantom, PhantomSettings, make_phantom
+from SemiSAMO1Lib.tasks.together import leave
 
 #: Unlabelled scans.
 CASES = 5
@@ -74,3 +75,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)  # as the program does: torch's threads may abort a process that ends in the orderly way

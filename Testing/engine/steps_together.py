@@ -17,6 +17,7 @@ from SemiSAMO1Lib.engine.learners import LEARNERS, Learner, learner_named
 from SemiSAMO1Lib.engine.ranks import Ranks
 from SemiSAMO1Lib.engine.sampling import PatchSource
 from SemiSAMO1Lib.engine.training import make_fabric
+from SemiSAMO1Lib.tasks.together import leave
 
 STEPS = 3
 SHAPE = (16, 16, 16)
@@ -65,3 +66,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)  # as the program does: torch's threads may abort a process that ends in the orderly way

@@ -198,6 +198,21 @@ def test_a_further_scan_is_segmented_like_one_of_the_cohort(finished, template, 
     assert same > 0.99, f"the same scan, segmented alone, agrees in {same:.4f} of its voxels"
 
 
+def test_votes_on_a_further_scan_weigh_what_the_training_found_out(finished, template, phantoms, tmp_path):
+    """After six iterations the networks are far behind: the votes count more than where nobody found that out."""
+    shutil.copytree(finished[0].folder, tmp_path / "unknown")
+    shutil.rmtree(tmp_path / "unknown" / "behind")
+
+    def doubt(store, config):
+        found = FinishedRun([template], CLASSES, config, store, Silent()).segment(phantoms[2].image)
+        return np.asarray(found.uncertainty.array)
+
+    unknown = doubt(Store(tmp_path / "unknown"), CONFIG)
+    assert not np.array_equal(doubt(finished[0], CONFIG), unknown)
+    told = CONFIG.model_copy(update={"neighbour_gain": 0.0})
+    assert np.array_equal(doubt(finished[0], told), unknown), "it is the share of round 0"
+
+
 def test_a_further_scan_writes_nothing(finished, template, phantoms):
     before = sorted(p for p in finished[0].folder.rglob("*"))
     FinishedRun([template], CLASSES, CONFIG, finished[0], Silent()).segment(phantoms[2].image)
