@@ -25,6 +25,7 @@ class JobKind(StrEnum):
     PREDICT = "predict"
     EXPORT = "export"
     REPORT = "report"
+    BUNDLE = "bundle"
 
 
 @dataclass(frozen=True)

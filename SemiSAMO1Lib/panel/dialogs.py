@@ -36,6 +36,12 @@ class Dialogs:
         found = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), title)
         return Path(found) if found else None
 
+    def new_file(self, title: str, name: str, kind: str) -> Path | None:
+        """Let a person name a file to be written, with a name to begin with and one kind of file, such as
+        `Model (*.zip)`; None when it was cancelled. Qt itself asks before a file is replaced."""
+        found = qt.QFileDialog.getSaveFileName(slicer.util.mainWindow(), title, name, kind)
+        return Path(found) if found else None
+
 
 def ask_absent(dialogs: Dialogs, table: LabelTable, counts: Mapping[int, int]) -> list[int] | None:
     """Labels without a voxel, once a person said that they are not in this scan; None where there is more to paint."""

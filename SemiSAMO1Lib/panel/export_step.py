@@ -1,27 +1,31 @@
-"""Step 5: all segmentations into a folder, and the trained model applied to further scans; both in the background."""
+"""Step 5: all segmentations into a folder, the trained model applied to further scans or as a file, the report; all in
+the background."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import qt
 from slicer.i18n import tr as _
 
-from ..job import State
+from ..job import JobKind, State
 from ..project.session import Session, ended_in_words
 from .banner import Banner
+from .dialogs import Dialogs
 from .widgets import chosen, explain, fill_box, guarded, say
 
 
 class ExportStep:
-    """Export and Apply, with their reasons and what became of them.
+    """Export, Apply, report and model, with their reasons and what became of them.
 
     Args:
-        ui, session, banner: of the panel.
+        ui, session, banner, dialogs: of the panel.
     """
 
-    def __init__(self, ui: Any, session: Session, banner: Banner) -> None:
-        self._ui, self._session, self._banner = ui, session, banner
+    def __init__(self, ui: Any, session: Session, banner: Banner, dialogs: Dialogs) -> None:
+        self._ui, self._session, self._banner, self._dialogs = ui, session, banner, dialogs
         self._told: tuple[str, State] | None = None
         guard = guarded(banner.show)
         formats = [(_("NRRD segmentation"), "nrrd"), (_("NIfTI label map"), "nifti"), (_("DICOM SEG"), "dicom-seg")]
@@ -31,6 +35,8 @@ class ExportStep:
         ui.formatBox.connect("currentIndexChanged(int)", lambda _index: self.show())
         ui.exportButton.connect("clicked(bool)", guard(self.export))
         ui.applyButton.connect("clicked(bool)", guard(self.apply))
+        ui.reportButton.connect("clicked(bool)", guard(self.write_report))
+        ui.modelButton.connect("clicked(bool)", guard(self.save_model))
         ui.stopExportButton.connect("clicked(bool)", guard(session.stop_output))
         self.show()
 
@@ -48,6 +54,18 @@ class ExportStep:
         self._session.apply(Path(ui.newScansPathEdit.currentPath), Path(ui.exportPathEdit.currentPath), kind)
         self.show()
 
+    def write_report(self) -> None:
+        """Write the current training's report anew; once it is there, it can be opened."""
+        self._session.write_report()
+        self.show()
+
+    def save_model(self) -> None:
+        """Write the trained networks into a file that a person names."""
+        path = self._dialogs.new_file(_("Save the trained model"), "model.zip", _("MONAI bundle (*.zip)"))
+        if path is not None:
+            self._session.write_bundle(path if path.suffix else path.with_suffix(".zip"))
+            self.show()
+
     def show(self) -> None:
         """Buttons and progress: on each tick."""
         ui, session = self._ui, self._session
@@ -57,13 +75,15 @@ class ExportStep:
         dicom = chosen(ui.formatBox) == "dicom-seg"
         no_series = [_("Name the folder of the original DICOM series.")] if dicom else []
         no_series = [] if ui.dicomPathEdit.currentPath else no_series
-        untrained = [] if session.predicted() else [_("There are no predictions yet. Train first.")]
+        untrained = session.reasons_against_using_the_model()
         no_dicom = [_("Further scans are written as NRRD or NIfTI.")] if dicom else []
         ui.dicomPathEdit.enabled = dicom
         explain(
             ui.exportReasonLabel,
             (ui.exportButton, busy or no_folder or no_series),
             (ui.applyButton, busy or untrained or no_folder or no_scans or no_dicom),
+            (ui.reportButton, busy or untrained),
+            (ui.modelButton, busy or untrained),
         )
         watched = session.output_job
         active = watched is not None and watched.seen.state.active
@@ -75,5 +95,15 @@ class ExportStep:
             self._told = (watched.job.id, watched.seen.state)
         elif self._told is not None and self._told[0] == watched.job.id and self._told[1].active:
             self._told = (watched.job.id, watched.seen.state)
-            self._banner.show(f"{ended_in_words(watched)} {session.output_in_words()}".strip())
+            text, written = f"{ended_in_words(watched)} {session.output_in_words()}".strip(), session.output_written()
+            if watched.kind == JobKind.REPORT and written is not None:
+                self._banner.show(text, _("Open it"), partial(_open, written))
+            else:
+                self._banner.show(text)
         say(ui.exportLabel, "" if active else session.output_in_words())
+
+
+def _open(path: Path) -> None:
+    """Show a file in the program that the computer shows such files with."""
+    if not qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(path))):
+        raise OSError(_("{path} could not be opened. Open it in a browser.").format(path=path))

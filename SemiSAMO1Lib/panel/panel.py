@@ -81,8 +81,9 @@ class Panel:
         self.train = TrainStep(
             ui, self.session, self.banner, self.dialogs, self.setup.reasons, lambda: self.setup.probe, self._trained
         )
-        self.results = ResultsStep(ui, self.session, self.banner, self.dialogs, reviewer, *shown, settle)
-        self.export = ExportStep(ui, self.session, self.banner)
+        renew = self._take_new_predictions
+        self.results = ResultsStep(ui, self.session, self.banner, self.dialogs, reviewer, *shown, settle, renew)
+        self.export = ExportStep(ui, self.session, self.banner, self.dialogs)
         self.moved = MovedScans(self.banner, self.dialogs, lambda: self.session.project, self._show_all)
         self._keys = self._make_keys()
         for view in (ui.setupLog, ui.trainLog):

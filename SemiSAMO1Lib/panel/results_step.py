@@ -35,6 +35,7 @@ class ResultsStep:
         show_case: opens a case in the scene and the editor; returns its view.
         open_case: the view that is open now, or None.
         settle: waits for a draft that is being written.
+        renew: closes the open case, with its painting kept, and lists the predictions that count now.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class ResultsStep:
         show_case: Callable[[CaseFiles, LabelTable], CaseView],
         open_case: Callable[[], CaseView | None],
         settle: Callable[[], None],
+        renew: Callable[[], None],
     ) -> None:
         self._ui, self._session, self._dialogs, self._reviewer = ui, session, dialogs, reviewer
-        self._show_case, self._open_case, self._settle = show_case, open_case, settle
+        self._show_case, self._open_case, self._settle, self._renew = show_case, open_case, settle, renew
         self._predicted: dict[str, dict[str, Any]] = {}
         self._order: list[str] = []
         self._training: str | None = None
@@ -60,6 +62,7 @@ class ResultsStep:
         fill_box(ui.filterBox, [(text, name) for name, text in filters().items()])
         ui.filterBox.connect("currentIndexChanged(int)", guard(self.refresh))
         ui.resultCaseBox.connect("activated(int)", guard(self.open))
+        ui.trainingBox.connect("activated(int)", guard(self.use_training))
         ui.previousButton.connect("clicked(bool)", guard(lambda: self.step(-1)))
         ui.nextButton.connect("clicked(bool)", guard(lambda: self.step(1)))
         ui.uncertaintyCheckBox.connect("toggled(bool)", self.show_overlay)
@@ -83,7 +86,16 @@ class ResultsStep:
         self._training = project.state.current_training if project is not None else None
         waiting = [one.case for one in self._waiting()]
         self._order = list(dict.fromkeys([*waiting, *self._rating().worst_first()]))
+        self._list_trainings()
         self.refresh()
+
+    def _list_trainings(self) -> None:
+        """The trainings to choose from; nothing to be seen where there is no choice."""
+        ui, past = self._ui, self._session.past_trainings()
+        text = _("{name}, {begun}, round {round}")
+        fill_box(ui.trainingBox, [(text.format(**vars(one)), one.name) for one in past])
+        choose(ui.trainingBox, self._training or "")
+        ui.trainingBox.visible = ui.trainingBoxLabel_.visible = len(past) > 1
 
     def refresh(self) -> None:
         """Decisions were made, here or by somebody else: the list says them; its order stays."""
@@ -188,6 +200,13 @@ class ResultsStep:
         if view is not None:
             view.jump_to_most_uncertain(self._ui.thresholdSlider.value)
         self.show()
+
+    def use_training(self) -> None:
+        """Let the chosen training's predictions count instead of the current one's; reviews stay."""
+        name = chosen(self._ui.trainingBox)
+        if name is not None and name != self._training:
+            self._session.use_training(name)
+            self._renew()
 
     def show_overlay(self) -> None:
         ui, view = self._ui, self.view

@@ -133,13 +133,34 @@ def request_export(project: Project, folder: Path, kind: str, dicom: Path | None
     return JobFolder.create(project.jobs, JobKind.EXPORT, {**where, "format": kind}, [])
 
 
+def request_report(project: Project) -> JobFolder:
+    """Make the job folder that writes the current training's report anew, with all that was reviewed since. Raises
+    ProjectError where nothing was trained."""
+    training = _current_training(project)
+    output = project.jobs / training / "report.html"
+    return JobFolder.create(project.jobs, JobKind.REPORT, {"training": training, "output": str(output.resolve())}, [])
+
+
+def request_bundle(project: Project, path: Path) -> JobFolder:
+    """Make the job folder that writes the current training's networks as one .zip file. Raises ProjectError."""
+    _current_training(project)
+    if path.suffix.lower() != ".zip":
+        raise ProjectError(f"{path.name}: a bundle is one .zip file; give a name with that ending")
+    return JobFolder.create(project.jobs, JobKind.BUNDLE, {"output": str(path.resolve())}, [])
+
+
+def _current_training(project: Project) -> str:
+    training = project.refresh().current_training
+    if training is None:
+        raise ProjectError("this project has no finished training. Train first.")
+    return training
+
+
 def request_predictions(
     project: Project, images: Path, folder: Path, kind: str = "nrrd", device: str = "auto"
 ) -> JobFolder:
     """Make the job folder that applies the current training to a folder of further scans. Raises ProjectError."""
-    training = project.refresh().current_training
-    if training is None:
-        raise ProjectError("this project has no finished training. Train first.")
+    training = _current_training(project)
     if not images.is_dir():
         raise ProjectError(f"{images} is not a folder. Give the folder that holds the scans.")
     if kind not in ("nrrd", "nifti"):

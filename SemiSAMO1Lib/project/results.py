@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import files
 from ..job.folder import JobFolder
+from ..job.watch import trainings
 from ..quality import ENOUGH, HIGH, MEDIUM, QualityModel, Reviewed, level, refitted, shipped
 from .history import Decision, decisions
 from .label_table import LabelTable
@@ -48,6 +49,32 @@ def left_out(project: Project, training: str | None = None) -> dict[str, str]:
         return {}
     index = _read_once(project.jobs / training / "results" / "index.json") or {}
     return {row["name"]: row["reason"] for row in index.get("skipped", ())}
+
+
+@dataclass(frozen=True)
+class PastTraining:
+    """A training that made predictions, finished or not: what `Project.use_training` takes.
+
+    Attributes:
+        name: of its job, such as 0002-train.
+        begun: local date and time, to the minute.
+        round: the last one that it completed; 0 is before any network.
+    """
+
+    name: str
+    begun: str
+    round: int
+
+
+def past_trainings(project: Project) -> list[PastTraining]:
+    """All trainings of a project that have predictions, oldest first."""
+    found = []
+    for job in trainings(project.jobs):
+        index = _read_once(job.index)
+        if index is not None:
+            begun = job.spec()["created"][:16].replace("T", " ")
+            found.append(PastTraining(job.id, begun, int(index["round"])))
+    return found
 
 
 def values_of_training(project: Project, training: str | None = None) -> frozenset[int]:

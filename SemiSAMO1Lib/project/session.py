@@ -17,10 +17,10 @@ from .advising import FEWEST as FEWEST_SCANS
 from .advising import read_advice, request_advice
 from .advisor import Ranked
 from .cases import Case, Role
-from .export import request_export, request_predictions
+from .export import request_bundle, request_export, request_predictions, request_report
 from .label_table import LabelTable
 from .queue import Advice, Score, Waiting, advice, queue, score
-from .results import Quality, left_out, predictions, quality
+from .results import PastTraining, Quality, left_out, past_trainings, predictions, quality
 from .store import Project, ProjectError
 from .training import reasons_against_training, request_training
 
@@ -31,7 +31,12 @@ _WHAT = {
     "advise": "Looking for a template",
     "export": "The export",
     "predict": "Segmenting further scans",
+    "report": "The report",
+    "bundle": "Writing the model",
 }
+
+#: Jobs that write something for people outside of the project; one at a time.
+_OUTPUTS = (JobKind.EXPORT, JobKind.PREDICT, JobKind.REPORT, JobKind.BUNDLE)
 
 #: Events and lines that are kept for somebody who takes them late.
 MOST_KEPT = 20_000
@@ -175,9 +180,7 @@ class Session:
             elif kind == JobKind.ADVISE and (self.advice_job is None or self.advice_job.job.id < job.id):
                 self.advice_job = self._watch(job)
                 self._ranking = read_advice(self._opened)
-            elif kind in (JobKind.EXPORT, JobKind.PREDICT) and (
-                self.output_job is None or self.output_job.job.id < job.id
-            ):
+            elif kind in _OUTPUTS and (self.output_job is None or self.output_job.job.id < job.id):
                 found = self._watch(job)
                 silent_elsewhere = found.seen.state is State.NOT_RESPONDING and not found.seen.here
                 if found.seen.state.active and not silent_elsewhere:  # what has ended was told of when it did
@@ -328,7 +331,16 @@ class Session:
         if self.project is None:
             return ["Open or make a project first."]
         if self.output_job is not None and self.output_job.seen.state.active:
-            return ["An export is under way; wait, or stop it."]
+            return [f"{_WHAT[self.output_job.kind]} is under way; wait, or stop it."]
+        return []
+
+    def reasons_against_using_the_model(self) -> list[str]:
+        """Why the current training can neither be applied nor written as a report or a file."""
+        current = self.current_training
+        if current is None or not self.predicted():
+            return ["There are no predictions yet. Train first."]
+        if not (JobFolder(self._opened.jobs / current).work / "config.json").is_file():
+            return ["Of this training the predictions alone are here, not its network. Train first."]
         return []
 
     def export(self, folder: Path, kind: str, dicom: Path | None = None) -> Watched:
@@ -338,6 +350,14 @@ class Session:
     def apply(self, images: Path, folder: Path, kind: str) -> Watched:
         """Start the job that segments further scans with the current training. Raises ProjectError or JobError."""
         return self._start_output(request_predictions(self._opened, images, folder, kind))
+
+    def write_report(self) -> Watched:
+        """Start the job that writes the current training's report anew. Raises ProjectError or JobError."""
+        return self._start_output(request_report(self._opened))
+
+    def write_bundle(self, path: Path) -> Watched:
+        """Start the job that writes the trained networks as one .zip file. Raises ProjectError or JobError."""
+        return self._start_output(request_bundle(self._opened, path))
 
     def _start_output(self, job: JobFolder) -> Watched:
         start(job, self.python, True, self.environment)
@@ -350,11 +370,16 @@ class Session:
             self.output_job.seen = cancel(self.output_job.job)
 
     def output_in_words(self) -> str:
-        """Where the last export or application that this session saw wrote to; empty before one has finished."""
+        """Where the last output that this session saw was written to; empty before one has finished."""
+        written = self.output_written()
+        return f"Written to {written}" if written is not None else ""
+
+    def output_written(self) -> Path | None:
+        """The folder or file that the last finished export, application, report or bundle of this session wrote."""
         watched = self.output_job
         if watched is None or watched.seen.state is not State.FINISHED:
-            return ""
-        return f"Written to {watched.job.spec()['parameters']['output']}"
+            return None
+        return Path(watched.job.spec()["parameters"]["output"])
 
     # ------------------------------------------------------------------ results
 
@@ -362,6 +387,14 @@ class Session:
     def current_training(self) -> str | None:
         """The training whose predictions count."""
         return self.project.state.current_training if self.project is not None else None
+
+    def past_trainings(self) -> list[PastTraining]:
+        """The trainings whose predictions could count, oldest first."""
+        return past_trainings(self.project) if self.project is not None else []
+
+    def use_training(self, name: str) -> None:
+        """Let the predictions of another training count. Raises ProjectError."""
+        self._opened.use_training(name)
 
     def predicted(self) -> dict[str, dict[str, Any]]:
         """Case -> its row in the current results, as `results.predictions` says; read once for each index."""

@@ -25,6 +25,7 @@ from .console import (
     Bar,
     Json,
     ProjectPath,
+    counted,
     existing_file,
     exit_for,
     fail,
@@ -320,7 +321,7 @@ def _watch(job: JobFolder, detach: bool, as_json: bool) -> None:
     learned = changes(Project(job.project), job.id)
     value["reviewed"] = [vars(one) for one in learned]
     value["left_out"] = {row["name"]: row["reason"] for row in index["skipped"]}
-    lines = [f"{len(index['cases'])} scans segmented: {folder}", f"Report: {job.path / 'report.html'}"]
+    lines = [f"{counted(len(index['cases']), 'scan')} segmented: {folder}", f"Report: {job.path / 'report.html'}"]
     lines += [f"  left out {name}: {reason}" for name, reason in value["left_out"].items()]
     lines += [f"Reviewed before, predicted anew: {one.in_words}" for one in learned]
     lines.append(next_step("queue", job.project))

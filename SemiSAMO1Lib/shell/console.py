@@ -127,6 +127,11 @@ def next_step(*words: object) -> str:
     return "Next: " + shlex.join(["semisamo1", *map(str, words)])
 
 
+def counted(number: int, word: str) -> str:
+    """A number with its word: one scan, two scans."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def follow(job: JobFolder, as_json: bool) -> Observed:
     """Watch a job until it ends: a progress bar on a terminal, a line a stage elsewhere, nothing for machines.
 

@@ -15,7 +15,21 @@ from .. import files
 from ..project import Project, ProjectError
 from ..project.advising import read_advice, request_advice
 from ..project.export import TABLE, request_export, request_predictions
-from .console import FAILED, WRONG_USE, Bar, Json, ProjectPath, fail, guarded, next_step, out, register, run_job, say
+from .console import (
+    FAILED,
+    WRONG_USE,
+    Bar,
+    Json,
+    ProjectPath,
+    counted,
+    fail,
+    guarded,
+    next_step,
+    out,
+    register,
+    run_job,
+    say,
+)
 
 
 @guarded
@@ -134,7 +148,7 @@ def export(
     exported = {row["case"]: row["what"] for row in table}
     value = {"output": str(output), "exported": exported, "left_out": {r["case"]: r["reason"] for r in left_out}}
     labels = sum(what == "label" for what in exported.values())
-    lines = [f"{output}: {_count(labels, 'label')}, {_count(len(exported) - labels, 'prediction')}"]
+    lines = [f"{output}: {counted(labels, 'label')}, {counted(len(exported) - labels, 'prediction')}"]
     lines += [f"  left out {row['case']}: {row['reason']}" for row in left_out]
     say(value, as_json, "\n".join(lines))
 
@@ -170,14 +184,10 @@ def apply(
     files_written = {row["scan"]: row["file"] for row in table}
     value = {"output": str(output), "segmented": files_written, "warnings": warnings}
     value["left_out"] = {row["scan"]: row["reason"] for row in left_out}
-    lines = [f"{len(files_written)} scans segmented in {output}"]
+    lines = [f"{counted(len(files_written), 'scan')} segmented in {output}"]
     lines += [f"  warning, {scan}: {text}" for scan, text in warnings.items()]
     lines += [f"  left out {row['scan']}: {row['reason']}" for row in left_out]
     say(value, as_json, "\n".join(lines))
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _table(path: Path) -> list[dict[str, str]]:

@@ -24,6 +24,7 @@ from ..job.folder import JobFolder
 from ..project import LabelTable, Project, ProjectError
 from .inputs import ClassMap
 from .report import current_training
+from .reporter import Reporter
 from .train import config_of
 
 #: Modules of this library that travel along: what `tasks/portable.py` imports.
@@ -89,6 +90,12 @@ class Ensemble(nn.Module):
         # no tensor is made here: tracing would keep the device that it was made on
         said = [torch.softmax(network(windows).float(), 1) for network in self.networks]
         return torch.stack(said).mean(0).clamp(min=1e-12).log()
+
+
+def bundle(job: JobFolder, reporter: Reporter) -> None:
+    """The bundle job: parameter `output`, the .zip file."""
+    reporter.handshake(library=__version__)
+    write_bundle(Project(job.project), Path(job.spec()["parameters"]["output"]))
 
 
 def write_bundle(project: Project, path: Path) -> dict[str, Any]:

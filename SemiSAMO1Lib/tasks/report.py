@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import files
 from ..engine.evaluation.report import CasePage, render_report
-from ..engine.observer import Observer, Silent
+from ..engine.observer import Observer, Silent, stop_if_asked
 from ..image_io import UnreadableImage, read_volume
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project, ProjectError, read_labels
@@ -38,11 +38,11 @@ def report(job: JobFolder, reporter: Reporter) -> None:
     parameters = job.spec()["parameters"]
     references = parameters.get("references")
     training = JobFolder(job.path.parent / parameters["training"])
-    write_report(training, Path(parameters["output"]), Path(references) if references else None)
+    write_report(training, Path(parameters["output"]), Path(references) if references else None, reporter)
 
 
 def write_report(job: JobFolder, path: Path, references: Path | None = None, observer: Observer | None = None) -> None:
-    """Write one self-contained HTML file about a training's results; the observer gets progress."""
+    """Write one self-contained HTML file about a training's results; the observer gets progress, and may stop it."""
     index = files.read_json(job.index)
     rows = index["cases"]
     measures: dict[str, Any] | None = None
@@ -92,6 +92,7 @@ def _pages(
     rated = quality(project, by_case)
     for position, row in enumerate(by_case[case] for case in rated.worst_first()):
         level = rated.estimates[row["case"]].level
+        stop_if_asked(observer)
         observer.event("progress", stage="drawing", done=position, of=len(rows), fraction=position / len(rows))
         try:
             image = read_volume(find_image(listing[row["case"]], project))

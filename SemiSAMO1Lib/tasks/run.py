@@ -26,6 +26,7 @@ _TASKS: dict[str, tuple[str, str]] = {
     JobKind.PREDICT: (".apply", "apply"),
     JobKind.EXPORT: (".export", "export"),
     JobKind.REPORT: (".report", "report"),
+    JobKind.BUNDLE: (".bundle", "bundle"),
 }
 
 

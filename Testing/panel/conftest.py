@@ -68,7 +68,7 @@ def widget(loaded: Any) -> Iterator[Any]:
 def panel(widget: Any, stand_in: Path) -> Any:
     """The panel, set up with the stand-in worker; questions are answered by `panel.dialogs`."""
     panel = widget.panel
-    for part in (panel, panel.moved, panel.setup, panel.template, panel.train, panel.results):
+    for part in (panel, panel.moved, panel.setup, panel.template, panel.train, panel.results, panel.export):
         name = "dialogs" if part is panel else "_dialogs"
         setattr(part, name, panel.dialogs if isinstance(panel.dialogs, Answers) else Answers())
         panel.dialogs = getattr(part, name)

@@ -18,6 +18,7 @@ class Answers:
         self.answer = 0
         self.picked: tuple[int, int, int] | None = (1, 2, 3)
         self.found: Path | None = None
+        self.named: Path | None = None
 
     def choose(self, title: str, text: str, answers: Sequence[str]) -> int:
         self.asked.append(text)
@@ -26,6 +27,10 @@ class Answers:
     def folder(self, title: str) -> Path | None:
         self.asked.append(title)
         return self.found
+
+    def new_file(self, title: str, name: str, kind: str) -> Path | None:
+        self.asked.append(title)
+        return self.named
 
     def color(self, rgb: tuple[int, int, int]) -> tuple[int, int, int] | None:
         return self.picked

@@ -733,7 +733,7 @@ class TestExport:
         ui.exportPathEdit.currentPath = str(tmp_path / "other")
         panel.tick()
         assert ui.exportBar.value == 250 and not ui.exportButton.enabled
-        assert "An export is under way" in ui.exportButton.toolTip
+        assert "The export is under way" in ui.exportButton.toolTip
 
     def test_an_export_that_ended_with_another_computer_blocks_nothing(
         self, panel: Any, ui: Any, trained: Path, tmp_path: Path
@@ -749,6 +749,79 @@ class TestExport:
     def test_without_a_training_nothing_can_be_applied(self, panel: Any, ui: Any, with_template: Path) -> None:
         panel.tick()
         assert not ui.applyButton.enabled and "Train first" in ui.applyButton.toolTip
+
+    @pytest.fixture
+    def with_settings(self, panel: Any, trained: Path) -> Path:
+        """As if the stand-in for the worker had left the settings of a training behind."""
+        files.write_json(trained / "jobs" / panel.session.current_training / "work" / "config.json", {})
+        panel.tick()
+        return trained
+
+    def test_a_report_that_cannot_be_written_says_why(self, panel: Any, ui: Any, with_settings: Path) -> None:
+        ui.reportButton.click()
+        wait(panel, lambda: "The report failed" in panel.banner.text, "the end of the report")
+        assert "environment.json" in panel.banner.text and not ui.exportLabel.text
+
+    @pytest.mark.parametrize("button", ["reportButton", "modelButton", "applyButton"])
+    def test_a_training_of_which_the_predictions_alone_are_here(
+        self, panel: Any, ui: Any, trained: Path, button: str
+    ) -> None:
+        """As in the sample."""
+        panel.tick()
+        assert not getattr(ui, button).enabled and "not its network" in getattr(ui, button).toolTip
+
+    def test_a_model_that_nobody_named_is_not_written(self, panel: Any, ui: Any, with_settings: Path) -> None:
+        before = panel.session.output_job
+        ui.modelButton.click()
+        assert panel.dialogs.asked[-1] == "Save the trained model" and panel.session.output_job is before
+
+    @pytest.mark.parametrize("button", ["reportButton", "modelButton"])
+    def test_without_a_training_there_is_none(self, panel: Any, ui: Any, with_template: Path, button: str) -> None:
+        panel.tick()
+        assert not getattr(ui, button).enabled and "Train first" in getattr(ui, button).toolTip
+
+
+class TestEarlierTraining:
+    @pytest.fixture
+    def two(self, panel: Any, ui: Any, trained: Path) -> tuple[str, str]:
+        """Two trainings with predictions, the second one listed; the names of both."""
+        first = panel.session.current_training
+        panel.tick()
+        ui.trainButton.click()
+        wait(panel, lambda: panel.session.current_training != first and not panel.session.busy, "the second training")
+        panel.tick()
+        assert panel.results.training == panel.session.current_training
+        return first, panel.session.current_training
+
+    def choose(self, ui: Any, name: str) -> None:
+        """As a click does."""
+        ui.trainingBox.setCurrentIndex(ui.trainingBox.findData(name))
+        ui.trainingBox.activated.emit(ui.trainingBox.currentIndex)
+
+    def test_with_one_training_there_is_nothing_to_choose(self, ui: Any, trained: Path) -> None:
+        assert not ui.trainingBox.isVisibleTo(ui.trainingBox.parent())
+
+    def test_the_newest_one_is_chosen_at_first(self, ui: Any, two: tuple[str, str]) -> None:
+        assert ui.trainingBox.isVisibleTo(ui.trainingBox.parent())
+        assert [ui.trainingBox.itemData(n) for n in range(ui.trainingBox.count)] == list(two)
+        assert ui.trainingBox.itemData(ui.trainingBox.currentIndex) == two[1]
+
+    def test_an_earlier_ones_predictions_count_again(
+        self, panel: Any, ui: Any, trained: Path, two: tuple[str, str]
+    ) -> None:
+        self.choose(ui, two[0])
+        assert Project(trained).state.current_training == two[0] and panel.results.training == two[0]
+        panel.results.open()
+        assert f"Predicted by {two[0]}" in ui.resultLabel.text
+        panel.tick()
+        assert "New predictions" not in panel.banner.text, "a person's own choice is no news"
+
+    def test_what_was_painted_is_kept(self, panel: Any, ui: Any, trained: Path, two: tuple[str, str]) -> None:
+        panel.results.open()
+        case = panel.view.files.case
+        paint(panel)
+        self.choose(ui, two[0])
+        assert panel.view is None and find_draft(Project(trained), case) is not None
 
 
 @pytest.mark.parametrize("answer", [0, 1])

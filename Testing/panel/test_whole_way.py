@@ -9,12 +9,14 @@ import shutil
 import statistics
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import qt
 import slicer
 from numpy.typing import NDArray
 from panel_helpers import wait
@@ -170,6 +172,28 @@ def test_the_loop_with_the_real_worker(panel: Any, ui: Any, with_template: Path,
     stored = read_labels(project.label_path(one), one.geometry).volume.array
     assert np.array_equal(stored, truth), "the correction stays as it was drawn"
     assert list(panel.session.predicted()) == [panel.view.files.case], "what is labelled is predicted no more"
+
+
+def test_report_and_model_of_the_real_worker(
+    panel: Any, ui: Any, with_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both by their buttons: the report is opened when a person says so, the model lies where it was asked for."""
+    train_really(panel)
+    report = with_template / "jobs" / panel.session.current_training / "report.html"
+    report.unlink()
+    ui.reportButton.click()
+    assert "The report is under way" in ui.exportButton.toolTip
+    wait(panel, lambda: "The report is finished" in panel.banner.text, "the report")
+    opened: list[str] = []
+    monkeypatch.setattr(qt.QDesktopServices, "openUrl", lambda url: opened.append(url.toLocalFile()) or True)
+    ui.bannerButton.click()
+    assert [Path(path) for path in opened] == [report.resolve()] and report.is_file()
+
+    panel.dialogs.named = tmp_path / "for a friend"
+    ui.modelButton.click()
+    wait(panel, lambda: "Writing the model is finished" in panel.banner.text, "the model")
+    names = zipfile.ZipFile(tmp_path / "for a friend.zip").namelist()
+    assert any(name.endswith("models/model.ts") for name in names), names
 
 
 def dice_of(found: NDArray[Any], truth: NDArray[Any]) -> float:

@@ -406,7 +406,7 @@ def test_scans_that_a_training_left_out_are_named_with_their_reason(cohort: Path
     config_path = tmp_path / "none.json"
     files.write_json(config_path, {"preset": "quick", "rounds": 0, "device": "cpu", "threads": 1})
     shown = program("train", project, "--config", config_path)
-    assert shown.code == DONE and "1 scans segmented" in shown.text, shown.text
+    assert shown.code == DONE and "1 scan segmented" in shown.text, shown.text
     assert re.search("left out phantom_002: .*missing", shown.text), shown.text
 
 
