@@ -10,7 +10,8 @@ and scores the pool (transductive), `test` applies every finished row once to th
 both, with differences paired by case. Every row is a file: a command that is cut short goes on where it stopped.
 
 Templates: the one that the advisor recommends, then the first others by name. `--rows`, `--templates`, `--seeds` and
-`--preset` choose what is run; `--ablation` adds a row of other parameters, never applied to the test scans. Row
+`--preset` choose what is run; `--ablation` adds a row of other parameters. The test scans are for presets, and for one
+such row at most: with `--final` the one that was chosen on the pool; from then on every other one is refused. Row
 `convexadam` needs convexAdam 0.2.0 (see registration.py), and is left out without it. `left_atrium_80` is the
 published setting, but for its test scans, which are not at hand: all 80 scans are the pool.
 
@@ -156,6 +157,10 @@ class Cohort:
                 shutil.copyfile(scan, folder / scan.name)
         return folder
 
+    def rows(self) -> list[dict[str, Any]]:
+        """What was run, by name."""
+        return [files.read_json(path) for path in sorted((self.place / "rows").glob("*.json"))]
+
     def templates(self, count: int) -> list[str]:
         """The recommended scan, then the first others by name."""
         kept = self.place / "advice.json"
@@ -190,7 +195,8 @@ def scored(predictions: dict[str, Path], references: dict[str, Path]) -> Scores:
 
 @dataclass(frozen=True)
 class Setting:
-    """One line of work: a row with a template and a seed; its file, and its folder."""
+    """One line of work: a row with a template and a seed; its file, and its folder. `final`: other parameters than a
+    preset's, chosen on the pool."""
 
     cohort: Cohort
     key: str
@@ -198,6 +204,7 @@ class Setting:
     preset: str
     template: str
     seed: int
+    final: bool = False
 
     @property
     def name(self) -> str:
@@ -265,6 +272,11 @@ class Setting:
         row = files.read_json(self.file)
         if row["test"] is not None:
             return
+        if self.final:
+            chosen = {one["row"] for one in self.cohort.rows() if one.get("final")}
+            if chosen - {self.key}:
+                raise SystemExit(f"{', '.join(chosen)} was applied to the test scans: another row would be a choice")
+            row["final"] = True
         if self.row.changes is None:
             row["test"] = self.carried(self.cohort.test)
         else:
@@ -319,8 +331,7 @@ def by_case(scores: Scores) -> dict[str, float]:
 def table(cohort: Cohort, rows: dict[str, Row]) -> None:
     """Means over templates and seeds, their spread, and the whole method less each row, paired by case."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((cohort.place / "rows").glob("*.json")):
-        row = files.read_json(path)
+    for row in cohort.rows():
         found.setdefault(f"{row['row']} {row['preset']}", []).append(row)
     print("row | templates, seeds | pool: mean ± standard deviation of the runs, worst case | test | minutes | GiB")
     for key, runs in found.items():
@@ -344,7 +355,9 @@ def table(cohort: Cohort, rows: dict[str, Row]) -> None:
             if len(kinds) > 1:
                 print(f"    these runs differ in {what}: {', '.join(kinds)}")
     print("intervals are over cases; what another template or seed would change is not in them")
-    ours = {key: runs for key, runs in found.items() if key.startswith("ours ")}
+    ours = {
+        key: runs for key, runs in found.items() if key.startswith("ours ") or any(run.get("final") for run in runs)
+    }
     for mine, my_runs in ours.items():
         for key, runs in found.items():
             if key == mine:
@@ -384,6 +397,7 @@ def main() -> None:
     parser.add_argument("--preset", default="standard", choices=tuple(PRESETS))
     parser.add_argument("--rows", default="ours,registration,voted,supervised,mt,bound,resized,convexadam")
     parser.add_argument("--ablation", metavar="NAME=JSON", help="a row of its own: ours with these parameters changed")
+    parser.add_argument("--final", action="store_true", help="test: the ablation was chosen on the pool")
     parser.add_argument("--templates", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
@@ -398,8 +412,8 @@ def main() -> None:
         parser.error(f"{cohort.name} has no test scans")
     if not cohort.test:
         options.rows = ",".join(key for key in options.rows.split(",") if key != "bound")  # nothing could be scored
-    if options.step == "test" and options.ablation:
-        parser.error("an ablation is scored on the pool alone: whatever is tried on the test scans is a choice")
+    if options.step == "test" and bool(options.ablation) != options.final:
+        parser.error("an ablation is scored on the pool alone, unless it is the one that was chosen there: --final")
     if "convexadam" in options.rows.split(",") and importlib.util.find_spec("convexAdam") is None:
         print("convexAdam is not installed: its row is left out", flush=True)
         options.rows = ",".join(key for key in options.rows.split(",") if key != "convexadam")
@@ -410,7 +424,7 @@ def main() -> None:
                 chance = row.changes is not None and row.changes.get("rounds") != 0
                 if (seed and not chance) or (row.all_labels and number):
                     continue  # nothing would differ
-                setting = Setting(cohort, key, row, options.preset, template, seed)
+                setting = Setting(cohort, key, row, options.preset, template, seed, options.final)
                 if options.step == "run":
                     setting.run()
                 elif setting.file.exists():

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import one_label
 import pytest
-from one_label import SPLITS, Cohort, Setting, rows_for, table
+from one_label import SPLITS, Cohort, Row, Setting, rows_for, table
 from whole_scan import embedded
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.engine.config import make_config
 from SemiSAMO1Lib.engine.learners import learner_named
+from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.phantoms import PhantomSettings, make_phantom
+from SemiSAMO1Lib.volume import Geometry, Volume
 
 HERE = Path(__file__).parent
 SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path.stem != Path(__file__).stem)
@@ -85,6 +87,44 @@ def test_a_difference_is_paired_by_case(tmp_path: Path, capsys: pytest.CaptureFi
     mine, theirs = {"a": 0.9, "b": 0.5, "c": 0.7}, {"a": 0.8, "b": 0.4, "c": 0.6}
     text = shown(tmp_path, capsys, row("ours", mine), row("registration", theirs))
     assert "ours quick less registration quick, pool: +0.1000 (95 %: +0.1000 to +0.1000)" in text
+
+
+class TestFinalRow:
+    """The test scans are for presets, and for one row that was chosen on the pool."""
+
+    def setting(self, tmp_path: Path, key: str, final: bool) -> Setting:
+        scan = tmp_path / "scan.nrrd"
+        method = Row(key, None, lambda template, label, case: read_volume(label).array)
+        setting = Setting(Cohort("hippocampus", tmp_path, [scan], [scan]), key, method, "quick", "scan", 0, final)
+        files.write_json(setting.file, row(key, {}))
+        return setting
+
+    @pytest.fixture(autouse=True)
+    def scan(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        one = Volume(np.ones((3, 4, 5), np.uint8), Geometry((3, 4, 5)))
+        write_volume(tmp_path / "scan.nrrd", one)
+        monkeypatch.setattr(one_label, "reference_of", lambda scan: scan)
+
+    def test_it_is_marked(self, tmp_path: Path) -> None:
+        setting = self.setting(tmp_path, "longer", True)
+        setting.test()
+        kept = files.read_json(setting.file)
+        assert kept["final"] and kept["test"] == {"scan": {"1": 1.0}}
+
+    def test_a_second_one_is_refused(self, tmp_path: Path) -> None:
+        self.setting(tmp_path, "longer", True).test()
+        with pytest.raises(SystemExit, match="longer was applied"):
+            self.setting(tmp_path, "wider", True).test()
+
+    def test_presets_go_on(self, tmp_path: Path) -> None:
+        self.setting(tmp_path, "longer", True).test()
+        preset = self.setting(tmp_path, "ours", False)
+        preset.test()
+        assert files.read_json(preset.file)["test"] and "final" not in files.read_json(preset.file)
+
+    def test_others_are_compared_with_it(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        rows = row("longer", {"a": 0.9}, final=True), row("registration", {"a": 0.8})
+        assert "longer quick less registration quick, pool: +0.1000" in shown(tmp_path, capsys, *rows)
 
 
 def test_one_run_has_no_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
