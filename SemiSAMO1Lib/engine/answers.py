@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from .edges import by_edges
 from .evaluation.metrics import dice
 from .inference.uncertainty import voxel_entropy
 from .linking import has_links
-from .observer import Observer
 from .progress import Progress
 from .propagation.links import Link, carried
 from .ranks import Ranks
@@ -71,8 +71,7 @@ def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, 
     linked, observer = ranks.as_first(has_links(cohort, config)), progress.observer
     judged = None
     if linked and number > 0:
-        ranks.once(lambda: cohort.store.once(lambda: _checks(cohort, number, observer), "checks", f"{number}.json"))
-        values = cohort.store.json("checks", f"{number}.json")
+        values = checks_of(cohort, number, "checks", partial(cohort.probabilities, number), observer, ranks)
         judged = _Judged(number, check_of(cohort), values, frozenset(believed(cohort, values)))
         if config.neighbour_gain > 0:
             _find_how_far_behind(cohort, config, judged, ranks, progress)
@@ -265,8 +264,3 @@ def atlases_of(labelled: Sequence[LabelledCase], config: TrainingConfig, registe
 def _known(cohort: Cohort, case_id: str) -> Volume:
     """Where the propagation to a case had something to say: elsewhere its label is unknown, not background."""
     return Volume(np.asarray(cohort.confidence(case_id)) > 0, cohort.grid(cohort.case(case_id).geometry))
-
-
-def _checks(cohort: Cohort, number: int, observer: Observer) -> dict[str, float]:
-    """How far the network's predictions of a round can be believed: those of the best have a vote on others."""
-    return checks_of(cohort, lambda case_id: cohort.probabilities(number, case_id), observer)

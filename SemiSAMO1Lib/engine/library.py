@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from .linking import has_links, linker_for
 from .observer import Observer
 from .planning import Plan
 from .propagation.links import carried
+from .ranks import Ranks
 from .refinement.check import believed, checks_of
-from .similarity import nearest
+from .similarity import Likeness
 
 #: Cases that are kept.
 SIZE = 16
@@ -26,27 +28,28 @@ SIZE = 16
 _INDEX = ("library.json",)
 
 
-def keep_library(cohort: Cohort, number: int, config: TrainingConfig, observer: Observer) -> None:
+def keep_library(cohort: Cohort, number: int, config: TrainingConfig, observer: Observer, ranks: Ranks) -> None:
     """Keep image, label and signature of the cases whose answer of a round can best be believed."""
+    if ranks.as_first(cohort.store.has(*_INDEX)):
+        return
+    chosen: list[str] = []
+    if ranks.as_first(has_links(cohort, config)):
+        judged = partial(cohort.answer, number)
+        chosen = believed(cohort, checks_of(cohort, number, "checks-of-answers", judged, observer, ranks))[:SIZE]
+    ranks.once(lambda: cohort.store.save_json([_kept(cohort, number, one) for one in chosen], *_INDEX))
 
-    def keep() -> list[dict[str, object]]:
-        if not has_links(cohort, config):
-            return []
-        checks = checks_of(cohort, lambda case_id: cohort.answer(number, case_id), observer)
-        chosen = believed(cohort, checks)[:SIZE]
-        for case_id in chosen:
-            label = np.asarray(cohort.answer(number, case_id)).argmax(0)
-            kind = np.uint8 if cohort.plan.classes <= 256 else np.uint16
-            cohort.store.save_array(np.asarray(cohort.image(case_id)), "library", f"{case_id}-image.npy")
-            cohort.store.save_array(label.astype(kind), "library", f"{case_id}-label.npy")
-            known = np.asarray(cohort.confidence(case_id)) > 0
-            cohort.store.save_array(known, "library", f"{case_id}-known.npy")
-            cohort.store.save_array(np.asarray(cohort.signature(case_id)), "library", f"{case_id}-signature.npy")
-        rows = {one: cohort.grid(cohort.case(one).geometry).to_json() for one in chosen}
-        starts = {one: cohort.deformation(one).start.tolist() for one in chosen}
-        return [{"id": one, "geometry": rows[one], "to_template": starts[one]} for one in chosen]
 
-    cohort.store.once(keep, *_INDEX)
+def _kept(cohort: Cohort, number: int, case_id: str) -> dict[str, object]:
+    """Keep a case; returns its line in the index."""
+    label = np.asarray(cohort.answer(number, case_id)).argmax(0)
+    kind = np.uint8 if cohort.plan.classes <= 256 else np.uint16
+    cohort.store.save_array(np.asarray(cohort.image(case_id)), "library", f"{case_id}-image.npy")
+    cohort.store.save_array(label.astype(kind), "library", f"{case_id}-label.npy")
+    known = np.asarray(cohort.confidence(case_id)) > 0
+    cohort.store.save_array(known, "library", f"{case_id}-known.npy")
+    cohort.store.save_array(np.asarray(cohort.signature(case_id)), "library", f"{case_id}-signature.npy")
+    geometry = cohort.grid(cohort.case(case_id).geometry).to_json()
+    return {"id": case_id, "geometry": geometry, "to_template": cohort.deformation(case_id).start.tolist()}
 
 
 class Library:
@@ -73,7 +76,7 @@ class Library:
             return None
         signatures = {one: np.asarray(self._store.array("library", f"{one}-signature.npy")) for one in self._grids}
         signatures[""] = propagated.signature
-        chosen = [one for one, _ in nearest("", list(self._grids), signatures, self._config.neighbours)]
+        chosen = [one for one, _ in Likeness(signatures).nearest("", list(self._grids), self._config.neighbours)]
         own = propagated.transforms[0].start
         self._linker.forget("")
         links = self._linker.links(

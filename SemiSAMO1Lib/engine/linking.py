@@ -15,7 +15,7 @@ from .planning import Plan
 from .progress import Progress
 from .propagation.links import Link, Linker
 from .ranks import Ranks
-from .similarity import nearest
+from .similarity import Likeness
 
 
 def link(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progress) -> None:
@@ -26,7 +26,7 @@ def link(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progr
     ranks = Ranks(fabric)
     if not ranks.as_first(has_links(cohort, config)):
         return
-    signatures = {case: np.asarray(cohort.signature(case), np.float32) for case in cohort.ids}
+    likeness = Likeness({case: cohort.signature(case) for case in cohort.ids})
     # a rejected prediction tells its neighbours nothing
     useful = [case for case in cohort.ids if cohort.case(case).trainable]
     linkers: dict[str, Linker] = {}
@@ -48,7 +48,7 @@ def link(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progr
         cohort.image(case_id)  # made by one process, before others need it
     for position, case_id in ranks.share(cohort.ids, progress.observer):
         if not cohort.has_links(case_id):
-            chosen = [other for other, _ in nearest(case_id, useful, signatures, config.neighbours)]
+            chosen = [other for other, _ in likeness.nearest(case_id, useful, config.neighbours)]
             cohort.save_links(case_id, or_on_cpu(links_on, fabric.device, progress.observer, f"links of {case_id}"))
         progress.step("links", position + 1, len(cohort.ids))
 

@@ -215,8 +215,8 @@ def network_shape(
 
 def smaller(plan: Plan) -> Plan | None:
     """The plan with a smaller batch or patch, for a device whose memory did not suffice; None when none is left."""
-    if plan.batch > 1:
-        return plan.model_copy(update={"batch": plan.batch // 2})
+    if plan.batch > 1 or plan.labelled > 1:  # several processes may have begun with many of both
+        return plan.model_copy(update={"batch": max(1, plan.batch // 2), "labelled": max(1, plan.labelled // 2)})
     total = np.prod(plan.strides, axis=0)
     patch = np.array(plan.patch)
     candidates = np.where(patch >= 2 * total, patch, 0)

@@ -11,12 +11,16 @@ from .observer import Observer
 from .refinement.check import ASKED
 
 #: Usual cost on two CPU cores, seconds per million voxels: registering, linking two cases, letting a case's neighbours
-#: vote, one training step, predicting a case.
+#: vote, one training step, predicting a case, signals of its quality, its check and pseudo-label, its results (of its
+#: own grid).
 REGISTRATION_COST = 14.0
 LINK_COST = 2.2
 ANSWER_COST = 1.5
 STEP_COST = 3.8
 PREDICTION_COST = 6.0
+SIGNALS_COST = 0.7
+REFINEMENT_COST = 0.5
+RESULTS_COST = 0.2
 
 
 class Progress:
@@ -35,14 +39,18 @@ class Progress:
         costs["links"] = links * training_ml + 0.01 * count
         answering = ANSWER_COST * training_ml + 0.05 * count
         costs["answer 0"] = answering
+        signals = SIGNALS_COST * training_ml + 0.02 * count
+        results = RESULTS_COST * sum(case.geometry.voxels for case in cohort.cases) / 1e6 + 0.05 * count
+        costs["signals 0"], costs["results 0"] = signals, results
         for number in range(1, config.rounds + 1):
             costs[f"training {number}"] = STEP_COST * patch * config.iterations
             costs[f"prediction {number}"] = PREDICTION_COST * predicted + 0.1 * count
             if config.neighbour_share > 0 and config.neighbour_gain > 0:
                 costs[f"votes {number}"] = answering * min(1.0, ASKED / max(count, 1))
             costs[f"answer {number}"] = answering
+            costs[f"signals {number}"], costs[f"results {number}"] = signals, results
             if number < config.rounds:
-                costs[f"refinement {number}"] = 0.1 * count
+                costs[f"refinement {number}"] = REFINEMENT_COST * training_ml + 0.02 * count
         total = sum(costs.values())
         self._share = {stage: cost / total for stage, cost in costs.items()}
         self._before = dict(zip(costs, _running_sum(list(self._share.values())), strict=True))

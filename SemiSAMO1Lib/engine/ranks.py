@@ -41,25 +41,28 @@ def by_torchrun() -> bool:
 class Ranks:
     """The processes of a run, seen from one of them.
 
+    Args:
+        fabric: connects them; None: this process is alone.
+
     Attributes:
         number: this one, from 0.
         count: how many there are.
         first: this is the one that writes what there is once: plan, weights, results, events.
     """
 
-    def __init__(self, fabric: Fabric) -> None:
+    def __init__(self, fabric: Fabric | None = None) -> None:
         self._fabric = fabric
-        self.number, self.count = fabric.global_rank, fabric.world_size
-        self.first = fabric.is_global_zero
+        self.number, self.count = (fabric.global_rank, fabric.world_size) if fabric is not None else (0, 1)
+        self.first = fabric is None or fabric.is_global_zero
 
     def wait(self) -> None:
         """Until all are here."""
-        if self.count > 1:
+        if self._fabric is not None and self.count > 1:
             self._fabric.barrier()
 
     def largest(self, here: int) -> int:
         """The largest of a number over all processes; all have to ask."""
-        if self.count == 1:
+        if self._fabric is None or self.count == 1:
             return here
         asked = self._fabric.all_gather(torch.tensor(here, device=self._fabric.device))
         assert isinstance(asked, Tensor)
@@ -68,7 +71,7 @@ class Ranks:
     def as_first(self, here: bool) -> bool:
         """What the first one finds; all have to ask. A folder that several computers mount may show another one what
         was there a moment ago, and who waits for whom must not hang on that."""
-        if self.count == 1:
+        if self._fabric is None or self.count == 1:
             return here
         found = self._fabric.all_gather(torch.tensor(int(here), device=self._fabric.device))
         assert isinstance(found, Tensor)

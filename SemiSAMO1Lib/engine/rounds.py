@@ -122,6 +122,7 @@ def run(
     link(cohort, config, fabric, progress)
     answer(cohort, 0, config, fabric, progress)
     first_pseudo_labels(cohort, config, ranks, progress)
+    look_at_answers(cohort, 0, config, ranks, progress)
     if completed < 0 and ranks.first:
         yield from results(cohort, 0, config, progress)
 
@@ -129,11 +130,12 @@ def run(
         trained = train(cohort, number, config, fabric, progress, judge)
         predict(cohort, number, trained, config, fabric, progress)
         answer(cohort, number, config, fabric, progress)
+        look_at_answers(cohort, number, config, ranks, progress)
         if number > completed and ranks.first:
             yield from results(cohort, number, config, progress)
         if number < config.rounds:
-            ranks.once(partial(refine, cohort, number, config, progress))
-    ranks.once(partial(keep_library, cohort, config.rounds, config, observer))
+            refine(cohort, number, config, ranks, progress)
+    keep_library(cohort, config.rounds, config, observer, ranks)
     if config.rounds:
         look_again(cohort, config, fabric, observer, features)
     progress.finish()
@@ -290,12 +292,21 @@ def predict(
         progress.step(f"prediction {number}", position + 1, len(cohort.ids))
 
 
-def refine(cohort: Cohort, number: int, config: TrainingConfig, progress: Progress) -> None:
+def look_at_answers(cohort: Cohort, number: int, config: TrainingConfig, ranks: Ranks, progress: Progress) -> None:
+    """Signals of how good a round's answers are."""
+    kept = all(cohort.store.has("signals", str(number), f"{case_id}.json") for case_id in cohort.ids)
+    if not ranks.as_first(kept):
+        step = partial(progress.step, f"signals {number}")
+        cohort_signals(cohort, number, config, progress.observer, ranks, step)
+
+
+def refine(cohort: Cohort, number: int, config: TrainingConfig, ranks: Ranks, progress: Progress) -> None:
     """Pseudo-labels of the next round; with refinement 'none' the prediction itself becomes the pseudo-label."""
-    cohort.store.once(
-        lambda: refine_cohort(cohort, number, config, progress.observer).to_json(), "refinement", f"{number}.json"
-    )
-    progress.step(f"refinement {number}", 1, 1)
+    names = ("refinement", f"{number}.json")
+    if not ranks.as_first(cohort.store.has(*names)):
+        step = partial(progress.step, f"refinement {number}")
+        found = refine_cohort(cohort, number, config, progress.observer, ranks, step)
+        ranks.once(lambda: cohort.store.save_json(found.to_json(), *names))
 
 
 def look_again(
@@ -326,18 +337,18 @@ def look_again(
 
 def results(cohort: Cohort, number: int, config: TrainingConfig, progress: Progress) -> Iterator[CaseResult]:
     """A round's results on every case's own grid."""
-    observer = progress.observer
-    signals = cohort.store.once(lambda: cohort_signals(cohort, number, config, observer), "signals", f"{number}.json")
     doubts = []
-    for case in cohort.cases:
+    for position, case in enumerate(cohort.cases):
+        signals = cohort.store.json("signals", str(number), f"{case.id}.json")
         confidence = np.asarray(cohort.confidence(case.id), np.float32)
         probabilities = cohort.answer(number, case.id)
         seen = confidence > 0
         prediction, uncertainty = to_case_grid(probabilities, cohort.grid(case.geometry), seen, case.geometry)
         scores = case_scores(prediction, uncertainty, cohort.plan.classes)
         for value, row in scores["classes"].items():
-            row["signals"] = signals[case.id][int(value) - 1]
+            row["signals"] = signals[int(value) - 1]
         doubts += [scores["label_uncertainty"]] if scores["label_uncertainty"] is not None else []
         yield CaseResult(number, case.id, prediction, uncertainty, scores)
+        progress.step(f"results {number}", position + 1, len(cohort.cases))
     mean = round(float(np.mean(doubts)), 4) if doubts else None
     progress.observer.event("round", round=number, cases=len(cohort.cases), label_uncertainty=mean)

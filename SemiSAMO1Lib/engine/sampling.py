@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 
 from .config import TrainingConfig
 from .data.patches import Patches, TrainingCase, collate, draw_case, draw_patch
@@ -79,18 +81,23 @@ class PatchSource:
         )
 
 
-def drawn_ahead(sample: Sample, first: int, last: int, rank: int) -> Generator[Batch, None, None]:
-    """The batches of the iterations first .. last - 1; while one is learned from, a thread draws the next.
+def drawing_threads(device: torch.device) -> int:
+    """Threads that draw batches: one where the processor trains as well; beside a GPU all cores but one, up to eight,
+    as a step is over sooner than a batch is drawn."""
+    return 1 if device.type == "cpu" else min(8, max(1, torch.get_num_threads() - 1))
+
+
+def drawn_ahead(sample: Sample, first: int, last: int, rank: int, threads: int = 1) -> Generator[Batch, None, None]:
+    """The batches of the iterations first .. last - 1; while one is learned from, threads draw the next ones.
 
     What the drawing raises comes out of the iteration that asked for it. Close the iterator when it is left early.
     """
-    with ThreadPoolExecutor(1, "patches") as drawing:
-        following = drawing.submit(sample, first, rank) if first < last else None
+    with ThreadPoolExecutor(threads, "patches") as drawing:
+        following = deque(drawing.submit(sample, one, rank) for one in range(first, min(first + threads, last)))
         for iteration in range(first, last):
-            assert following is not None, "submitted before the loop or in its last turn"
-            batch = following.result()
-            if iteration + 1 < last:
-                following = drawing.submit(sample, iteration + 1, rank)
+            batch = following.popleft().result()
+            if iteration + threads < last:
+                following.append(drawing.submit(sample, iteration + threads, rank))
             yield batch
 
 

@@ -14,17 +14,25 @@ def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(_unit(a) @ _unit(b))
 
 
-def nearest(
-    case_id: str, certain: Sequence[str], signatures: Mapping[str, NDArray[Any]], count: int
-) -> list[tuple[str, float]]:
-    """The `count` most similar certain cases and their similarities in [0, 1], most similar first.
+class Likeness:
+    """How alike some scans are: the cosine of their signatures, clipped at 0 (method, section 1.4).
 
-    The similarity of two cases is the cosine of their signatures, clipped at 0 (method, section 1.4): the encoder's
-    global features, or with registration the descriptors in the template's space, means removed.
+    A signature is the encoder's global features, or with registration the descriptors in the template's space, means
+    removed. Each is normalised once: a cohort asks for all pairs.
+
+    Args:
+        signatures: scan -> what it looks like, all of one shape.
     """
-    own = _unit(signatures[case_id])
-    scored = [(other, max(0.0, float(own @ _unit(signatures[other])))) for other in certain if other != case_id]
-    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:count]
+
+    def __init__(self, signatures: Mapping[str, NDArray[Any]]) -> None:
+        self._place = {name: place for place, name in enumerate(signatures)}
+        self._units = np.stack([_unit(one).astype(np.float32) for one in signatures.values()])
+
+    def nearest(self, name: str, among: Sequence[str], count: int) -> list[tuple[str, float]]:
+        """The `count` scans among some that are most like one, itself left out, and how much, the most alike first."""
+        alike = self._units @ self._units[self._place[name]]
+        scored = [(other, max(0.0, float(alike[self._place[other]]))) for other in among if other != name]
+        return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:count]
 
 
 def _unit(signature: NDArray[Any]) -> NDArray[np.float64]:

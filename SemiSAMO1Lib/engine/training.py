@@ -23,7 +23,7 @@ from .learners.generators import hash_key
 from .observer import Observer, Stopped
 from .planning import Plan
 from .ranks import Ranks, by_torchrun, started_together
-from .sampling import Sample, drawn_ahead
+from .sampling import Sample, drawing_threads, drawn_ahead
 
 #: Says how good a learner's network is, larger is better.
 Judge = Callable[[Learner], float]
@@ -89,7 +89,8 @@ def train_round(
         begin.pop("shift", None)  # of the network then: this round's is found at its end
         learner.load_state_dict(begin)
     saved = reported = time.monotonic()
-    with closing(drawn_ahead(sample, first, config.iterations, fabric.global_rank)) as batches:
+    threads = drawing_threads(fabric.device)
+    with closing(drawn_ahead(sample, first, config.iterations, fabric.global_rank, threads)) as batches:
         for iteration, batch in enumerate(batches, first):
             generator = torch.Generator().manual_seed(hash_key(config.seed, number, iteration))
             losses = learner.step(batch.to(fabric.device), iteration / config.iterations, generator)

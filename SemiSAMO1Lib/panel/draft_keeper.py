@@ -112,7 +112,8 @@ class DraftKeeper:
         slicer.util.showStatusMessage(_("What you painted in {case} is kept.").format(case=case.id), 3000)
 
     def _write(self, project: Project, case: str, training: str, copied: Snapshot) -> None:
-        save_draft(project, case, copied.labels(), copied.table, training, copied.new)
+        labels, overlaps = copied.labels()
+        save_draft(project, case, labels, copied.table, training, copied.new, overlaps)
 
     def _take_result(self, wait: bool) -> None:
         if self._writing is None or not (wait or self._writing.done()):

@@ -15,7 +15,7 @@ from ..job import observe
 from ..job.watch import trainings
 from ..project import Role, reviews
 from ..project.advisor import Ranked
-from ..project.drafts import by_whom, drafts_put_aside, find_draft
+from ..project.drafts import by_whom, drafts_put_aside, find_draft, overlaps_of
 from ..project.label_table import LabelTable
 from ..project.session import Session, ended_in_words
 from ..scene.case_view import CaseFiles, CaseView
@@ -166,6 +166,9 @@ class Panel:
         if project is not None and draft is not None:
             who = by_whom(project, files.case)
             text = _("Unfinished painting of {case}{who} was brought back.").format(case=files.case, who=who)
+            for one, other, count in overlaps_of(project, files.case):
+                lost = _(" {one} and {other} shared {count} voxels; {other} has them.")
+                text += lost.format(one=one, other=other, count=count)
             if others := drafts_put_aside(project, files.case):
                 names = ", ".join(one.name for one in others)
                 text += _(" Other people's is put aside in {folder}: {names}.").format(

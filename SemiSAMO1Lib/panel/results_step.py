@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 
 from ..project import Case, Label, ProjectError, Role, reviews
 from ..project.drafts import find_draft, training_of
-from ..project.history import decisions, unreadable_lines
+from ..project.history import decided_by, decisions, unreadable_lines
 from ..project.label_table import LabelTable
 from ..project.label_writer import written
 from ..project.queue import Waiting
@@ -452,11 +452,12 @@ class ResultsStep:
         if view is None or project is None:
             return ""
         row = self._predicted.get(view.files.case)
-        state = project.state.case(view.files.case).review
-        checked = _("not checked by a person") if state == "not_seen" else state.replace("_", " ")
+        case = project.state.case(view.files.case)
+        checked = _("not checked by a person") if case.review == "not_seen" else case.review.replace("_", " ")
+        checked += decided_by(project, case)
         if row is None:
             not_predicted = _("The current training did not predict this case.")
-            if project.state.case(view.files.case).label_version is None:
+            if case.label_version is None:
                 return not_predicted
             return _("A person's label; {state}.").format(state=checked) + " " + not_predicted
         lines = [_("Predicted by {training}; {checked}.").format(training=row["training"], checked=checked)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..project import Case, Label, LabelReading, LabelTable, Project, Role
+from ..project.advisor import Ranked
 from ..project.drafts import discard_draft
 from ..project.label_reader import DoubtfulLabel
 from ..project.label_writer import written
@@ -214,7 +215,9 @@ class TemplateStep:
         table = project.update_labels(found.table)
         with slicer.util.WaitCursor(), written(view.files.case, found.labels, table) as path:
             role = project.role_for_label(view.files.case)
-            project.add_label(view.files.case, path, "template", role, absent, reviewer=self._reviewer())
+            who, seen = self._reviewer(), view.as_seen
+            project.add_label(view.files.case, path, "template", role, absent, reviewer=who, seen=seen)
+        view.as_seen = project.state.case(view.files.case)
         view.mark_saved()
         self._settle()
         discard_draft(project, view.files.case)
@@ -236,10 +239,12 @@ class TemplateStep:
         ranking = self._session.ranking()
         places = {one.case: number for number, one in enumerate(ranking)}
         rest.sort(key=lambda case: places.get(case.id, len(places)))
-        best = ranking[0].case if ranking else ""
-        warned = {one.case for one in ranking if one.warning}
-        entries = [(_entry(case, best, warned), case.id) for case in [*first, *rest]]
+        best = ranking[0].case if ranking and not ranking[0].warning else ""
+        advised = {one.case: one for one in ranking}
+        entries = [(_entry(case, best, advised.get(case.id)), case.id) for case in [*first, *rest]]
         fill_box(ui.templateCaseBox, entries)
+        for number, (_text, case_id) in enumerate(entries):
+            ui.templateCaseBox.setItemData(number, _why(advised.get(case_id)), qt.Qt.ToolTipRole)
         self.show_advice()
         no_project = [] if project is not None else [_("Open or make a project first.")]
         no_case = no_project or ([] if entries else [_("Add scans first.")])
@@ -275,7 +280,10 @@ class TemplateStep:
             lines.append(_("Looking for the best scan to label: {share:.0%}").format(share=share))
         elif ranking and not self._has_template:
             best = ranking[0]
-            lines.append(_("Recommended: {case} ({reason}).").format(case=best.case, reason=best.reason))
+            if best.warning:
+                lines.append(_("No scan looks like the others; choose the template yourself."))
+            else:
+                lines.append(_("Recommended: {case} ({reason}).").format(case=best.case, reason=best.reason))
         odd = [one for one in ranking if one.warning]
         if odd and not running:
             shown = "; ".join(f"{one.case}: {one.warning}" for one in odd[:3])
@@ -306,13 +314,21 @@ class TemplateStep:
         self._rows = rows
 
 
-def _entry(case: Case, best: str, warned: Collection[str]) -> str:
-    """A case in the list: its role, or what the advice says of it."""
+def _entry(case: Case, best: str, advised: Ranked | None) -> str:
+    """A case in the list: its role, or what the advice says of it and how much it looks like the others."""
     if case.role is not Role.UNLABELLED:
         return f"{case.id} ({case.role})"
-    if case.id == best:
-        return _("{case} (recommended)").format(case=case.id)
-    return _("{case} (does not fit)").format(case=case.id) if case.id in warned else case.id
+    if advised is None:
+        return case.id
+    if advised.warning:
+        return _("{case} (does not fit)").format(case=case.id)
+    text = _("{case} (recommended, {alike:.2f})") if case.id == best else _("{case} ({alike:.2f})")
+    return text.format(case=case.id, alike=advised.centrality)
+
+
+def _why(advised: Ranked | None) -> str:
+    """Why a scan stands where it stands in the list."""
+    return "" if advised is None else advised.warning or advised.reason
 
 
 def _meaning(label: Label) -> str:

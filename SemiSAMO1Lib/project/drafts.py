@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,18 @@ def draft_file(project: Project, case: str) -> Path:
     return project.folder / "labels" / case / "draft.seg.nrrd"
 
 
+#: Two segments that claimed the same voxels, how many; the second one has them.
+Overlap = tuple[str, str, int]
+
+
 def save_draft(
-    project: Project, case: str, labels: Volume, table: LabelTable, training: str, new: Collection[int] = ()
+    project: Project,
+    case: str,
+    labels: Volume,
+    table: LabelTable,
+    training: str,
+    new: Collection[int] = (),
+    overlaps: Sequence[Overlap] = (),
 ) -> Path:
     """Write a draft, in place of an older one; another person's is put aside as `draft-of-<name>-<time>.seg.nrrd`.
 
@@ -33,13 +43,15 @@ def save_draft(
         training: whose prediction it began from; empty for a label drawn from nothing.
         new: values that the project has not given. It may give them to other labels before the draft is opened again,
             so their segments go by name.
+        overlaps: what segments lost because a voxel has one label; told when the draft is brought back.
     """
     path = draft_file(project, case)
     written = path.with_name("draft-new.seg.nrrd")
     write_segmentation(written, labels, table, "draft", new)
     _put_aside(project, case)
     written.replace(path)
-    files.write_json(path.with_name("draft.json"), {"training": training, **identity()})
+    lost = {"overlaps": list(overlaps)} if overlaps else {}
+    files.write_json(path.with_name("draft.json"), {"training": training, **identity(), **lost})
     return path
 
 
@@ -81,6 +93,11 @@ def _record(project: Project, case: str) -> dict[str, Any]:
 def training_of(project: Project, case: str) -> str | None:
     """Whose prediction a case's draft began from; None without a draft, or where it is not known."""
     return str(_record(project, case).get("training", "")) or None
+
+
+def overlaps_of(project: Project, case: str) -> list[Overlap]:
+    """What segments of a case's draft lost to others, because a voxel has one label."""
+    return [(str(one), str(other), int(n)) for one, other, n in _record(project, case).get("overlaps", ())]
 
 
 def restore_draft(project: Project, case: str, labels: Path, training: str | None) -> Path:

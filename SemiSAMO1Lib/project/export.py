@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from ..image_io import write_volume
 from ..job.folder import JobFolder, JobKind
 from ..volume import Volume
 from .cases import Case, Role
+from .history import decided_by, seen_to_saved
 from .label_reader import read_labels
 from .label_table import LabelTable
 from .label_writer import write_segmentation
-from .results import Quality, predictions, quality, values_of_training
+from .results import Quality, is_as_made, predictions, quality, values_of_training
 from .reviews import Review
 from .store import MissingImage, Project, ProjectError
 
@@ -31,7 +32,7 @@ FORMATS = {"nrrd": ".seg.nrrd", "nifti": ".nii.gz", "dicom-seg": ".dcm"}
 TABLE, PREDICTIONS = "volumes.csv", "predictions.csv"
 
 _COLUMNS = ("case", "scan", "file", "what", "origin", "by", "time", "state", "value", "label", "volume_ml")
-_SCORES = ("uncertainty_percent", "likely_dice", "likely_dice_error", "likely_dice_checked")
+_SCORES = ("uncertainty_percent", "likely_dice", "likely_dice_error", "likely_dice_checked", "dice_seen_to_saved")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Exported:
         scores: label value -> row of the results, for a prediction.
         likely: label value -> likely Dice, for a prediction.
         rated: likely quality of all predictions: its error, and whether it was checked on this project's scans.
+        seen: label value -> Dice between the prediction that a person saw and the label that was saved.
     """
 
     case: Case
@@ -61,6 +63,7 @@ class Exported:
     scores: Mapping[str, Any]
     likely: Mapping[int, float]
     rated: Quality
+    seen: Mapping[int, float] = field(default_factory=dict)
 
     def read(self) -> Volume:
         """Label values (z, y, x) on the scan's grid."""
@@ -99,13 +102,16 @@ def _choose(
         path = project.label_path(case)
         who, when = record.get("reviewer", ""), record.get("time", "")
         known = frozenset(record["declared"])
-        return Exported(case, path, "label", record["origin"], who, when, known, {}, {}, rated)
+        seen = seen_to_saved(project, case)
+        return Exported(case, path, "label", record["origin"], who, when, known, {}, {}, rated, seen)
     if case.review == Review.REJECTED:
-        return "its prediction was rejected"
+        return f"its prediction was rejected{decided_by(project, case)}"
     if row is None or row["prediction"] is None:
         return "no label and no prediction"
     if not row["prediction"].is_file():
         return f"its prediction is missing: {row['prediction']}"
+    if not is_as_made(row):
+        return f"the file of its prediction is not as {row['training']} made it; what was mended is a correction"
     likely = rated.estimates[case.id].labels
     scores, training = row["scores"].get("labels", {}), row["training"]
     path = row["prediction"]
@@ -216,22 +222,30 @@ def rows_of(one: Exported, labels: Volume, table: LabelTable, file: str) -> Iter
             "likely_dice": "" if likely is None else f"{likely:.3f}",
             "likely_dice_error": "" if likely is None else f"{one.rated.error:.3f}",
             "likely_dice_checked": "" if likely is None else "yes" if one.rated.checked else "not yet on these scans",
+            "dice_seen_to_saved": f"{one.seen[label.value]:.4f}" if label.value in one.seen else "",
         }
 
 
 def clear_earlier(folder: Path, kind: str) -> None:
-    """Remove what an earlier export of this format wrote; mark the folder as one of an export."""
-    table = folder / TABLE
-    if table.is_file():
-        for row in csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))):
-            name = row.get("file") or ""
-            if name.endswith(FORMATS[kind]) and Path(name).name == name:
-                (folder / name).unlink(missing_ok=True)
-    write_tables(folder, [], [])
+    """Remove what earlier exports of this format wrote; mark the folder as one of an export."""
+    table, names = folder / TABLE, set(_written(folder).get(kind, ()))
+    if table.is_file():  # an older program wrote no list
+        names |= {row.get("file") or "" for row in csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))}
+    for name in names:
+        if name.endswith(FORMATS[kind]) and Path(name).name == name:
+            (folder / name).unlink(missing_ok=True)
+    write_tables(folder, kind, [], [])
 
 
-def write_tables(folder: Path, rows: list[dict[str, Any]], left_out: list[tuple[str, str]]) -> None:
-    """`volumes.csv`, and `left_out.csv` with the reasons."""
+def _written(folder: Path) -> dict[str, list[str]]:
+    """Format -> files of the last export of it into a folder; the table is that of the last export alone."""
+    path = folder / "exported.json"
+    return dict(files.read_json(path)) if path.is_file() else {}
+
+
+def write_tables(folder: Path, kind: str, rows: list[dict[str, Any]], left_out: list[tuple[str, str]]) -> None:
+    """`volumes.csv`, `left_out.csv` with the reasons, and `exported.json`, what each format's last export wrote."""
+    files.write_json(folder / "exported.json", {**_written(folder), kind: sorted({row["file"] for row in rows})})
     files.write_text(folder / TABLE, table_as_text((*_COLUMNS, *_SCORES), rows))
     listed = [{"case": case, "reason": reason} for case, reason in left_out]
     files.write_text(folder / "left_out.csv", table_as_text(("case", "reason"), listed))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from .cases import Role
+from .cases import Case, Role
 from .store import Project
 
 #: Stands for all labels together in decisions that an older program wrote.
@@ -66,6 +66,24 @@ _KNOWN: WeakKeyDictionary[Project, _History] = WeakKeyDictionary()
 def decisions(project: Project) -> Mapping[str, Sequence[Decision]]:
     """Case id -> its decisions in force, oldest first; an unchanged file is not read twice."""
     return _history(project).decisions
+
+
+def decided_by(project: Project, case: Case) -> str:
+    """` by NAME, TIME` of what a case's state says, for a sentence; empty where nobody decided, or it is not known."""
+    made = decisions(project).get(case.id, ())
+    return f" by {made[-1].reviewer}, {made[-1].time[:16].replace('T', ' ')}" if _in_force(made, case) else ""
+
+
+def seen_to_saved(project: Project, case: Case) -> Mapping[int, float]:
+    """Label value -> Dice between the prediction that a person saw and the case's label in force; empty without."""
+    made = decisions(project).get(case.id, ())
+    known = _in_force(made, case) and made[-1].label == case.label_version
+    return {value: one for value, one in made[-1].dice.items() if value != ALL_TOGETHER} if known else {}
+
+
+def _in_force(made: Sequence[Decision], case: Case) -> bool:
+    """Whether the last decision about a case is what its state says."""
+    return bool(made) and made[-1].after == case.review
 
 
 def unreadable_lines(project: Project) -> int:

@@ -35,11 +35,21 @@ def predictions(project: Project, training: str | None = None) -> dict[str, dict
 
 def _rows(index: Path) -> dict[str, dict[str, Any]]:
     results = index.parent
+    JobFolder(results.parent).spec()  # refuses that of a newer program
     found = {}
     for row in files.read_json(index)["cases"]:
         places = {key: results / row[key] if row.get(key) else None for key in ("prediction", "uncertainty")}
         found[row["case"]] = {**row, **places, "training": results.parent.name}
     return found
+
+
+def is_as_made(row: dict[str, Any]) -> bool:
+    """Whether the file of a prediction still is what the training wrote: the machine's word is not mended in place.
+
+    True where an older program did not write down what it made, and where the file is not there.
+    """
+    path, made = row["prediction"], row.get("sha256")
+    return made is None or path is None or not path.is_file() or files.sha256(path) == made
 
 
 def left_out(project: Project, training: str | None = None) -> dict[str, str]:

@@ -16,7 +16,7 @@ from . import drafts
 from .cases import Case, Role
 from .history import Decision, decisions
 from .label_reader import DoubtfulLabel, LabelError, read_labels
-from .results import asked_about, predictions, values_of_training
+from .results import asked_about, is_as_made, predictions, values_of_training
 from .store import Project, ProjectError, require_as_seen
 
 
@@ -67,12 +67,17 @@ def accept(
         seen: the case as it was when the person opened it; None: as it is now.
 
     Raises:
-        ProjectError: no prediction, the state does not allow it, somebody else decided meanwhile, there is unfinished
-            painting of it, or there are newer predictions than the one that was seen.
+        ProjectError: no prediction, or its file was changed, the state does not allow it, somebody else decided
+            meanwhile, there is unfinished painting of it, or there are newer predictions than the one that was seen.
         LabelError: a label was not found and not declared absent.
     """
     case = _may(project, case_id, Review.ACCEPTED, seen)
     row = _predicted(project, case, "accept", training)
+    if not is_as_made(row):
+        raise ProjectError(
+            f"the file of {case.id}'s prediction is not as {row['training']} made it ({row['prediction']}). "
+            "If you mended it, save it as a correction."
+        )
     _require_no_painting(project, case)
     origin, role, state = "accepted", Role.LABELLED, str(Review.ACCEPTED)
     project.add_label(
@@ -203,21 +208,36 @@ def undo(project: Project, case_id: str, reviewer: str | None = None, seen: Case
     """Take the last decision about a case back: state, role and label are those before it.
 
     A label that the case was given in another way since then stays in force. The painting of a correction becomes a
-    draft again, if there is none. Raises ProjectError; a draft is not undone, but saved or discarded.
+    draft again, if there is none. Where the decision's line is lost the case waits again, without the label that came
+    with it. Raises ProjectError; a draft is not undone, but saved or discarded.
     """
     case = project.refresh().case(case_id)
     require_as_seen(case, seen)
     if case.role is Role.EXCLUDED:
         raise ProjectError(f"case {case.id} is excluded; include it first")
     made = decisions(project).get(case.id, [])
+    if case.review == Review.DRAFT:
+        raise ProjectError(f"case {case.id} is a draft: save what was painted as a correction, or discard it")
+    if case.review != Review.NOT_SEEN and (not made or made[-1].after != case.review):  # its line is lost
+        labelled = case.role is Role.LABELLED and case.review in (Review.ACCEPTED, Review.CORRECTED)
+        role, label = (Role.UNLABELLED, None) if labelled else (case.role, case.label_version)
+        return project.restore(case.id, str(Review.NOT_SEEN), role, label, seen=case)
     if not made:
         raise ProjectError(f"nothing was decided about case {case.id}; there is nothing to undo")
     last = made[-1]
-    if last.after == Review.DRAFT:
-        raise ProjectError(f"case {case.id} is a draft: save what was painted as a correction, or discard it")
     if last.after == Review.CORRECTED and case.label_version == last.label is not None:
         drafts.restore_draft(project, case.id, project.label_path(case), last.training)
     return _take_back(project, case, last, reviewer)
+
+
+def use_training(project: Project, training: str) -> None:
+    """Let the predictions of another training count. Rejected are those of its predictions that were, and no others.
+
+    Raises ProjectError: there is no such training, or it has no predictions.
+    """
+    last = [made[-1] for made in decisions(project).values() if made]
+    rejected = {one.case for one in last if one.after == Review.REJECTED and one.training == training}
+    project.use_training(training, rejected)
 
 
 def _take_back(project: Project, case: Case, last: Decision, reviewer: str | None) -> Case:
@@ -272,8 +292,8 @@ def _require_likeness(labels: Path, case: Case, predicted: NDArray[Any] | None) 
 
 
 def _voxels(case: Case, row: dict[str, Any] | None) -> NDArray[Any] | None:
-    """Label values of a prediction on the scan's grid; None where it is not there any more."""
-    if row is None or row["prediction"] is None:
+    """Label values of a prediction on the scan's grid; None where it is not there any more, or was changed since."""
+    if row is None or row["prediction"] is None or not is_as_made(row):
         return None
     try:
         return read_labels(row["prediction"], case.geometry, allow_empty=True).volume.array

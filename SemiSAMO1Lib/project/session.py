@@ -21,6 +21,7 @@ from .export import request_bundle, request_export, request_predictions, request
 from .label_table import LabelTable
 from .queue import Advice, Score, Waiting, advice, queue, score
 from .results import PastTraining, Quality, left_out, past_trainings, predictions, quality
+from .reviews import use_training
 from .store import Project, ProjectError
 from .training import reasons_against_training, request_training
 
@@ -394,7 +395,7 @@ class Session:
 
     def use_training(self, name: str) -> None:
         """Let the predictions of another training count. Raises ProjectError."""
-        self._opened.use_training(name)
+        use_training(self._opened, name)
 
     def predicted(self) -> dict[str, dict[str, Any]]:
         """Case -> its row in the current results, as `results.predictions` says; read once for each index."""

@@ -280,11 +280,25 @@ class Project:
 
         self.change(apply)
 
-    def use_training(self, job_id: str) -> None:
-        """Let the predictions of an earlier training count again; reviews stay. Raises ProjectError."""
+    def use_training(self, job_id: str, rejected: Collection[str] = ()) -> None:
+        """Let the predictions of another training count; what was decided about labels stays.
+
+        Args:
+            job_id: the training.
+            rejected: cases whose prediction by it was rejected (`reviews.use_training` knows); others wait again.
+
+        Raises:
+            ProjectError: there is no such training, or it has no predictions.
+        """
         if not (self.jobs / job_id / "results" / "index.json").is_file() or Path(job_id).name != job_id:
             raise ProjectError(f"{job_id} is not a training of this project with predictions")
-        self.change(lambda state: replace(state, current_training=job_id))
+
+        def after(case: Case) -> Case:
+            if case.id in rejected and case.review == "not_seen":
+                return replace(case, review="rejected")
+            return replace(case, review="not_seen") if case.review == "rejected" and case.id not in rejected else case
+
+        self.change(lambda state: replace(state, current_training=job_id, cases=tuple(map(after, state.cases))))
 
     # ------------------------------------------------------------------ images
 
@@ -567,8 +581,9 @@ class Project:
         """Write one decision to reviews.jsonl, with the state before it."""
         who = identity()
         row = {"time": who["time"], "reviewer": who["user"], "case": case_id, "before": before, "after": after}
-        files.mend_last_line(self.reviews)
-        files.append_line(self.reviews, {**row, **fields})
+        with locked(self.folder / "project.lock"):  # half a line of somebody else's is not to be mended
+            files.mend_last_line(self.reviews)
+            files.append_line(self.reviews, {**row, **fields})
 
 
 #: Schema number -> function that lifts project.json by one version.

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
+from numpy.typing import NDArray
 from vtk.util.numpy_support import vtk_to_numpy
 
+from ..project.drafts import Overlap
 from ..project.label_reader import VALUE_TAG, to_grid
 from ..project.label_table import Label, LabelTable
 from ..project.label_writer import STATUS, STATUS_TAG, terminology_entry
@@ -42,7 +44,7 @@ class Drawn:
 
     labels: Volume
     table: LabelTable
-    overlaps: tuple[tuple[str, str, int], ...]
+    overlaps: tuple[Overlap, ...]
     counts: dict[int, int]
 
 
@@ -152,14 +154,19 @@ def drawn(node: Any, scan: Any, table: LabelTable) -> Drawn:
         mask = slicer.util.arrayFromSegmentBinaryLabelmap(node, identity, scan)
         inside = np.zeros(geometry.shape, bool) if mask is None else mask > 0
         counts[value] = int(np.count_nonzero(inside))
-        claimed = merged[inside]
-        taken, shared = np.unique(claimed[claimed > 0], return_counts=True)
-        overlaps += [(names[int(v)], segment.GetName(), int(n)) for v, n in zip(taken, shared, strict=True) if v]
-        merged[inside] = value
+        overlaps += [(names[other], segment.GetName(), n) for other, n in _claim(merged, inside, value)]
         names[value] = segment.GetName()
         labels.append(_label(segment, value, table))
     own_table = LabelTable(tuple(sorted(labels, key=lambda one: one.value)))
     return Drawn(Volume(merged, geometry), own_table, tuple(overlaps), counts)
+
+
+def _claim(merged: NDArray[Any], inside: NDArray[np.bool_], value: int) -> list[tuple[int, int]]:
+    """Give voxels to a value; returns the values that had some of them, and how many."""
+    before = merged[inside]
+    taken, shared = np.unique(before[before > 0], return_counts=True)
+    merged[inside] = value
+    return [(int(one), int(count)) for one, count in zip(taken, shared, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -182,13 +189,16 @@ class Snapshot:
     grid: Geometry
     new: frozenset[int]
 
-    def labels(self) -> Volume:
-        """All segments as one label map on the scan's grid; where segments overlap the later one wins."""
+    def labels(self) -> tuple[Volume, tuple[Overlap, ...]]:
+        """All segments as one label map on the scan's grid; where segments overlap the later one wins, and it is said
+        which took how many voxels from which."""
         merged = np.zeros(self.grid.shape, np.uint8 if max(self.table.values, default=0) <= 255 else np.uint16)
+        overlaps: list[Overlap] = []
         for one in self.painted:
             placed, _, _ = to_grid(one.mask, self.grid)
-            merged[placed.array > 0] = one.value
-        return Volume(merged, self.grid)
+            mine, lost = self.table.name_of(one.value), _claim(merged, placed.array > 0, one.value)
+            overlaps += [(self.table.name_of(value), mine, count) for value, count in lost]
+        return Volume(merged, self.grid), tuple(overlaps)
 
 
 def snapshot(node: Any, scan: Any, table: LabelTable) -> Snapshot:

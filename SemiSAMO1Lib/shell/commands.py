@@ -267,7 +267,7 @@ def resume_command(
 ) -> None:
     """Go on with a training that was stopped or interrupted."""
     from ..engine.ranks import started_together
-    from ..tasks.train import config_of
+    from ..tasks.train import config_of, require_shares_of
 
     ended = (State.INTERRUPTED, State.FAILED)
     found = _job(
@@ -275,9 +275,10 @@ def resume_command(
         job,
         lambda seen: seen.state in ended or (seen.state is State.NOT_RESPONDING and not seen.here),
     )
-    if started_together()[0] > 1:
+    if (processes := started_together()[0]) > 1:
 
         def ready() -> JobFolder:
+            require_shares_of(found, processes)
             with _told_how_to_take_over(project):
                 require_resumable(found, elsewhere)
             return found

@@ -47,7 +47,8 @@ def advise(project: ProjectPath, as_json: Json = False) -> None:
             table.add_row(one.case, f"{one.centrality:.2f}", one.warning)
         out.print(table)
     step = next_step("template", project, "--case", first.case, "--labels", "FILE")
-    say(value, as_json, f"Label {first.case}: {first.reason}. {step}")
+    text = f"Label {first.case}: {first.reason}. {step}"
+    say(value, as_json, "No scan looks like the others: choose the template yourself." if first.warning else text)
 
 
 @guarded

@@ -14,15 +14,18 @@ from ..job.watch import running_training
 from ..project import Case, Project, ProjectError
 from ..project import reviews as review
 from ..project.drafts import find_draft
-from ..project.history import unreadable_lines
+from ..project.history import decisions, unreadable_lines
 from ..project.queue import Score, advice
 from ..project.queue import queue as waiting_cases
 from ..project.queue import score as honest_score
-from ..project.results import predictions, quality
+from ..project.results import changes, is_as_made, predictions, quality
 from ..quality import ENOUGH
 from .console import Json, ProjectPath, err, existing_file, guarded, next_step, out, register, say
 
 CaseName = Annotated[str, typer.Option("--case", help="The case.", show_default=False)]
+Seen = Annotated[
+    str | None, typer.Option("--training", help="Whose prediction you looked at; refused if it is not the current one.")
+]
 Absent = Annotated[list[int] | None, typer.Option(help="A label value that is not in this scan (repeatable).")]
 
 
@@ -34,8 +37,8 @@ def queue(project: ProjectPath, as_json: Json = False) -> None:
     rated = quality(opened, predictions(opened))
     waiting = waiting_cases(opened, rated)
     if as_json:
-        keys = ("case", "state", "score", "level", "random")
-        print(json.dumps([{key: getattr(one, key) for key in keys} for one in waiting]))
+        keys, training = ("case", "state", "score", "level", "random"), opened.state.current_training
+        print(json.dumps([{**{key: getattr(one, key) for key in keys}, "training": training} for one in waiting]))
         return
     if not rated.estimates:
         busy = running_training(opened.jobs)
@@ -57,8 +60,10 @@ def queue(project: ProjectPath, as_json: Json = False) -> None:
         out.print(f"Likely quality is not yet checked on your scans: {rated.reviewed} of {ENOUGH} are reviewed.")
     folder = predictions(opened)[waiting[0].case]["prediction"]
     if folder is not None:
-        out.print(f"To be mended: {folder.parent.parent}/CASE/{folder.name}", highlight=False, soft_wrap=True)
-    step = next_step("accept", project, "--case", waiting[0].case)
+        text = f"To be mended, a copy of: {folder.parent.parent}/CASE/{folder.name}"
+        out.print(text, highlight=False, soft_wrap=True)
+    training = opened.state.current_training
+    step = next_step("accept", project, "--case", waiting[0].case, "--training", training)
     out.print(f"{step} (or correct --labels FILE, reject, skip)", highlight=False, soft_wrap=True)
 
 
@@ -68,8 +73,13 @@ def score(project: ProjectPath, as_json: Json = False) -> None:
     opened = Project(project)
     _say_unreadable(opened)
     rated = quality(opened, predictions(opened))
-    found, said = honest_score(opened, rated), advice(opened, rated)
-    value = {"score": None if found is None else vars(found), "verdict": said.verdict, "reason": said.reason}
+    found, said, learned = honest_score(opened, rated), advice(opened, rated), changes(opened)
+    value = {
+        "score": None if found is None else vars(found),
+        "verdict": said.verdict,
+        "reason": said.reason,
+        "reviewed": [vars(one) for one in learned],
+    }
     mean = (
         ""
         if found is None
@@ -78,7 +88,9 @@ def score(project: ProjectPath, as_json: Json = False) -> None:
             f"from {_whose(found)}; an accepted prediction counts 1, a rejected one 0. "
         )
     )
-    say(value, as_json, f"{mean}{said.verdict.capitalize()}: {said.reason}.")
+    lines = [f"{mean}{said.verdict.capitalize()}: {said.reason}."]
+    lines += [f"Reviewed before, predicted anew: {one.in_words}" for one in learned]
+    say(value, as_json, "\n".join(lines))
 
 
 def _whose(found: Score) -> str:
@@ -89,9 +101,12 @@ def _whose(found: Score) -> str:
 
 
 @guarded
-def accept(project: ProjectPath, case: CaseName, absent: Absent = None, as_json: Json = False) -> None:
+def accept(
+    project: ProjectPath, case: CaseName, absent: Absent = None, training: Seen = None, as_json: Json = False
+) -> None:
     """Take a prediction as the case's label: it counts in the next training."""
-    _say(review.accept(Project(project), case, absent), as_json)
+    opened = Project(project)
+    _say(opened, review.accept(opened, case, absent, training=training), as_json)
 
 
 @guarded
@@ -100,39 +115,47 @@ def correct(
     case: CaseName,
     labels: Annotated[Path, typer.Option(help="The corrected labels: .seg.nrrd or label map.", show_default=False)],
     absent: Absent = None,
+    training: Seen = None,
     add_labels: Annotated[bool, typer.Option("--add-labels", help="Take segments that the project lacks.")] = False,
     sure: Annotated[bool, typer.Option("--sure", help="It is this case's, even if it looks like another's.")] = False,
     as_json: Json = False,
 ) -> None:
     """Give a case corrected labels: they count in the next training."""
     opened = Project(project)
-    before = opened.state.labels.values
-    changed = review.correct(opened, case, existing_file(labels), absent, add_labels=add_labels, sure=sure)
+    before, row = opened.state.labels.values, predictions(opened).get(opened.state.case(case).id)
+    if row is not None and not is_as_made(row):
+        text = f"note: {row['prediction']} is not as {row['training']} made it; how good it was is not counted"
+        err.print(text, highlight=False, markup=False, soft_wrap=True)
+    given = existing_file(labels)
+    changed = review.correct(opened, case, given, absent, add_labels=add_labels, sure=sure, training=training)
     for label in opened.state.labels:
         if label.value not in before:
             text = f"note: label {label.value} ({label.name}) is new; in labels that were saved before it is unknown"
             err.print(text, highlight=False, markup=False, soft_wrap=True)
     for note in opened.label_record(changed)["notes"]:
         err.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
-    _say(changed, as_json)
+    _say(opened, changed, as_json)
 
 
 @guarded
-def reject(project: ProjectPath, case: CaseName, as_json: Json = False) -> None:
+def reject(project: ProjectPath, case: CaseName, training: Seen = None, as_json: Json = False) -> None:
     """The prediction is useless: the next training takes no pseudo-label from it and predicts it again."""
-    _say(review.reject(Project(project), case), as_json)
+    opened = Project(project)
+    _say(opened, review.reject(opened, case, training=training), as_json)
 
 
 @guarded
-def skip(project: ProjectPath, case: CaseName, as_json: Json = False) -> None:
+def skip(project: ProjectPath, case: CaseName, training: Seen = None, as_json: Json = False) -> None:
     """Decide later: the case goes to the end of the queue."""
-    _say(review.skip(Project(project), case), as_json)
+    opened = Project(project)
+    _say(opened, review.skip(opened, case, training=training), as_json)
 
 
 @guarded
 def undo(project: ProjectPath, case: CaseName, as_json: Json = False) -> None:
     """Take the last decision about a case back."""
-    _say(review.undo(Project(project), case), as_json)
+    opened = Project(project)
+    _say(opened, review.undo(opened, case), as_json)
 
 
 @guarded
@@ -142,19 +165,21 @@ def discard(project: ProjectPath, case: CaseName, as_json: Json = False) -> None
     known = opened.state.case(case)
     if find_draft(opened, known.id) is None and known.review != review.Review.DRAFT:
         raise ProjectError(f"there is no unfinished painting of case {known.id}")
-    _say(review.discard_draft(opened, case), as_json)
+    _say(opened, review.discard_draft(opened, case), as_json)
 
 
 @guarded
 def exclude(project: ProjectPath, case: CaseName, as_json: Json = False) -> None:
     """Leave a case out: it is not trained on, predicted or exported, until it is included again."""
-    _say(Project(project).exclude(case), as_json)
+    opened = Project(project)
+    _say(opened, opened.exclude(case), as_json)
 
 
 @guarded
 def include(project: ProjectPath, case: CaseName, as_json: Json = False) -> None:
     """Take an excluded case in again, as what it was."""
-    _say(Project(project).include(case), as_json)
+    opened = Project(project)
+    _say(opened, opened.include(case), as_json)
 
 
 @guarded
@@ -164,7 +189,7 @@ def use(
     as_json: Json = False,
 ) -> None:
     """Let the predictions of an earlier training count again."""
-    Project(project).use_training(training)
+    review.use_training(Project(project), training)
     say({"current_training": training}, as_json, f"The predictions of {training} count. {next_step('queue', project)}")
 
 
@@ -174,10 +199,14 @@ def _say_unreadable(project: Project) -> None:
         err.print(f"warning: {count} lines of {project.reviews} cannot be read and are left out", soft_wrap=True)
 
 
-def _say(case: Case, as_json: bool) -> None:
+def _say(project: Project, case: Case, as_json: bool) -> None:
     value = {"case": case.id, "state": case.review, "role": str(case.role), "label_version": case.label_version}
+    made = decisions(project).get(case.id, [])
+    training = made[-1].training if made and made[-1].after == case.review else None
     label = f", label version {case.label_version}" if case.label_version is not None else ""
-    say(value, as_json, f"{case.id} is {case.review.replace('_', ' ')} ({case.role}{label})")
+    seen = f", prediction of {training}" if training is not None else ""
+    text = f"{case.id} is {case.review.replace('_', ' ')} ({case.role}{label}{seen})"
+    say({**value, "training": training}, as_json, text)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -35,7 +35,7 @@ def export(job: JobFolder, reporter: Reporter) -> None:
     clear_earlier(folder, kind)
     for position, one in enumerate(found):
         if reporter.should_stop():
-            write_tables(folder, rows, left_out)
+            write_tables(folder, kind, rows, left_out)
         stop_if_asked(reporter)
         name = f"{one.case.id}{FORMATS[kind]}"
         try:
@@ -55,7 +55,7 @@ def export(job: JobFolder, reporter: Reporter) -> None:
             rows += list(rows_of(one, labels, table, name))
         done = position + 1
         reporter.event("progress", stage="exporting", done=done, of=len(found), fraction=done / len(found))
-    write_tables(folder, rows, left_out)
+    write_tables(folder, kind, rows, left_out)
     if not rows:
         reasons = "; ".join(f"{case}: {reason}" for case, reason in left_out[:3])
         more = f"; and {len(left_out) - 3} more, see left_out.csv" if len(left_out) > 3 else ""

@@ -21,7 +21,7 @@ from ..engine.observer import Observer, Silent, stop_if_asked
 from ..job import JobFolder, State, observe, start
 from ..job.folder import usable_cores
 from ..project import Project, ProjectError, Role, reviews
-from ..project.label_reader import read_labels
+from ..project.label_reader import LabelError, read_labels
 from ..project.queue import queue, random_order
 from ..project.results import predictions
 from ..project.training import LAST, request_training
@@ -82,6 +82,7 @@ def simulate(
 
     Raises:
         ProjectError: there is no template, an unknown order, too few cases, or a training that failed.
+        LabelError: a reference cannot be used; found out before the first training.
         NothingToCompare: no reference belongs to a case.
     """
     observer = observer or Silent()
@@ -96,6 +97,7 @@ def simulate(
         )
     waiting = [case.id for case in project.state.with_role(Role.UNLABELLED) if case.id in truth]
     _require_enough(waiting, plan)
+    _require_usable(project, {case: truth[case] for case in waiting})
     _require_same_plan(folder / "plan.json", plan)
     start_folder = folder / "start"
     if not (start_folder / "done.json").exists():
@@ -133,6 +135,14 @@ def _require_enough(waiting: Sequence[str], plan: Plan) -> None:
         raise ProjectError(
             f"{len(waiting)} cases have a reference; {plan.steps[-1]} corrected ones leave none untouched"
         )
+
+
+def _require_usable(project: Project, truth: Mapping[str, Path]) -> None:
+    """Raise LabelError for a reference that could not stand for a person's correction; an empty one can."""
+    for case, path in truth.items():
+        reading = read_labels(path, project.state.case(case).geometry, allow_empty=True)
+        if unknown := sorted(set(np.unique(reading.volume.array).tolist()) - {0, *project.state.labels.values}):
+            raise LabelError(f"{path} has label {unknown[0]}, which the template lacks; give references of its labels")
 
 
 def _differences(played: Mapping[str, list[dict[str, Any]]], cases: Collection[str]) -> list[dict[str, Any]]:
@@ -174,7 +184,8 @@ def _play(
 
 def _correct(project: Project, case: str, reference: Path) -> None:
     """Give a case its reference; labels that it lacks are declared absent, as a person would."""
-    found = set(np.unique(read_labels(reference, project.state.case(case).geometry).volume.array).tolist())
+    geometry = project.state.case(case).geometry
+    found = set(np.unique(read_labels(reference, geometry, allow_empty=True).volume.array).tolist())
     absent = [value for value in project.state.labels.values if value not in found]
     reviews.correct(project, case, reference, absent, reviewer="simulated", sure=True)
 

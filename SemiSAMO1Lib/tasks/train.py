@@ -156,12 +156,23 @@ def _begin_with(job: JobFolder, config: TrainingConfig, classes: int, processes:
     files.write_json(job.work / "plan.json", {**plan, **shared})
 
 
+def require_shares_of(job: JobFolder, processes: int) -> None:
+    """Raise ValueError when so many processes cannot go on with a training: its plan says how many patches there are.
+    Nothing is changed; others may go on with it."""
+    from ..engine.planning import Plan
+    from ..engine.sampling import require_shares
+
+    if (path := job.work / "plan.json").exists():
+        require_shares(Plan.model_validate(files.read_json(path)), processes)
+
+
 def _remove_working_files(job: JobFolder) -> None:
     """A finished training keeps its plan, weights, transforms, facts and library; all else can be made again."""
     made_again = ("propagation", "images", "probabilities", "pseudo", "weights-of-voxels", "confidence", "signatures")
-    of_answers = ("links", "answers", "checks", "behind-by-case", "neighbours", "passes")
+    of_answers = ("links", "answers", "behind-by-case", "neighbours", "passes", "votes", "signals")
+    of_checks = ("checks", "checks-of-answers", "uncertainty")
     of_labels = ("distances", "labelled", "looked-at")
-    for name in (*made_again, *of_answers, *of_labels, "voters"):  # the last is of earlier versions
+    for name in (*made_again, *of_answers, *of_checks, *of_labels, "voters"):  # the last is of earlier versions
         shutil.rmtree(job.work / name, ignore_errors=True)
 
 

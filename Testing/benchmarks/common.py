@@ -6,12 +6,14 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from SemiSAMO1Lib import files
 from SemiSAMO1Lib.engine.data.hdf5_layout import write_case, write_list
 from SemiSAMO1Lib.image_io import read_volume
 from SemiSAMO1Lib.volume import Volume
@@ -51,6 +53,20 @@ def commit() -> str:
         return found.stdout.strip()
 
     return said("rev-parse", "--short", "HEAD") + ("+" if said("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def measured_once(path: Path, settings: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A row that a file keeps, with its settings and the commit of the code; measured where there is none.
+
+    Raises:
+        SystemExit: the file holds a row of other settings.
+    """
+    if not path.exists():
+        files.write_json(path, {**measure(), "settings": settings, "commit": commit()})
+    row = dict(files.read_json(path))
+    if row.get("settings") != settings:
+        raise SystemExit(f"{path} was measured with {row.get('settings')}, not {settings}: give another folder")
+    return row
 
 
 def keep(row: dict[str, Any], rows: Path | None) -> None:

@@ -2,8 +2,8 @@
 
     python Testing/benchmarks/many_scans.py --folder FOLDER
 
-One short round: the length of a training does not depend on the number of scans. Rows that are in the folder are not
-measured again.
+Two short rounds, with the refinement between them: the length of a training does not depend on the number of scans.
+Rows that are in the folder are not measured again.
 """
 
 from __future__ import annotations
@@ -11,38 +11,35 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from cohorts import wait
-from common import keep, machine
+from common import keep, machine, measured_once
 from one_label import new_project
 
-from SemiSAMO1Lib import files
 from SemiSAMO1Lib.job import start
 from SemiSAMO1Lib.phantoms import write_cohort
 from SemiSAMO1Lib.project.training import request_training
 
-PARAMETERS = {"preset": "quick", "rounds": 1, "iterations": 20}
+PARAMETERS = {"preset": "quick", "rounds": 2, "iterations": 20}
 
 
 def measured(folder: Path, count: int) -> dict[str, float]:
     """Seconds of import and training of `count` scans, peak memory of the training's worker."""
-    kept = folder / f"{count}.json"
-    if not kept.exists():
-        names = write_cohort(folder / "scans", count)
-        began = time.monotonic()
-        project = new_project(folder / "project", folder / "scans" / "images")
-        imported = time.monotonic() - began
-        project.add_label(names[0], folder / "scans" / "labels" / f"{names[0]}.nrrd")
-        job, began = request_training(project, PARAMETERS), time.monotonic()
-        start(job)
-        peak = wait(job) / 2**30
-        row = {"import_s": imported, "training_s": time.monotonic() - began, "peak_GiB": peak}
-        files.write_json(kept, {key: round(value, 2) for key, value in row.items()})
-        shutil.rmtree(folder / "project")
-        shutil.rmtree(folder / "scans")
-    return dict(files.read_json(kept))
+    names = write_cohort(folder / "scans", count)
+    began = time.monotonic()
+    project = new_project(folder / "project", folder / "scans" / "images")
+    imported = time.monotonic() - began
+    project.add_label(names[0], folder / "scans" / "labels" / f"{names[0]}.nrrd")
+    job, began = request_training(project, PARAMETERS), time.monotonic()
+    start(job)
+    peak = wait(job) / 2**30
+    row = {"import_s": imported, "training_s": time.monotonic() - began, "peak_GiB": peak}
+    shutil.rmtree(folder / "project")
+    shutil.rmtree(folder / "scans")
+    return {key: round(value, 2) for key, value in row.items()}
 
 
 def main() -> None:
@@ -53,7 +50,8 @@ def main() -> None:
     options = parser.parse_args()
     found = {}
     for count in options.counts:
-        found[count] = measured(options.folder, count)
+        kept = options.folder / f"{count}.json"
+        found[count] = measured_once(kept, PARAMETERS, partial(measured, options.folder, count))
         keep({"benchmark": "many_scans", "scans": count, **found[count], **machine()}, options.rows)
     counts = np.array(list(found), float)
     for what in ("import_s", "training_s"):

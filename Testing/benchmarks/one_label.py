@@ -1,13 +1,15 @@
 """How well one labelled scan segments a cohort: the whole method beside what it has to beat, and beside its bound.
 
-    python Testing/benchmarks/one_label.py run   left_atrium --folder FOLDER
-    python Testing/benchmarks/one_label.py test  left_atrium --folder FOLDER
-    python Testing/benchmarks/one_label.py table left_atrium --folder FOLDER
+    python Testing/benchmarks/one_label.py run    left_atrium --folder FOLDER
+    python Testing/benchmarks/one_label.py test   left_atrium --folder FOLDER
+    python Testing/benchmarks/one_label.py bundle left_atrium --folder FOLDER
+    python Testing/benchmarks/one_label.py table  left_atrium --folder FOLDER
 
 Protocol. A cohort's sorted names are split into pool and test. A row sees the pool's scans and the template's label;
 plan, statistics, neighbours and template choice use the pool alone, and the last weights are the result. `run` trains
-and scores the pool (transductive), `test` applies every finished row once to the test scans (inductive), `table` shows
-both, with differences paired by case. Every row is a file: a command that is cut short goes on where it stopped.
+and scores the pool (transductive), `test` applies every finished row once to the test scans (inductive), `bundle` does
+the same with the networks alone, as the portable file has them; `table` shows all, with differences paired by case.
+Every row is a file: a command that is cut short goes on where it stopped.
 
 Templates: the one that the advisor recommends, then the first others by name. `--rows`, `--templates`, `--seeds` and
 `--preset` choose what is run; `--ablation` adds a row of other parameters. The test scans are for presets, and for one
@@ -48,7 +50,9 @@ from SemiSAMO1Lib.project import Project
 from SemiSAMO1Lib.project.advising import read_advice, request_advice
 from SemiSAMO1Lib.project.export import request_predictions
 from SemiSAMO1Lib.project.training import request_training
+from SemiSAMO1Lib.tasks.bundle import write_bundle
 from SemiSAMO1Lib.tasks.compare import compare
+from SemiSAMO1Lib.tasks.portable import segment_file
 from SemiSAMO1Lib.volume import Geometry, Volume
 
 #: Cohort -> scans of the pool (the template is one of them) and of the test.
@@ -287,8 +291,24 @@ class Setting:
             wait(job)
             made = {name_of(scan): output / f"{name_of(scan)}.seg.nrrd" for scan in self.cohort.test}
             row["test"] = scored(made, {name_of(scan): reference_of(scan) for scan in self.cohort.test})
+        row["test_commit"] = commit()
         files.write_json(self.file, row)
         print(self.name, f"test {mean(row['test']):.4f}", flush=True)
+
+    def bundle(self) -> None:
+        """Segment the test scans with the trained networks alone, as one who was given the portable file does."""
+        row = files.read_json(self.file)
+        if row.get("bundle") is not None or self.row.changes is None or row["test"] is None or self.row.all_labels:
+            return
+        place = self.cohort.place / "bundles" / self.name
+        write_bundle(Project(self.folder), place.with_suffix(".zip"))
+        shutil.unpack_archive(place.with_suffix(".zip"), place.parent)
+        made = {name_of(scan): place / "made" / f"{name_of(scan)}.seg.nrrd" for scan in self.cohort.test}
+        for scan in self.cohort.test:
+            segment_file(place, scan, made[name_of(scan)])
+        row["bundle"] = scored(made, {name_of(scan): reference_of(scan) for scan in self.cohort.test})
+        files.write_json(self.file, row)
+        print(self.name, f"bundle {mean(row['bundle']):.4f}", flush=True)
 
     def carried(self, cases: Iterable[Path]) -> Scores:
         """Of a row without a training."""
@@ -351,9 +371,15 @@ def table(cohort: Cohort, rows: dict[str, Row]) -> None:
         counts = (len({run[what] for run in runs}) for what in ("template", "seed"))
         print(f"{shown} ({key}) | {', '.join(map(str, counts))} | {cells[0]} | {cells[1]} | {minutes:.1f} | {peak}")
         for what in ("commit", "parameters", "cpu", "cores"):
-            kinds = sorted({json.dumps(run.get(what)) for run in runs})
+            kinds = sorted(_kinds(runs, what))
             if len(kinds) > 1:
                 print(f"    these runs differ in {what}: {', '.join(kinds)}")
+        if alone := [run for run in runs if run.get("bundle")]:
+            lost = [paired_difference(by_case(run["test"]), by_case(run["bundle"])) for run in alone]
+            less = np.mean([[one.mean, one.low, one.high] for one in lost], axis=0)
+            found_alone = np.mean([mean(run["bundle"]) for run in alone])
+            text = "    its networks alone, on the test scans: {:.4f}, less by {:.4f} ({:.4f} to {:.4f})"
+            print(text.format(found_alone, *less))
     print("intervals are over cases; what another template or seed would change is not in them")
     ours = {
         key: runs for key, runs in found.items() if key.startswith("ours ") or any(run.get("final") for run in runs)
@@ -365,8 +391,15 @@ def table(cohort: Cohort, rows: dict[str, Row]) -> None:
             for part in ("pool", "test"):
                 first, second = averaged(my_runs, runs, part)
                 if first and second:
-                    one = paired_difference(first, second)
-                    print(f"{mine} less {key}, {part}: {one.mean:+.4f} (95 %: {one.low:+.4f} to {one.high:+.4f})")
+                    one, by = paired_difference(first, second), "commit" if part == "pool" else "test_commit"
+                    text = f"{mine} less {key}, {part}: {one.mean:+.4f} (95 %: {one.low:+.4f} to {one.high:+.4f})"
+                    unlike = [what for what in ("cpu", by) if _kinds(my_runs, what) != _kinds(runs, what)]
+                    print(text + (f"; these rows differ in {' and '.join(unlike)}" if unlike else ""))
+
+
+def _kinds(runs: list[dict[str, Any]], what: str) -> set[str]:
+    """What the runs of a row say of one fact."""
+    return {json.dumps(run.get(what)) for run in runs}
 
 
 def per_label(scores: list[Scores], value: str) -> float:
@@ -391,7 +424,7 @@ def averaged(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("run", "test", "table"))
+    parser.add_argument("step", choices=("run", "test", "bundle", "table"))
     parser.add_argument("cohort", choices=tuple(SPLITS))
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--preset", default="standard", choices=tuple(PRESETS))
@@ -408,11 +441,11 @@ def main() -> None:
     if options.step == "table":
         table(cohort, rows)
         return
-    if options.step == "test" and not cohort.test:
+    if options.step in ("test", "bundle") and not cohort.test:
         parser.error(f"{cohort.name} has no test scans")
     if not cohort.test:
         options.rows = ",".join(key for key in options.rows.split(",") if key != "bound")  # nothing could be scored
-    if options.step == "test" and bool(options.ablation) != options.final:
+    if options.step in ("test", "bundle") and bool(options.ablation) != options.final:
         parser.error("an ablation is scored on the pool alone, unless it is the one that was chosen there: --final")
     if "convexadam" in options.rows.split(",") and importlib.util.find_spec("convexAdam") is None:
         print("convexAdam is not installed: its row is left out", flush=True)
@@ -428,7 +461,7 @@ def main() -> None:
                 if options.step == "run":
                     setting.run()
                 elif setting.file.exists():
-                    setting.test()
+                    setting.test() if options.step == "test" else setting.bundle()
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-from common import keep, machine
+from common import keep, machine, measured_once
 from one_label import new_project
 
 from SemiSAMO1Lib import files
@@ -28,8 +29,10 @@ from SemiSAMO1Lib.phantoms import write_cohort
 PARTS = {
     "propagation": ("propagation",),
     "links": ("links",),
-    "training": ("training 1",),
-    "prediction and answers": ("prediction 1", "answer 1"),
+    "training": ("training 1", "volumes 1"),
+    "prediction and answers": ("answer 0", "prediction 1", "votes 1", "answer 1"),
+    "signals": ("signals 0", "signals 1"),
+    "results (the first alone)": ("results 0", "results 1"),
 }
 
 
@@ -47,22 +50,19 @@ def seconds_by_stage(job: JobFolder) -> dict[str, float]:
 
 def measured(folder: Path, count: int, settings: dict[str, object], scans: int) -> dict[str, float]:
     """Seconds of each part by `count` processes."""
-    kept = folder / f"{count}.json"
-    if not kept.exists():
-        shutil.rmtree(folder / "scans", ignore_errors=True)
-        names = write_cohort(folder / "scans", scans)
-        project = new_project(folder / "project", folder / "scans" / "images")
-        project.add_label(names[0], folder / "scans" / "labels" / f"{names[0]}.nrrd")
-        files.write_json(folder / "config.json", settings)
-        start = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "SemiSAMO1Lib.cli"]
-        words = ["train", str(project.folder), "--config", str(folder / "config.json")]
-        surroundings = {**os.environ, **ALLOCATOR, **WAITING, "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-m", *start, *words], env=surroundings, check=True)
-        found = seconds_by_stage(JobFolder(project.jobs / "0002-train"))
-        row = {part: sum(found.get(stage, 0.0) for stage in stages) for part, stages in PARTS.items()}
-        row["all"] = sum(found.values())
-        files.write_json(kept, {part: round(seconds, 1) for part, seconds in row.items()})
-    return dict(files.read_json(kept))
+    shutil.rmtree(folder / "scans", ignore_errors=True)
+    names = write_cohort(folder / "scans", scans)
+    project = new_project(folder / "project", folder / "scans" / "images")
+    project.add_label(names[0], folder / "scans" / "labels" / f"{names[0]}.nrrd")
+    files.write_json(folder / "config.json", settings)
+    start = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "SemiSAMO1Lib.cli"]
+    words = ["train", str(project.folder), "--config", str(folder / "config.json")]
+    surroundings = {**os.environ, **ALLOCATOR, **WAITING, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", *start, *words], env=surroundings, check=True)
+    found = seconds_by_stage(JobFolder(project.jobs / "0002-train"))
+    row = {part: sum(found.get(stage, 0.0) for stage in stages) for part, stages in PARTS.items()}
+    row["all"] = sum(found.values())
+    return {part: round(seconds, 1) for part, seconds in row.items()}
 
 
 def main() -> None:
@@ -86,11 +86,13 @@ def main() -> None:
     }
     found = {}
     for count in options.counts:
-        found[count] = measured(options.folder, count, settings, options.scans)
+        given, kept = {**settings, "scans": options.scans}, options.folder / f"{count}.json"
+        found[count] = measured_once(kept, given, partial(measured, options.folder, count, settings, options.scans))
         keep({"benchmark": "processes", "processes": count, **found[count], **machine()}, options.rows)
     alone = found[min(options.counts)]
     for count, row in found.items():
-        shown = (f"{part} {alone[part] * min(options.counts) / (count * one):.2f}" for part, one in row.items() if one)
+        parts = [part for part in (*PARTS, "all") if row[part]]
+        shown = (f"{part} {alone[part] * min(options.counts) / (count * row[part]):.2f}" for part in parts)
         print(f"{count} processes, efficiency:", ", ".join(shown))
 
 

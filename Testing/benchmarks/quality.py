@@ -32,6 +32,7 @@ from SemiSAMO1Lib.engine.evaluation.quality_fit import fit
 from SemiSAMO1Lib.engine.evaluation.signals import cohort_signals
 from SemiSAMO1Lib.engine.observer import Silent
 from SemiSAMO1Lib.engine.planning import Plan
+from SemiSAMO1Lib.engine.ranks import Ranks
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind, start
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
@@ -160,7 +161,7 @@ def rows_of(run: Run, folder: Path) -> list[dict[str, Any]]:
     plan = Plan.model_validate(store.json("plan.json"))
     cohort = Cohort(inputs.cases, inputs.labelled, plan, store)
     number = config.rounds
-    signals = cohort_signals(cohort, number, config, Silent())
+    signals = cohort_signals(cohort, number, config, Silent(), Ranks())
     found, references = chosen(run, folder)
     truth = {scan.name.split(".")[0]: references / scan.name for scan in found}
     predictions = {case: job.results / str(number) / case / "prediction.seg.nrrd" for case in signals}

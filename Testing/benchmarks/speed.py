@@ -55,7 +55,7 @@ from SemiSAMO1Lib.engine.propagation.links import Link, Linker, carried
 from SemiSAMO1Lib.engine.propagation.registration import FINEST_BELOW, RegistrationPropagator
 from SemiSAMO1Lib.engine.propagation.starts import affine, translations
 from SemiSAMO1Lib.engine.rounds import run
-from SemiSAMO1Lib.engine.sampling import PatchSource, drawn_ahead
+from SemiSAMO1Lib.engine.sampling import PatchSource, drawing_threads, drawn_ahead
 from SemiSAMO1Lib.engine.specialists import make_specialist
 from SemiSAMO1Lib.engine.specialists.dropout import dropped_by
 from SemiSAMO1Lib.engine.training import make_fabric
@@ -384,7 +384,7 @@ def _loader(bench: Bench, source: PatchSource, plan: Plan, config: TrainingConfi
     learner.setup(fabric)
     count = 4 * bench.repetitions
     waited, whole = [], []
-    batches = drawn_ahead(source, 0, count, 0)
+    batches = drawn_ahead(source, 0, count, 0, drawing_threads(bench.device))
     for number in range(count):
         began = time.perf_counter()
         batch = next(batches).to(fabric.device)
@@ -401,7 +401,7 @@ def _beside_monai(bench: Bench, cohort: Cohort, source: PatchSource, config: Tra
     """Iterations with their batches, the same network and as many patches; MONAI's transforms do what ours do."""
     learner = learner_named("pseudo_only")(cohort.plan, config.model_copy(update={"learner": "pseudo_only"}))
     learner.setup(fabric)
-    ours = drawn_ahead(source, 0, 1 << 30, 0)
+    ours = drawn_ahead(source, 0, 1 << 30, 0, drawing_threads(bench.device))
 
     def our_iteration() -> None:
         learner.step(next(ours).to(fabric.device), 0.5, torch.Generator().manual_seed(0))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import one_label
 import pytest
+from common import commit, measured_once
 from one_label import SPLITS, Cohort, Row, Setting, rows_for, table
 from whole_scan import embedded
 
@@ -134,6 +135,27 @@ def test_one_run_has_no_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_rows_of_different_code_are_not_mixed_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(tmp_path, capsys, row("ours", {"a": 0.9}), row("ours", {"a": 0.8}, seed=1, commit="b"))
     assert 'differ in commit: "a", "b"' in text
+
+
+def test_nor_is_it_when_two_rows_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(tmp_path, capsys, row("ours", {"a": 0.9}), row("supervised", {"a": 0.8}, commit="b"))
+    assert "less supervised quick, pool: +0.1000" in text and "these rows differ in commit" in text
+
+
+class TestMeasuredBefore:
+    """What a folder holds is used again only where it was measured with the same settings."""
+
+    def test_it_is_not_measured_again(self, tmp_path: Path) -> None:
+        one = [measured_once(tmp_path / "a.json", {"scans": 3}, lambda n=n: {"seconds": n}) for n in (1, 2)]
+        assert [row["seconds"] for row in one] == [1, 1]
+
+    def test_it_says_of_which_code_it_is(self, tmp_path: Path) -> None:
+        assert measured_once(tmp_path / "a.json", {"scans": 3}, dict)["commit"] == commit()
+
+    def test_other_settings_are_refused(self, tmp_path: Path) -> None:
+        measured_once(tmp_path / "a.json", {"preset": "quick"}, dict)
+        with pytest.raises(SystemExit, match="preset"):
+            measured_once(tmp_path / "a.json", {"preset": "standard"}, dict)
 
 
 def test_a_scan_in_a_larger_field_of_view_keeps_its_label() -> None:

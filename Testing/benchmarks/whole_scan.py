@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cohorts import wait
-from common import keep, machine, reference_of, scans
+from common import commit, keep, machine, measured_once, reference_of, scans
 from numpy.typing import NDArray
 from one_label import Scores, by_case, name_of, new_project, scored
 from scipy import ndimage
@@ -73,19 +74,16 @@ def embedded(image: Volume, label: Volume, generator: np.random.Generator) -> tu
     return Volume(np.clip(whole, array.min(), array.max()).astype(np.float32), grid), Volume(values, grid)
 
 
-def segmented(place: Path, images: Path, labels: dict[str, Path], template: str, preset: str) -> Scores:
-    """The main job; kept when it was done before."""
-    kept = place / "scores.json"
-    if not kept.exists():
-        project = new_project(place / "project", images)
-        project.add_label(template, labels[template])
-        job = request_training(project, {"preset": preset, "seed": 0})
-        start(job)
-        wait(job)
-        rows = files.read_json(job.index)["cases"]
-        made = {row["case"]: job.results / row["prediction"] for row in rows}
-        files.write_json(kept, scored(made, {case: labels[case] for case in made}))
-    return dict(files.read_json(kept))
+def segmented(place: Path, images: Path, labels: dict[str, Path], template: str, preset: str) -> dict[str, Scores]:
+    """The main job: `scores` of its cases."""
+    project = new_project(place / "project", images)
+    project.add_label(template, labels[template])
+    job = request_training(project, {"preset": preset, "seed": 0})
+    start(job)
+    wait(job)
+    rows = files.read_json(job.index)["cases"]
+    made = {row["case"]: job.results / row["prediction"] for row in rows}
+    return {"scores": scored(made, {case: labels[case] for case in made})}
 
 
 def main() -> None:
@@ -113,11 +111,14 @@ def main() -> None:
                 image, label = embedded(*pair, np.random.default_rng([0, number]))
                 write_volume(labels[name_of(scan)], label)
                 write_volume(target, image)
-        scores[kind] = segmented(place, place / "images", labels, name_of(chosen[0]), options.preset)
+        given = (place, place / "images", labels, name_of(chosen[0]), options.preset)
+        settings = {"preset": options.preset, "cases": options.cases}
+        scores[kind] = measured_once(place / "scores.json", settings, partial(segmented, *given))["scores"]
     lost = paired_difference(by_case(scores["cropped"]), by_case(scores["whole"]))
     keep(
         {
             "benchmark": "whole_scan",
+            "commit": commit(),
             "preset": options.preset,
             "cases": lost.cases,
             **{kind: round(float(np.mean(list(by_case(one).values()))), 4) for kind, one in scores.items()},

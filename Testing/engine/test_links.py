@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from SemiSAMO1Lib.engine.linking import has_links, link
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.engine.progress import Progress
 from SemiSAMO1Lib.engine.propagation.links import Link, Linker, carried
+from SemiSAMO1Lib.engine.ranks import Ranks
 from SemiSAMO1Lib.engine.refinement.check import BELIEVED, Check, believed, check_of, checks_of
 from SemiSAMO1Lib.engine.training import make_fabric
 from SemiSAMO1Lib.volume import Geometry, Volume
@@ -229,7 +231,8 @@ def test_where_all_others_are_rejected_a_case_is_answered_alone(cohort):
 
 def test_cases_that_fail_the_check_have_no_vote(cohort):
     answered(cohort, 1)
-    voters = believed(cohort, cohort.store.json("checks", "1.json"))
+    checks = {name: cohort.store.json("checks", "1", f"{name}.json") for name in cohort.ids}
+    voters = believed(cohort, checks)
     assert "e" not in voters and len(voters) >= BELIEVED * len(NAMES), voters
 
 
@@ -302,13 +305,13 @@ def test_an_empty_answer_is_not_expected_by_neighbours_that_see_something():
 
 def test_the_agreement_is_among_the_signals(cohort):
     answered(cohort, 1)
-    signals = cohort_signals(cohort, 1, tiny_config(rounds=1), Silent())
+    signals = cohort_signals(cohort, 1, tiny_config(rounds=1), Silent(), Ranks())
     assert signals["a"][0]["with_neighbours"] == cohort.with_neighbours(1, "a")[0]["with_neighbours"]
 
 
 def test_where_nobody_was_asked_no_agreement_is_known(cohort):
     answered(cohort, 1, neighbour_share=0)
-    signals = cohort_signals(cohort, 1, tiny_config(rounds=1), Silent())
+    signals = cohort_signals(cohort, 1, tiny_config(rounds=1), Silent(), Ranks())
     assert signals["a"][0]["neighbours_inside"] is None
 
 
@@ -488,7 +491,7 @@ def test_agreement_on_a_class_that_the_template_does_not_know_is_none():
 
 
 def test_the_check_of_one_scan_is_that_of_the_cohort(cohort):
-    found = checks_of(cohort, lambda case_id: cohort.probabilities(1, case_id), Silent())
+    found = checks_of(cohort, 1, "checks", partial(cohort.probabilities, 1), Silent(), Ranks())
     said, carried_there = (cohort.probabilities(number, "e") for number in (1, 0))
     assert check_of(cohort).of(said, carried_there, GRID, cohort.deformation("e")) == found["e"] < 0.9
 
@@ -499,7 +502,7 @@ def test_the_check_of_one_scan_is_that_of_the_cohort(cohort):
 @pytest.fixture
 def library(cohort):
     answered(cohort, 1)
-    keep_library(cohort, 1, tiny_config(), Silent())
+    keep_library(cohort, 1, tiny_config(), Silent(), Ranks())
     return Library(cohort.store, cohort.plan, tiny_config(), CPU)
 
 
@@ -534,8 +537,8 @@ def test_a_run_without_a_library_has_no_votes(cohort):
 def test_of_few_cases_only_those_that_are_believed_are_kept(cohort):
     """In the training the others had no vote either."""
     answered(cohort, 1)
-    keep_library(cohort, 1, tiny_config(), Silent())
-    checks = checks_of(cohort, lambda case_id: cohort.answer(1, case_id), Silent())
+    keep_library(cohort, 1, tiny_config(), Silent(), Ranks())
+    checks = checks_of(cohort, 1, "checks-of-answers", partial(cohort.answer, 1), Silent(), Ranks())
     kept = [row["id"] for row in cohort.store.json("library.json")]
     assert kept == believed(cohort, checks) and len(kept) < len(NAMES)
 
@@ -553,11 +556,11 @@ def test_a_stop_is_heard_between_the_checks_of_cases(cohort):
 
     answered(cohort, 1)
     with pytest.raises(Stopped):
-        keep_library(cohort, 1, tiny_config(), Asked())
+        keep_library(cohort, 1, tiny_config(), Asked(), Ranks())
 
 
 def test_rejected_cases_are_not_kept(cohort):
     cohort.cases = [replace(case, trainable=case.id != "b") for case in cohort.cases]
     answered(cohort, 1)
-    keep_library(cohort, 1, tiny_config(), Silent())
+    keep_library(cohort, 1, tiny_config(), Silent(), Ranks())
     assert "b" not in [row["id"] for row in cohort.store.json("library.json")]

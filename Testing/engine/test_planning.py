@@ -286,10 +286,10 @@ def test_none_means_as_the_preset_has_it():
 
 
 def test_smaller_plans_stay_divisible_until_none_is_left():
-    plan = plan_for((40, 128, 128), (2.0, 1.0, 1.0), batch=3)
+    plan = plan_for((40, 128, 128), (2.0, 1.0, 1.0), batch=3, labelled_batch=5)
     seen = []
     while plan is not None:
-        seen.append(plan.batch * int(np.prod(plan.patch)))
+        seen.append((plan.batch + plan.labelled) * int(np.prod(plan.patch)))
         assert not (np.array(plan.patch) % np.prod(plan.strides, axis=0)).any(), f"patch {plan.patch}"
         plan = smaller(plan)
     assert seen == sorted(set(seen), reverse=True), f"voxels of a step must fall with every try: {seen}"

@@ -12,12 +12,13 @@ from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.inference.uncertainty import normalised_entropy, voxel_entropy
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
+from SemiSAMO1Lib.engine.ranks import Ranks
 from SemiSAMO1Lib.engine.refinement import acceptance
 from SemiSAMO1Lib.engine.refinement.acceptance import TOLERANCE, accepted, mean_dice, reverse_dice
 from SemiSAMO1Lib.engine.refinement.fusion import voxel_weights, weighted_mean
 from SemiSAMO1Lib.engine.refinement.neighbours import whole_volume_vote
 from SemiSAMO1Lib.engine.refinement.refine import refine_cohort
-from SemiSAMO1Lib.engine.similarity import nearest
+from SemiSAMO1Lib.engine.similarity import Likeness
 from SemiSAMO1Lib.volume import Geometry, Volume
 
 GRID = Geometry((8, 9, 10))
@@ -70,7 +71,7 @@ def predict(cohort, name, p, number=1):
 
 
 def refine(cohort, number=1, **changes):
-    return refine_cohort(cohort, number, tiny_config(**changes), Silent())
+    return refine_cohort(cohort, number, tiny_config(**changes), Silent(), Ranks())
 
 
 def unsure_in_a_slab(cohort):
@@ -180,7 +181,7 @@ def test_asked_to_stop(cohort):
             return True
 
     with pytest.raises(Stopped):
-        refine_cohort(cohort, 1, tiny_config(), Impatient())
+        refine_cohort(cohort, 1, tiny_config(), Impatient(), Ranks())
 
 
 def test_more_neighbours_than_cases(cohort):
@@ -205,31 +206,34 @@ def signatures():
 
 
 def test_nearest_are_sorted():
-    found = nearest("own", [f"n{k}" for k in range(5)], signatures(), 5)
+    found = Likeness(signatures()).nearest("own", [f"n{k}" for k in range(5)], 5)
     values = [similarity for _, similarity in found]
     assert values == sorted(values, reverse=True), f"similarities {values}"
 
 
 def test_nearest_are_the_most_alike():
-    assert [name for name, _ in nearest("own", [f"n{k}" for k in (4, 2, 0, 1, 3)], signatures(), 2)] == ["n0", "n1"]
+    assert [name for name, _ in Likeness(signatures()).nearest("own", [f"n{k}" for k in (4, 2, 0, 1, 3)], 2)] == [
+        "n0",
+        "n1",
+    ]
 
 
 def test_nearest_leave_the_case_itself_out():
-    assert "own" not in [name for name, _ in nearest("own", ["own", "n1"], signatures(), 5)]
+    assert "own" not in [name for name, _ in Likeness(signatures()).nearest("own", ["own", "n1"], 5)]
 
 
 def test_similarity_of_equal_signatures_is_one():
-    assert nearest("own", ["n0"], signatures(), 1)[0][1] == pytest.approx(1)
+    assert Likeness(signatures()).nearest("own", ["n0"], 1)[0][1] == pytest.approx(1)
 
 
 def test_opposite_signatures_have_similarity_zero():
-    found = nearest("own", ["other"], {"own": np.arange(8.0), "other": -np.arange(8.0)}, 1)
+    found = Likeness({"own": np.arange(8.0), "other": -np.arange(8.0)}).nearest("own", ["other"], 1)
     assert found == [("other", 0.0)], "similarities are clipped at 0"
 
 
 def test_ties_are_broken_by_name():
     same = {name: np.arange(8.0) for name in ("own", "z", "b", "m")}
-    assert [name for name, _ in nearest("own", ["z", "b", "m"], same, 3)] == ["b", "m", "z"]
+    assert [name for name, _ in Likeness(same).nearest("own", ["z", "b", "m"], 3)] == ["b", "m", "z"]
 
 
 def test_whole_volume_vote_by_hand():

@@ -12,6 +12,7 @@ from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.evaluation.signals import cohort_signals
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
+from SemiSAMO1Lib.engine.ranks import Ranks
 from SemiSAMO1Lib.quality import DOUBTS
 from SemiSAMO1Lib.volume import Geometry, Volume
 
@@ -56,7 +57,7 @@ def make(folder, predictions, registered=True, earlier=None):
 def good_and_bad(tmp_path):
     good = dict.fromkeys("abc", (TRUTH, 0.95))
     cohort = make(tmp_path, {**good, "spoiled": (halved(TRUTH), 0.6)}, earlier=TRUTH)
-    return cohort_signals(cohort, 2, tiny_config(ensemble_rounds=False), Silent())
+    return cohort_signals(cohort, 2, tiny_config(ensemble_rounds=False), Silent(), Ranks())
 
 
 ALL = ("expected_dice", "boundary_entropy", "entropy_by_volume", "entropy_by_surface", "with_propagation")
@@ -98,36 +99,38 @@ def test_entropy_does_not_know_the_number_of_classes(tmp_path):
     p[:, 2:7, 3:9, 3:9] = np.array([0.0, 0.5, 0.5]).reshape(3, 1, 1, 1)
     cohort = make(tmp_path, {"a": (TRUTH, 1.0)})
     cohort.save_answer(2, "a", p.astype(np.float16))
-    signals = cohort_signals(cohort, 2, tiny_config(ensemble_rounds=False), Silent())
+    signals = cohort_signals(cohort, 2, tiny_config(ensemble_rounds=False), Silent(), Ranks())
     assert signals["a"][0]["entropy_by_volume"] == pytest.approx(1.0, abs=0.01)
 
 
 def test_without_registration_there_is_no_way_back(tmp_path):
-    signals = cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}, registered=False), 2, tiny_config(), Silent())
+    signals = cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}, registered=False), 2, tiny_config(), Silent(), Ranks())
     assert signals["a"][0]["reverse"] is None and signals["a"][0]["with_cohort"] is None
 
 
 def test_round_0_does_not_compare_the_propagation_with_itself(tmp_path):
-    signals = cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}), 0, tiny_config(), Silent())
+    signals = cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}), 0, tiny_config(), Silent(), Ranks())
     assert [signals["a"][0][name] for name in ("with_propagation", "between_rounds")] == [None, None]
 
 
 def test_a_class_that_the_template_says_nothing_about_is_not_compared_with_it(tmp_path):
     cohort = make(tmp_path, {"a": (TRUTH, 0.9)})
     cohort.labelled[0] = replace(cohort.labelled[0], label=Volume(TRUTH * (TRUTH == 1), GRID), unknown=(2,))
-    known, unknown = cohort_signals(cohort, 2, tiny_config(), Silent())["a"]
+    known, unknown = cohort_signals(cohort, 2, tiny_config(), Silent(), Ranks())["a"]
     with_template = ("reverse", "prototype", "volume_to_template")
     assert [unknown[name] for name in with_template] == [None] * 3
     assert all(known[name] is not None for name in with_template)
 
 
 def test_with_one_case_there_is_no_cohort(tmp_path):
-    signals = cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}), 2, tiny_config(), Silent())
+    signals = cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}), 2, tiny_config(), Silent(), Ranks())
     assert signals["a"][0]["with_cohort"] is None and signals["a"][0]["reverse"] == 1.0
 
 
 def test_a_class_that_was_not_found_has_signs_too(tmp_path):
-    signals = cohort_signals(make(tmp_path, {"a": (np.where(TRUTH == 2, 1, TRUTH), 1.0)}), 2, tiny_config(), Silent())
+    signals = cohort_signals(
+        make(tmp_path, {"a": (np.where(TRUTH == 2, 1, TRUTH), 1.0)}), 2, tiny_config(), Silent(), Ranks()
+    )
     assert all(value is None or np.isfinite(value) for value in signals["a"][1].values())
     assert signals["a"][1]["network_with_propagation"] == 0
 
@@ -138,7 +141,7 @@ def test_rounds_are_compared_one_by_one_though_their_mean_is_kept(tmp_path):
     first, second = probabilities(TRUTH, 0.9), probabilities(np.zeros_like(TRUTH), 0.9)
     cohort.store.save_array(first, "probabilities", "1", "a.npy")
     cohort.store.save_array(((first + second) / 2).astype(np.float16), "probabilities", "2", "a.npy")
-    signals = cohort_signals(cohort, 2, tiny_config(ensemble_rounds=True), Silent())
+    signals = cohort_signals(cohort, 2, tiny_config(ensemble_rounds=True), Silent(), Ranks())
     assert signals["a"][0]["between_rounds"] == 0
 
 
@@ -148,14 +151,14 @@ def test_a_stop_is_heard(tmp_path):
             return True
 
     with pytest.raises(Stopped):
-        cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}), 2, tiny_config(), Asked())
+        cohort_signals(make(tmp_path, {"a": (TRUTH, 0.9)}), 2, tiny_config(), Asked(), Ranks())
 
 
 def with_residuals(cohort, **residuals):
     for name, value in residuals.items():
         kept = cohort.store.tensors("transforms", f"{name}.pt")
         cohort.store.save_tensors({**kept, "residual": value}, "transforms", f"{name}.pt")
-    return cohort_signals(cohort, 2, tiny_config(), Silent())
+    return cohort_signals(cohort, 2, tiny_config(), Silent(), Ranks())
 
 
 def test_a_scan_that_the_template_fits_badly_shows(tmp_path):

@@ -210,9 +210,11 @@ def test_every_process_has_the_same_average(steps: dict[int, Any], learner: str)
 
 #: What is made of each case, by the process whose share the case is.
 OF_A_CASE = (
-    *("propagation", "transforms", "confidence", "signatures", "links", "images", "pseudo/1", "weights-of-voxels/1"),
+    *("propagation", "transforms", "confidence", "signatures", "links", "images", "uncertainty/1"),
+    *(f"{kind}/{number}" for number in (1, 2) for kind in ("pseudo", "weights-of-voxels")),
     *(f"{kind}/{number}" for number in range(3) for kind in ("probabilities", "answers", "neighbours")),
-    *(f"{kind}/{number}" for number in (1, 2) for kind in ("passes", "behind-by-case")),
+    *(f"{kind}/{number}" for number in (1, 2) for kind in ("passes", "behind-by-case", "checks", "checks-of-answers")),
+    *(f"signals/{number}" for number in range(3)),
 )
 
 SHARING = 3
@@ -252,8 +254,16 @@ def test_nothing_is_written_twice(shares: dict[str, Any]) -> None:
     assert [name for name, count in times.items() if count != 1] == []
 
 
-def test_all_that_is_no_case_of_its_share_is_written_by_the_first_alone(shares: dict[str, Any]) -> None:
-    assert [name for written in shares["written"][1:] for name in written if not of_a_case(name)] == []
+def test_what_each_counted_of_its_cases_is_written_by_itself(shares: dict[str, Any]) -> None:
+    """For the signals of quality: what its cases show in the template's space, and their volumes, in each round."""
+    for process, written in enumerate(shares["written"]):
+        counted = sorted(name for name in written if name.startswith("votes/"))
+        assert counted == sorted(f"votes/{n}/{process}.{kind}" for n in (0, 1, 2) for kind in ("json", "npy"))
+
+
+def test_all_else_is_written_by_the_first_alone(shares: dict[str, Any]) -> None:
+    others = [name for written in shares["written"][1:] for name in written]
+    assert [name for name in others if not of_a_case(name) and not name.startswith("votes/")] == []
 
 
 def test_results_are_given_by_the_first_alone(shares: dict[str, Any]) -> None:
@@ -317,6 +327,12 @@ def test_all_stop_when_one_is_asked(under_way: tuple[subprocess.Popen[bytes], Jo
     starter.wait(60)
     seen = observe(job)
     assert seen.state is State.INTERRUPTED and "stopped as asked" in seen.message
+
+    plan = files.read_json(job.work / "plan.json")
+    files.write_json(job.work / "plan.json", {**plan, "labelled": 1})
+    refused = done(together(2, "resume", job.project))
+    assert refused.returncode != 0 and "cannot be shared by 2 processes" in refused.stderr
+    assert observe(job) == seen, "who cannot go on with it leaves it to others"
 
 
 def test_an_error_of_gloo_is_known_for_what_it_is() -> None:

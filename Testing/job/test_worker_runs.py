@@ -131,7 +131,6 @@ def test_of_the_working_files_only_what_further_scans_need_is_kept(finished: Job
         "skipped.json",
         "environment.json",
         "refinement",
-        "signals",
         "shifts",
     }
     empty = {"checkpoints"}

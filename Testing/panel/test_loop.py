@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import qt
 import slicer
 import vtk
 from panel_helpers import wait
@@ -138,6 +139,23 @@ class TestDraftsByThemselves:
             panel.tick()
         panel.keep_work()
         assert draft.stat().st_mtime_ns == written
+
+    def test_segments_that_overlap_are_told_of_when_it_is_brought_back(
+        self, panel: Any, ui: Any, trained: Path, opened: str
+    ) -> None:
+        """A voxel has one label in a draft: what a segment lost to another one is said, not only done."""
+        view = panel.view
+        ids = [view.segmentation.GetSegmentation().GetNthSegmentID(n) for n in range(2)]
+        for identity in ids:
+            array = slicer.util.arrayFromSegmentBinaryLabelmap(view.segmentation, identity, view.scan).copy()
+            array[:] = 0
+            array[0:2, 0:3, 0:4] = 1
+            slicer.util.updateSegmentBinaryLabelmapFromArray(array, view.segmentation, identity, view.scan)
+        names = [label.name for label in Project(trained).state.labels][:2]
+        panel.close_case()
+        ui.resultCaseBox.setCurrentIndex(ui.resultCaseBox.findData(opened))
+        panel.results.open()
+        assert f"{names[0]} and {names[1]} shared 24 voxels; {names[1]} has them." in panel.banner.text
 
     def test_painting_in_another_module_is_kept_too(self, panel: Any, trained: Path, opened: str, clock: Clock) -> None:
         panel.enter()
@@ -636,6 +654,35 @@ class TestSomebodyElse:
         assert Project(trained).state.case(opened).label_version == 1
 
 
+class TestWhoDecided:
+    def test_it_stands_beside_the_state(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        reviews.skip(Project(trained), opened, reviewer="ann")
+        panel.session.project.refresh()
+        panel.results.show()
+        assert "skipped by ann, 20" in ui.resultLabel.text
+
+    def test_a_template_that_somebody_else_corrected_meanwhile_is_not_replaced(
+        self, panel: Any, ui: Any, with_template: Path, cohort: Path
+    ) -> None:
+        """Two people at once: the one who saves later is told."""
+        ui.templateCaseBox.setCurrentIndex(ui.templateCaseBox.findData("phantom_000"))
+        ui.openTemplateButton.click()
+        other = Project(with_template)
+        other.add_label("phantom_000", cohort / "labels" / "phantom_000.nrrd", "template", Role.TEMPLATE)
+        paint(panel)
+        ui.saveTemplateButton.click()
+        assert "changed meanwhile by somebody else" in panel.banner.text
+        assert Project(with_template).state.case("phantom_000").label_version == 2
+
+    def test_a_template_is_saved_twice_by_one_person(self, panel: Any, ui: Any, with_template: Path) -> None:
+        ui.templateCaseBox.setCurrentIndex(ui.templateCaseBox.findData("phantom_000"))
+        ui.openTemplateButton.click()
+        for size in (4, 5):
+            paint(panel, size)
+            ui.saveTemplateButton.click()
+        assert Project(with_template).state.case("phantom_000").label_version == 3, panel.banner.text
+
+
 def test_results_of_an_older_program_are_shown(panel: Any, ui: Any, trained: Path) -> None:
     project = Project(trained)
     index = project.jobs / str(project.state.current_training) / "results" / "index.json"
@@ -671,7 +718,24 @@ class TestAdvice:
         panel.tick()
         best = panel.session.ranking()[0].case
         assert f"Recommended: {best}" in ui.adviceLabel.text
-        assert ui.templateCaseBox.itemData(0) == best and "(recommended)" in ui.templateCaseBox.itemText(0)
+        assert ui.templateCaseBox.itemData(0) == best and "(recommended, 0." in ui.templateCaseBox.itemText(0)
+
+    def test_every_scan_says_how_much_it_looks_like_the_others_and_why(
+        self, panel: Any, ui: Any, with_scans: Path
+    ) -> None:
+        wait(panel, lambda: bool(panel.session.ranking()), "the ranking")
+        panel.tick()
+        for number, one in enumerate(panel.session.ranking()):
+            assert f"{one.centrality:.2f})" in ui.templateCaseBox.itemText(number)
+            assert ui.templateCaseBox.itemData(number, qt.Qt.ToolTipRole) == one.reason
+
+    def test_a_scan_that_does_not_fit_is_never_recommended(self, panel: Any, ui: Any, with_scans: Path) -> None:
+        """Where nothing looks like anything the first of the list has a warning too."""
+        wait(panel, lambda: bool(panel.session.ranking()), "the ranking")
+        panel.session._ranking = [replace(one, warning="another modality") for one in panel.session._ranking]
+        panel.template.show()
+        assert "Recommended" not in ui.adviceLabel.text and "No scan looks like the others" in ui.adviceLabel.text
+        assert "recommended" not in ui.templateCaseBox.itemText(0)
 
     def test_what_was_left_out_is_neither_recommended_nor_warned_of(
         self, panel: Any, ui: Any, with_scans: Path

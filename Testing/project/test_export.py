@@ -48,10 +48,12 @@ def project_of(folder: Path) -> Project:
     job = JobFolder.create(project.jobs, JobKind.TRAIN, {}, project.state.labels.to_json())
     rows = []
     for case in others:
-        write_segmentation(job.results / "1" / f"{case.id}.seg.nrrd", on(case.geometry), project.state.labels)
+        path = job.results / "1" / f"{case.id}.seg.nrrd"
+        write_segmentation(path, on(case.geometry), project.state.labels)
         labels = {str(value): {"uncertainty": 0.25, "signals": {"expected_dice": 0.9}} for value in (1, 2)}
         scores = {"label_uncertainty": 0.25, "labels": labels}
-        rows.append({"case": case.id, "scores": scores, "prediction": f"1/{case.id}.seg.nrrd"})
+        name = f"1/{case.id}.seg.nrrd"
+        rows.append({"case": case.id, "scores": scores, "prediction": name, "sha256": files.sha256(path)})
     files.write_json(job.index, {"round": 1, "cases": rows, "skipped": []})
     project.finish_training(job.id)
     return project
@@ -73,7 +75,7 @@ def project(tmp_path: Path) -> Project:
         write_scan(tmp_path / "scans" / f"{name}.nrrd", seed=seed)
     project = project_of(tmp_path)
     reviews.accept(project, "b", reviewer="bob")
-    reviews.reject(project, "c")
+    reviews.reject(project, "c", reviewer="cem")
     project.exclude("d")
     return project
 
@@ -98,7 +100,8 @@ class TestWhat:
     def test_excluded_and_rejected_are_left_out_and_listed(self, project: Project, tmp_path: Path) -> None:
         run(project, tmp_path / "out")
         listed = dict(csv.reader((tmp_path / "out" / "left_out.csv").open(encoding="utf-8")))
-        assert listed == {"case": "reason", "c": "its prediction was rejected", "d": "excluded"}
+        assert listed["c"].startswith("its prediction was rejected by cem, 20")
+        assert {case: reason for case, reason in listed.items() if case != "c"} == {"case": "reason", "d": "excluded"}
         assert not {"c.seg.nrrd", "d.seg.nrrd"} & {one.name for one in (tmp_path / "out").iterdir()}
 
     def test_a_case_that_a_person_labelled_is_exported_though_its_prediction_was_rejected(
@@ -120,6 +123,13 @@ class TestWhat:
     def test_a_case_that_was_never_predicted_is_listed(self, project: Project) -> None:
         project.change(lambda state: replace(state, current_training=None))
         assert dict(chosen(project)[1])["e"] == "no label and no prediction"
+
+    def test_a_prediction_that_somebody_mended_in_place_is_not_the_machines(self, project: Project) -> None:
+        path = next(project.jobs.rglob("e.seg.nrrd"))
+        path.write_bytes(next(project.jobs.rglob("f.seg.nrrd")).read_bytes() + b" ")
+        found, left_out = chosen(project)
+        assert "e" not in {one.case.id for one in found}
+        assert "not as 0001-train made it" in dict(left_out)["e"]
 
     def test_a_prediction_that_is_gone_does_not_end_the_export(self, project: Project, tmp_path: Path) -> None:
         next(project.jobs.rglob("e.seg.nrrd")).unlink()
@@ -164,6 +174,11 @@ class TestFiles:
         wanted = int((on(geometry).array == 2).sum()) * float(np.prod(geometry.spacing)) / 1000
         assert float(rows["e", "2"]["volume_ml"]) == pytest.approx(wanted, abs=1e-4)
 
+    def test_how_good_a_prediction_was_stands_beside_the_label(self, project: Project, tmp_path: Path) -> None:
+        """Of an accepted one: all of it; of the template nobody saw a prediction."""
+        rows = {(row["case"], row["value"]): row["dice_seen_to_saved"] for row in run(project, tmp_path / "out")}
+        assert (rows["b", "1"], rows["a", "1"], rows["e", "1"]) == ("1.0000", "", "")
+
     def test_an_export_can_be_made_again(self, project: Project, tmp_path: Path) -> None:
         assert run(project, tmp_path / "out") == run(project, tmp_path / "out")
 
@@ -180,6 +195,14 @@ class TestAgain:
         run(project, tmp_path / "out", "nrrd")
         run(project, tmp_path / "out", "nifti")
         assert (tmp_path / "out" / "e.seg.nrrd").is_file() and (tmp_path / "out" / "e.nii.gz").is_file()
+
+    def test_after_another_format_too(self, project: Project, tmp_path: Path) -> None:
+        """The table is that of the last export; what the one before it wrote is known all the same."""
+        run(project, tmp_path / "out", "nrrd")
+        run(project, tmp_path / "out", "nifti")
+        project.exclude("e")
+        run(project, tmp_path / "out", "nrrd")
+        assert not (tmp_path / "out" / "e.seg.nrrd").exists() and (tmp_path / "out" / "e.nii.gz").is_file()
 
     def test_files_that_no_export_made_stay(self, project: Project, tmp_path: Path) -> None:
         run(project, tmp_path / "out")

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scans import OBLIQUE, two_labels, write_scan
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind
+from SemiSAMO1Lib.lock import Locked, locked
 from SemiSAMO1Lib.project import LabelError, Project, ProjectError, Role, Skipped
 from SemiSAMO1Lib.project import reviews as review
 from SemiSAMO1Lib.project.drafts import by_whom, drafts_put_aside, find_draft, save_draft
@@ -23,7 +25,8 @@ from SemiSAMO1Lib.project.importing import candidates, look
 from SemiSAMO1Lib.project.label_reader import DoubtfulLabel, read_labels
 from SemiSAMO1Lib.project.label_table import Label, LabelTable
 from SemiSAMO1Lib.project.label_writer import write_segmentation
-from SemiSAMO1Lib.project.results import changes, predictions
+from SemiSAMO1Lib.project.queue import queue
+from SemiSAMO1Lib.project.results import changes, predictions, quality
 from SemiSAMO1Lib.project.reviews import TRANSITIONS, Review
 from SemiSAMO1Lib.project.training import request_training
 from SemiSAMO1Lib.tasks.inputs import read_labelled
@@ -58,10 +61,29 @@ def train(project: Project) -> None:
         path = job.results / "1" / case.id / "prediction.seg.nrrd"
         write_segmentation(path, two_labels(OBLIQUE), project.state.labels)
         scores = {"label_uncertainty": DOUBTS[case.id]}
-        rows.append({"case": case.id, "scores": scores, "prediction": f"1/{case.id}/prediction.seg.nrrd"})
+        name = f"1/{case.id}/prediction.seg.nrrd"
+        rows.append({"case": case.id, "scores": scores, "prediction": name, "sha256": files.sha256(path)})
     files.write_json(job.index, {"round": 1, "cases": rows, "skipped": []})
     rejected = [case.id for case in project.state.cases if case.review == Review.REJECTED]
     project.finish_training(job.id, rejected)
+
+
+def predict(project: Project, array: NDArray[Any]) -> None:
+    """The training found this in case b."""
+    index = JobFolder(project.jobs / str(project.state.current_training)).index
+    value = files.read_json(index)
+    row = next(one for one in value["cases"] if one["case"] == "b")
+    path = index.parent / row["prediction"]
+    write_segmentation(path, Volume(array.astype(np.uint8), OBLIQUE), project.state.labels)
+    row["sha256"] = files.sha256(path)
+    files.write_json(index, value)
+
+
+def with_no_patience(action: Callable[..., Any], *given: Any) -> None:
+    """Do something without waiting for a lock."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("SemiSAMO1Lib.project.store.locked", lambda path: locked(path, 0.0))
+        action(*given)
 
 
 def bring(project: Project, state: Review) -> None:
@@ -127,17 +149,13 @@ class TestAccepting:
         assert weights["b"] < weights["a"], "an accepted prediction counts less than the template"
 
     def test_a_label_that_was_not_found_blocks_it(self, project: Project) -> None:
-        row = predictions(project)["b"]
-        empty = Volume(np.where(two_labels(OBLIQUE).array == 1, 1, 0).astype(np.uint8), OBLIQUE)
-        write_segmentation(row["prediction"], empty, project.state.labels)
+        predict(project, np.where(two_labels(OBLIQUE).array == 1, 1, 0))
         with pytest.raises(LabelError, match="absent"):
             review.accept(project, "b")
         assert project.refresh().case("b").review == "not_seen"
 
     def test_unless_it_is_declared_absent(self, project: Project) -> None:
-        row = predictions(project)["b"]
-        empty = Volume(np.where(two_labels(OBLIQUE).array == 1, 1, 0).astype(np.uint8), OBLIQUE)
-        write_segmentation(row["prediction"], empty, project.state.labels)
+        predict(project, np.where(two_labels(OBLIQUE).array == 1, 1, 0))
         assert project.label_record(review.accept(project, "b", absent=[2]))["absent"] == [2]
 
 
@@ -335,8 +353,7 @@ class TestNothingThere:
     """A scan that shows none of the labels: said by a person, it is a label like any other."""
 
     def test_it_can_be_accepted(self, project: Project) -> None:
-        nothing = Volume(np.zeros_like(two_labels(OBLIQUE).array), OBLIQUE)
-        write_segmentation(predictions(project)["b"]["prediction"], nothing, project.state.labels)
+        predict(project, np.zeros_like(two_labels(OBLIQUE).array))
         assert project.label_record(review.accept(project, "b", absent=[1, 2]))["absent"] == [1, 2]
 
     def test_it_can_be_corrected_to_it(self, project: Project, mended: Path) -> None:
@@ -676,14 +693,85 @@ class TestEarlierTraining:
         project.use_training(str(first))
         assert predictions(project)["b"]["training"] == first
 
+    def test_what_of_it_was_rejected_is_rejected_again(self, project: Project) -> None:
+        first = str(project.state.current_training)
+        review.reject(project, "b")
+        train(project)
+        assert project.refresh().case("b").review == "not_seen", "a further training predicts it anew"
+        review.use_training(project, first)
+        assert project.refresh().case("b").review == "rejected"
+        assert "b" not in [one.case for one in queue(project, quality(project, predictions(project)))]
+
+    def test_what_of_another_one_was_rejected_waits(self, project: Project) -> None:
+        first = str(project.state.current_training)
+        train(project)
+        second = str(project.state.current_training)
+        review.reject(project, "b")
+        review.use_training(project, first)
+        assert project.refresh().case("b").review == "not_seen", "of this training nobody said anything"
+        review.use_training(project, second)
+        assert project.refresh().case("b").review == "rejected"
+
+    def test_a_rejection_that_was_taken_back_stays_taken_back(self, project: Project) -> None:
+        first = str(project.state.current_training)
+        review.reject(project, "b")
+        review.undo(project, "b")
+        train(project)
+        review.use_training(project, first)
+        assert project.refresh().case("b").review == "not_seen"
+
     @pytest.mark.parametrize("name", ["0009-train", "../jobs/0001-train", ""])
     def test_one_that_is_not_there_is_refused(self, project: Project, name: str) -> None:
         with pytest.raises(ProjectError, match="is not a training"):
             project.use_training(name)
 
 
+class TestMendedInPlace:
+    """A person mends the very file that the training wrote and saves over it."""
+
+    @pytest.fixture(autouse=True)
+    def changed(self, project: Project, mended: Path) -> Path:
+        path: Path = predictions(project)["b"]["prediction"]
+        labels = read_labels(mended, OBLIQUE).volume
+        write_segmentation(path, labels, project.state.labels)
+        return path
+
+    def test_it_is_not_accepted_as_the_machines_word(self, project: Project) -> None:
+        with pytest.raises(ProjectError, match=r"not as 0001-train made it.*save it as a correction"):
+            review.accept(project, "b")
+
+    def test_as_a_correction_it_says_nothing_about_the_prediction(self, project: Project, changed: Path) -> None:
+        assert review.correct(project, "b", changed).review == "corrected"
+        assert not decisions(project)["b"][-1].dice, "what was predicted is not known any more"
+
+    def test_others_are_what_they_were(self, project: Project) -> None:
+        assert review.accept(project, "c").review == "accepted"
+
+
 class TestOlderAndDamaged:
     """What an older program or a crash left behind."""
+
+    @pytest.mark.parametrize("state", [Review.ACCEPTED, Review.CORRECTED, Review.REJECTED, Review.SKIPPED])
+    def test_a_decision_whose_line_is_lost_can_be_taken_back(
+        self, project: Project, actions: Any, state: Review
+    ) -> None:
+        actions[state]()
+        project.reviews.unlink()
+        case = review.undo(project, "b")
+        assert (case.review, case.role, case.label_version) == ("not_seen", Role.UNLABELLED, None)
+        assert review.accept(project, "b").review == "accepted", "it can be decided about again"
+
+    def test_an_older_decision_is_not_taken_back_in_place_of_a_lost_one(self, project: Project) -> None:
+        review.skip(project, "b")
+        kept = project.reviews.read_bytes()
+        review.reject(project, "b")
+        project.reviews.write_bytes(kept)
+        assert review.undo(project, "b").review == "not_seen"
+        assert decisions(project)["b"][-1].after == "skipped"
+
+    def test_lines_are_written_under_the_lock(self, project: Project) -> None:
+        with locked(project.folder / "project.lock"), pytest.raises(Locked):
+            with_no_patience(project.append_review, "b", "not_seen", "skipped")
 
     def test_a_newer_prediction_than_the_one_that_was_seen_is_not_accepted(self, project: Project) -> None:
         seen = project.state.current_training

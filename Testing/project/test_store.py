@@ -22,7 +22,7 @@ from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.lock import Locked, identity
 from SemiSAMO1Lib.project import Case, LabelError, Project, ProjectError, Skipped, read_labels
 from SemiSAMO1Lib.project.importing import Found, candidates, look
-from SemiSAMO1Lib.project.store import SCHEMA
+from SemiSAMO1Lib.project.store import MIGRATIONS, SCHEMA
 from SemiSAMO1Lib.volume import Volume
 
 ADD_SKIPPED = """
@@ -148,6 +148,37 @@ def test_a_newer_schema_is_not_written_over(project: Project) -> None:
     with pytest.raises(ProjectError):
         note(project)
     assert project.file.read_bytes() == before, "a project of a newer program should be left alone"
+
+
+class TestOlderSchema:
+    """A project of an older program is lifted; its file stays beside it."""
+
+    @pytest.fixture
+    def older(self, project: Project, monkeypatch: pytest.MonkeyPatch) -> bytes:
+        """project.json as a program wrote it that called the name a title; returns its bytes."""
+        monkeypatch.setitem(MIGRATIONS, SCHEMA - 1, lambda value: {**value, "name": value.pop("title")})
+
+        def back(value: dict[str, Any]) -> None:
+            value.update(schema=SCHEMA - 1, title=value.pop("name"))
+
+        edit(project, back)
+        return project.file.read_bytes()
+
+    def test_it_opens(self, project: Project, older: bytes) -> None:
+        assert Project(project.folder).state.name == project.state.name
+
+    def test_it_is_written_as_what_it_is_now(self, project: Project, older: bytes) -> None:
+        Project(project.folder)
+        assert json.loads(project.file.read_text())["schema"] == SCHEMA
+
+    def test_the_old_file_is_kept(self, project: Project, older: bytes) -> None:
+        Project(project.folder)
+        assert (project.folder / f"project.schema-{SCHEMA - 1}.json").read_bytes() == older
+
+    def test_one_that_nobody_can_read_any_more_is_refused(self, project: Project) -> None:
+        edit(project, lambda value: value.update(schema=SCHEMA - 1))
+        with pytest.raises(ProjectError, match="can no longer read"):
+            Project(project.folder)
 
 
 @pytest.mark.parametrize("text", ["{", "", "[]", "5", '{"schema": 1}', '{"schema": 1, "cases": 3}', "\udcff"])

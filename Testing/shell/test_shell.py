@@ -25,6 +25,8 @@ from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind, State, kill, observe
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
 from SemiSAMO1Lib.project import Project
+from SemiSAMO1Lib.project.label_writer import write_segmentation
+from SemiSAMO1Lib.project.results import predictions
 from SemiSAMO1Lib.shell import app
 from SemiSAMO1Lib.tasks.predict import doubt_of
 from SemiSAMO1Lib.volume import Geometry, Volume
@@ -703,13 +705,40 @@ def reviewed(story: Story, tmp_path: Path) -> Path:
 def test_the_queue_for_machines(reviewed: Path) -> None:
     rows = shell("queue", reviewed, "--json").json()
     assert {row["case"] for row in rows} == {"phantom_001", "phantom_002"}
-    keys = {"case", "state", "score", "level", "random"}
+    keys = {"case", "state", "score", "level", "random", "training"}
     assert all(set(row) == keys and row["state"] == "not_seen" and 0 <= row["score"] <= 1 for row in rows)
 
 
 def test_the_queue_for_people(reviewed: Path) -> None:
     text = shell("queue", reviewed).text
     assert "phantom_001" in text and "not yet checked on your scans: 0 of 10 are reviewed" in text
+
+
+def test_what_is_to_be_mended_is_a_copy(reviewed: Path) -> None:
+    text = shell("queue", reviewed).text
+    assert "To be mended, a copy of: " in text
+    assert f"--training {Project(reviewed).state.current_training}" in text, "the step names whose prediction it is"
+
+
+@pytest.mark.parametrize("command", ["accept", "reject", "skip"])
+def test_a_decision_about_predictions_of_before_is_refused(reviewed: Path, command: str) -> None:
+    shown = shell(command, reviewed, "--case", "phantom_001", "--training", "0001-train")
+    assert shown.code == WRONG_USE and "was predicted anew by" in shown.text
+    assert Project(reviewed).state.case("phantom_001").review == "not_seen"
+
+
+def test_a_correction_says_whose_prediction_it_began_from(reviewed: Path, cohort: Path) -> None:
+    labels, current = cohort / "labels" / "phantom_001.nrrd", Project(reviewed).state.current_training
+    given = ("--case", "phantom_001", "--labels", labels, "--training", current)
+    assert f"prediction of {current}" in shell("correct", reviewed, *given).text
+
+
+def test_a_prediction_that_was_mended_in_place_is_told_of(reviewed: Path, cohort: Path) -> None:
+    opened = Project(reviewed)
+    path = predictions(opened)["phantom_001"]["prediction"]
+    write_segmentation(path, read_volume(cohort / "labels" / "phantom_001.nrrd"), opened.state.labels)
+    shown = shell("correct", reviewed, "--case", "phantom_001", "--labels", path)
+    assert shown.code == DONE and "how good it was is not counted" in shown.text
 
 
 def test_a_template_is_recommended(reviewed: Path) -> None:
@@ -720,6 +749,7 @@ def test_a_template_is_recommended(reviewed: Path) -> None:
 def test_the_score_says_what_to_do_next(reviewed: Path) -> None:
     value = shell("score", reviewed, "--json").json()
     assert value["score"] is None and value["verdict"] == "review" and value["reason"]
+    assert value["reviewed"] == [], "nothing was reviewed before this training"
 
 
 def test_a_case_is_left_out_and_taken_in_again(reviewed: Path) -> None:

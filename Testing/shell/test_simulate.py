@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from shell_runner import shell
 
 from SemiSAMO1Lib import files
+from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
 from SemiSAMO1Lib.project import Project, reviews
 from SemiSAMO1Lib.tasks import simulate as module
+from SemiSAMO1Lib.volume import Volume
 
 SMALL = PhantomSettings(spacing_mm=(4.5, 4.0, 4.0))
 TINY = {"patch_voxels": 4096, "filters": 4, "neighbours": 2, "registration": {"use_affine": False}, "device": "cpu"}
@@ -108,6 +113,37 @@ def test_what_is_done_is_not_done_again(played: tuple[Path, dict[str, Any]], mon
     given = ("--references", folder / "cohort" / "labels", "--output", folder / "effort")
     again = shell("simulate", folder / "project", *given, "--config", folder / "tiny.json", *OPTIONS, "--json")
     assert again.code == 0 and again.json()["curves"] == played[1]["curves"], again.text
+
+
+def spoiled(folder: Path, tmp_path: Path, spoil: Callable[[NDArray[Any]], NDArray[Any]]) -> Path:
+    """The references, of which one is another."""
+    labels = tmp_path / "labels"
+    shutil.copytree(folder / "cohort" / "labels", labels)
+    label = read_volume(labels / "phantom_003.nrrd")
+    write_volume(labels / "phantom_003.nrrd", Volume(spoil(label.array.astype(np.uint8)), label.geometry))
+    return labels
+
+
+def test_a_reference_that_shows_nothing_is_a_correction(played: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """All labels are absent from that scan."""
+    labels = spoiled(played[0], tmp_path, np.zeros_like)
+    project = module._copy(Project(played[0] / "effort" / "start"), tmp_path / "copy")
+    module._require_usable(project, {"phantom_003": labels / "phantom_003.nrrd"})
+    module._correct(project, "phantom_003", labels / "phantom_003.nrrd")
+    assert project.label_record(project.state.case("phantom_003"))["absent"] == list(project.state.labels.values)
+
+
+def test_a_reference_that_cannot_be_used_is_found_before_anything_is_trained(
+    played: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    def other_values(array: NDArray[Any]) -> NDArray[Any]:
+        array[0, 0, 0] = 77
+        return array
+
+    given = ("--references", spoiled(played[0], tmp_path, other_values), "--output", tmp_path / "effort")
+    refused = shell("simulate", played[0] / "project", *given, "--steps", "1,2")
+    assert refused.code == 2 and "has label 77, which the template lacks" in refused.text
+    assert not (tmp_path / "effort" / "start").exists(), "nothing was trained"
 
 
 def test_a_project_that_was_reviewed_is_refused(played: tuple[Path, dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+import threading
 
 import numpy as np
 import torch
@@ -18,7 +18,13 @@ from monai.transforms import (
 from torch import Tensor
 
 
-@cache
+class _OfThread(threading.local):
+    """The transforms of one thread: they are seeded anew for each patch, and several threads draw patches."""
+
+    def __init__(self) -> None:
+        self.changes = _changes()
+
+
 def _changes() -> Compose:
     return Compose(
         [
@@ -32,9 +38,12 @@ def _changes() -> Compose:
     )
 
 
+_MINE = _OfThread()
+
+
 def change_intensities(image: Tensor, generator: np.random.Generator) -> Tensor:
     """Change a patch (1, z, y, x) of scaled intensities; the generator decides everything."""
-    changes = _changes()
+    changes = _MINE.changes
     changes.set_random_state(seed=int(generator.integers(2**31)))
     changed = changes(image)
     return torch.as_tensor(np.asarray(changed), dtype=torch.float32)

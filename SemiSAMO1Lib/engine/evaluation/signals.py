@@ -6,7 +6,8 @@ All are computed on the training grid, for each case and class; `SemiSAMO1Lib/qu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,10 @@ from ...volume import Geometry
 from ..cohort import Cohort
 from ..config import TrainingConfig
 from ..data.grids import resample_labels, sample, space_points
+from ..data.store import Store
 from ..generalists.mind import mind_ssc
-from ..observer import Observer, stop_if_asked
+from ..observer import Observer
+from ..ranks import Ranks
 from ..similarity import cosine
 from .metrics import dice
 
@@ -61,48 +64,84 @@ class _Typical:
 
 @dataclass
 class _Votes:
-    """What all cases show in the template's space: for each class, and for seeing anything, how many of them."""
+    """What all cases show in the template's space.
 
-    classes: NDArray[np.uint16]
-    seen: NDArray[np.uint16]
+    Attributes:
+        counts: (C, z, y, x): how many cases see a place at all, then for the classes 1 .. C - 1 how many show it.
+        carried: what single cases show, packed: it is asked for again, and most of it is the same.
+    """
 
-    def add(self, carried: NDArray[np.uint16]) -> None:
-        self.seen += carried < _UNSEEN
-        for value in range(1, len(self.classes)):
-            self.classes[value] += carried == value
+    counts: NDArray[np.uint16]
+    carried: dict[str, bytes]
+
+    @classmethod
+    def none(cls, classes: int, grid: Geometry) -> _Votes:
+        return cls(np.zeros((classes, *grid.shape), np.uint16), {})
+
+    def add(self, case_id: str, carried: NDArray[np.uint16]) -> None:
+        self.counts[0] += carried < _UNSEEN
+        for value in range(1, len(self.counts)):
+            self.counts[value] += carried == value
+        self.carried[case_id] = zlib.compress(carried.tobytes(), 1)
+
+    def of(self, case_id: str) -> NDArray[np.uint16]:
+        return np.frombuffer(zlib.decompress(self.carried[case_id]), np.uint16).reshape(self.counts.shape[1:])
 
 
-def cohort_signals(cohort: Cohort, number: int, config: TrainingConfig, observer: Observer) -> dict[str, list[Signals]]:
-    """Signals of every case of a round.
+def cohort_signals(
+    cohort: Cohort,
+    number: int,
+    config: TrainingConfig,
+    observer: Observer,
+    ranks: Ranks,
+    step: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, list[Signals]]:
+    """Signals of every case of a round; kept in the store as `signals/<number>/<case>.json`.
 
     Args:
         cohort: propagation and predictions of every case, on disk.
         number: the round; 0 is that before any network, of which fewer signals exist.
         config: of the training.
         observer: is asked whether to stop.
+        ranks: the processes that look at the cases in turn.
+        step: is told how many looks of how many are done; every case is looked at twice.
 
     Returns:
         case id -> signals of the classes 1 .. C - 1.
     """
-    template = _template(cohort)
-    classes = cohort.plan.classes
-    votes = _Votes(np.zeros((classes, *template.grid.shape), np.uint16), np.zeros(template.grid.shape, np.uint16))
-    volumes, registered = [], cohort.has_deformations()
-    for case_id in cohort.ids:
-        stop_if_asked(observer)
+    template, store, count = _template(cohort), cohort.store, len(cohort.ids)
+    votes, volumes = _Votes.none(cohort.plan.classes, template.grid), {}
+    registered = cohort.has_deformations()
+    for position, case_id in ranks.share(cohort.ids, observer):
         label = np.asarray(cohort.answer(number, case_id)).argmax(0)
-        volumes.append(_volumes(label, classes, cohort.plan.spacing))
+        volumes[case_id] = _volumes(label, cohort.plan.classes, cohort.plan.spacing).tolist()
         if registered:
-            votes.add(_carried(cohort, case_id, label, template))
+            votes.add(case_id, _carried(cohort, case_id, label, template))
+        step(position + 1, 2 * count)
+    votes, volumes = _of_all(store, number, votes, volumes, ranks)
     residuals = {case_id: cohort.deformation(case_id).residual for case_id in cohort.ids} if registered else {}
-    typical = _Typical(np.median(np.stack(volumes), axis=0), _beside_the_usual(residuals))
-    found = {}
-    for case_id in cohort.ids:
-        stop_if_asked(observer)
-        found[case_id] = _case_signals(
-            cohort, number, case_id, config, template, typical, votes if registered else None
-        )
-    return found
+    typical = _Typical(np.median(np.array(list(volumes.values())), axis=0), _beside_the_usual(residuals))
+    for position, case_id in ranks.share(cohort.ids, observer):
+        found = _case_signals(cohort, number, case_id, config, template, typical, votes if registered else None)
+        store.save_json(found, "signals", str(number), f"{case_id}.json")
+        step(count + position + 1, 2 * count)
+    return {case_id: store.json("signals", str(number), f"{case_id}.json") for case_id in cohort.ids}
+
+
+def _of_all(
+    store: Store, number: int, votes: _Votes, volumes: dict[str, list[float]], ranks: Ranks
+) -> tuple[_Votes, dict[str, list[float]]]:
+    """The votes and volumes that the processes found, joined in each of them; `carried` stays that of its own."""
+    if ranks.count == 1:
+        return votes, volumes
+    folder = ("votes", str(number))
+    store.save_array(votes.counts, *folder, f"{ranks.number}.npy")
+    store.save_json(volumes, *folder, f"{ranks.number}.json")
+    ranks.wait()
+    everywhere = range(ranks.count)
+    joined = {case: one for rank in everywhere for case, one in store.json(*folder, f"{rank}.json").items()}
+    counts = sum((np.asarray(store.array(*folder, f"{rank}.npy")) for rank in everywhere), np.zeros_like(votes.counts))
+    return _Votes(counts, votes.carried), joined
 
 
 def _template(cohort: Cohort) -> _Template:
@@ -142,10 +181,11 @@ def _case_signals(
     confidence = np.asarray(cohort.confidence(case_id), np.float32)
     prototypes = _prototypes(np.asarray(cohort.image(case_id)), label, cohort.plan.classes)
     volumes = _volumes(label, cohort.plan.classes, cohort.plan.spacing)
-    in_template: list[dict[str, float | None]] = [{"reverse": None, "with_cohort": None}] * cohort.plan.classes
+    nowhere: dict[str, float | None] = {"reverse": None, "with_cohort": None}
+    in_template = [nowhere] * (cohort.plan.classes - 1)
     if votes is not None:
-        carried = _carried(cohort, case_id, label, template)
-        in_template = [_in_template(carried, votes, template, value) for value in range(cohort.plan.classes)]
+        carried = votes.of(case_id)
+        in_template = [_in_template(carried, votes, template, value) for value in range(1, cohort.plan.classes)]
     passes, neighbours = cohort.between_passes(number, case_id), cohort.with_neighbours(number, case_id)
     gradient = ndimage.gaussian_gradient_magnitude(np.asarray(cohort.image(case_id), np.float32), 0.7)
     found: list[Signals] = []
@@ -167,7 +207,7 @@ def _case_signals(
         }
         if number == 0:  # there is nothing yet that could differ from the propagation
             signals |= dict.fromkeys(("with_propagation", "network_with_propagation", "between_rounds"))
-        signals |= in_template[value]
+        signals |= in_template[value - 1]
         if value in template.unknown:  # there is nothing that the class could be compared with
             signals |= dict.fromkeys(("reverse", "prototype", "volume_to_template"))
         found.append(signals)
@@ -218,7 +258,7 @@ def _in_template(
 ) -> dict[str, float | None]:
     """Agreement in the template's space: with its label (reverse classification) and with most of the other cases."""
     mine, seen = carried == value, carried < _UNSEEN
-    others, voters = votes.classes[value].astype(np.int32) - mine, votes.seen.astype(np.int32) - seen
+    others, voters = votes.counts[value].astype(np.int32) - mine, votes.counts[0].astype(np.int32) - seen
     most = seen & (2 * others > voters)
     return {
         "reverse": dice(mine, seen & (template.label == value)),
@@ -235,12 +275,12 @@ def _single(cohort: Cohort, number: int, case_id: str, config: TrainingConfig) -
 
 
 def _prototypes(image: NDArray[Any], label: NDArray[Any], classes: int) -> NDArray[np.float32]:
-    """Mean MIND-SSC descriptors of each class less those of the whole scan, (C, 12)."""
+    """Mean MIND-SSC descriptors of each class less those of the whole scan, (C, 12); 0 for the background."""
     described = mind_ssc(torch.from_numpy(np.array(image, np.float32))).numpy().reshape(12, -1)
     flat = label.reshape(-1)
     mean = described.mean(1)
     found = np.zeros((classes, 12), np.float32)
-    for value in range(classes):
+    for value in range(1, classes):
         mine = flat == value
         if mine.any():
             found[value] = described[:, mine].mean(1) - mean

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...volume import Geometry, Volume
 from ..cases import LabelledCase, Propagation
 from ..data.grids import inside, sample, space_points
-from ..similarity import nearest
+from ..similarity import Likeness
 from .deformable import Deformation, Settings, register
 from .descriptors import Described, describe
 from .starts import SMALLEST_OVERLAP, affine, translations
@@ -277,7 +277,7 @@ def _nearest(own: NDArray[np.float16], prepared: Sequence[Atlas], count: int) ->
 
     known = {one.labelled.id: one for one in prepared}
     signatures = {"": own, **{name: np.asarray(one.signature) for name, one in known.items()}}
-    chosen = {name for name, _ in nearest("", list(known), signatures, count)}
+    chosen = {name for name, _ in Likeness(signatures).nearest("", list(known), count)}
     return [one for one in prepared if one.labelled.id in chosen]
 
 

@@ -12,8 +12,9 @@ from ...volume import Geometry
 from ..cases import LabelledCase
 from ..cohort import Cohort
 from ..data.grids import resample_labels
-from ..observer import Observer, stop_if_asked
+from ..observer import Observer
 from ..propagation.deformable import Deformation
+from ..ranks import Ranks
 from .acceptance import mean_dice, reverse_dice
 
 #: Share of the cases that are believed: those whose check is best.
@@ -77,18 +78,24 @@ def check_of(cohort: Cohort) -> Check:
     return Check(template, cohort.grid(template.image.geometry), cohort.plan.classes)
 
 
-def checks_of(cohort: Cohort, said: Callable[[str], NDArray[Any]], observer: Observer) -> dict[str, float]:
-    """The check value of every case.
+def checks_of(
+    cohort: Cohort, number: int, what: str, said: Callable[[str], NDArray[Any]], observer: Observer, ranks: Ranks
+) -> dict[str, float]:
+    """The check value of every case; found once by all processes together, and read afterwards.
 
     Args:
         cohort: propagation and transforms of every case, on disk.
+        number: the round that is judged.
+        what: of it is judged, a name for the files: `checks` of its networks, `checks-of-answers`.
         said: gives the class probabilities (C, z, y, x) of a case that are judged.
         observer: is asked whether to stop.
+        ranks: the processes.
     """
-    check, registered = check_of(cohort), cohort.has_deformations()
-    found = {}
-    for case_id in cohort.ids:
-        stop_if_asked(observer)
-        grid, field = cohort.grid(cohort.case(case_id).geometry), cohort.deformation(case_id) if registered else None
-        found[case_id] = check.of(said(case_id), cohort.probabilities(0, case_id), grid, field)
-    return found
+    check, registered, store = check_of(cohort), cohort.has_deformations(), cohort.store
+    for _, case_id in ranks.share(cohort.ids, observer):
+        if not store.has(what, str(number), f"{case_id}.json"):
+            grid = cohort.grid(cohort.case(case_id).geometry)
+            field = cohort.deformation(case_id) if registered else None
+            value = check.of(said(case_id), cohort.probabilities(0, case_id), grid, field)
+            store.save_json(value, what, str(number), f"{case_id}.json")
+    return {case_id: float(store.json(what, str(number), f"{case_id}.json")) for case_id in cohort.ids}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from ..cohort import Cohort
 from ..config import TrainingConfig
 from ..data.grids import resample_labels
 from ..inference.uncertainty import voxel_entropy
-from ..observer import Observer, stop_if_asked
-from ..similarity import nearest
+from ..observer import Observer
+from ..ranks import Ranks
+from ..similarity import Likeness
 from .acceptance import accepted
 from .check import checks_of
 from .fusion import voxel_weights
@@ -48,7 +50,8 @@ class Situation:
         number: the round that has just been predicted.
         config: of the training.
         uncertain: cases whose mean uncertainty reaches the configured quantile.
-        neighbours: case -> its most similar certain cases, the template among them, with their similarities.
+        neighbours: case -> its most similar certain cases, the template among them, with their similarities; empty
+            for refiners that do not ask for them.
     """
 
     cohort: Cohort
@@ -93,39 +96,50 @@ def none(situation: Situation, case_id: str) -> NDArray[Any]:
 REFINERS: dict[str, Refiner] = {"region": region, "volume": volume, "none": none}
 
 
-def refine_cohort(cohort: Cohort, number: int, config: TrainingConfig, observer: Observer) -> Refinement:
-    """Write the pseudo-labels of round `number` + 1 from the predictions of round `number`."""
+def refine_cohort(
+    cohort: Cohort,
+    number: int,
+    config: TrainingConfig,
+    observer: Observer,
+    ranks: Ranks,
+    step: Callable[[int, int], None] = lambda done, of: None,
+) -> Refinement:
+    """Write the pseudo-labels of round `number` + 1 from the predictions of round `number`.
+
+    The processes look at the cases, and write, in turn; what follows from all that was seen, each finds out by itself.
+    `step` is told how many cases of how many are done.
+    """
     name = config.refinement
     if name == "region" and not cohort.has_deformations():
         name = "volume"
         observer.event("note", text="no registration aligns the cases: uncertain volumes are refined as a whole")
     before = _in_force(cohort, number)
-    uncertainty = {case: _volume_uncertainty(cohort, number, case, config) for case in cohort.ids}
+    uncertainty = _uncertainty(cohort, number, config, observer, ranks)
     limit = float(np.quantile(list(uncertainty.values()), config.uncertain_quantile))
     # a rejected prediction tells its neighbours nothing
     useful = [case for case in cohort.ids if cohort.case(case).trainable]
     certain = [case for case in useful if uncertainty[case] < limit] or useful
-    judged = cohort.probabilities if name == "none" else cohort.answer  # what would be taken
-    checks = checks_of(cohort, lambda case: judged(number, case), observer)
+    what, judged = ("checks", cohort.probabilities) if name == "none" else ("checks-of-answers", cohort.answer)
+    checks = checks_of(cohort, number, what, partial(judged, number), observer, ranks)  # of what would be taken
     taken = accepted(checks, before) if config.check_pseudo_labels else dict.fromkeys(checks, True)
     uncertain = frozenset(case for case, value in uncertainty.items() if value >= limit)
-    situation = Situation(cohort, number, config, uncertain, _neighbours(cohort, certain, config.neighbours))
-    for position, case in enumerate(cohort.ids):
-        stop_if_asked(observer)
+    neighbours = _neighbours(cohort, certain, config.neighbours) if name == "volume" else {}
+    situation = Situation(cohort, number, config, uncertain, neighbours)
+    for position, case in ranks.share(cohort.ids, observer):
         if taken[case]:
             write_pseudo_label(cohort, number, case, REFINERS[name](situation, case), config)
         else:
             _keep_old(cohort, number, case)
-        observer.event("progress", stage=f"refine {number}", done=position + 1, of=len(cohort.ids))
+        step(position + 1, len(cohort.ids))
     in_force = {case: max(checks[case], before[case] or 0.0) if taken[case] else before[case] for case in cohort.ids}
     return Refinement(uncertainty, certain, checks, taken, in_force)
 
 
 def _neighbours(cohort: Cohort, certain: list[str], count: int) -> dict[str, list[tuple[str, float]]]:
-    signatures = {case: np.asarray(cohort.signature(case), np.float32) for case in cohort.ids}
     template = cohort.labelled[0].id
-    signatures[template] = np.asarray(cohort.template_signature(), np.float32)
-    return {case: nearest(case, [*certain, template], signatures, count) for case in cohort.ids}
+    signatures = {case: cohort.signature(case) for case in cohort.ids}
+    likeness = Likeness({**signatures, template: cohort.template_signature()})
+    return {case: likeness.nearest(case, [*certain, template], count) for case in cohort.ids}
 
 
 def _in_force(cohort: Cohort, number: int) -> dict[str, float | None]:
@@ -134,6 +148,17 @@ def _in_force(cohort: Cohort, number: int) -> dict[str, float | None]:
         return dict.fromkeys(cohort.ids)
     earlier: dict[str, float | None] = cohort.store.json("refinement", f"{number - 1}.json")["in_force"]
     return earlier
+
+
+def _uncertainty(
+    cohort: Cohort, number: int, config: TrainingConfig, observer: Observer, ranks: Ranks
+) -> dict[str, float]:
+    """Mean uncertainty of every volume."""
+    store, folder = cohort.store, ("uncertainty", str(number))
+    for _, case_id in ranks.share(cohort.ids, observer):
+        if not store.has(*folder, f"{case_id}.json"):
+            store.save_json(_volume_uncertainty(cohort, number, case_id, config), *folder, f"{case_id}.json")
+    return {case_id: float(store.json(*folder, f"{case_id}.json")) for case_id in cohort.ids}
 
 
 def _volume_uncertainty(cohort: Cohort, number: int, case_id: str, config: TrainingConfig) -> float:

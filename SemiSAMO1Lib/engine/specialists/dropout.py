@@ -42,7 +42,7 @@ class SampleDropout(nn.Module):
         kept = torch.empty(shape, dtype=torch.bool, device=x.device)
         for row, generator in zip(kept, generators, strict=True):
             _draw(row, 1 - self.p, generator)
-        return x * torch.where(kept, x.new_tensor(1 / (1 - self.p)), x.new_tensor(0.0))
+        return x * (kept.to(x.dtype) * (1 / (1 - self.p)))
 
 
 def _draw(row: Tensor, share: float, generator: torch.Generator) -> None:
