@@ -30,7 +30,7 @@ _INDEX = ("library.json",)
 
 def keep_library(cohort: Cohort, number: int, config: TrainingConfig, observer: Observer, ranks: Ranks) -> None:
     """Keep image, label and signature of the cases whose answer of a round can best be believed."""
-    if ranks.as_first(cohort.store.has(*_INDEX)):
+    if ranks.as_first(ranks.first and cohort.store.has(*_INDEX)):
         return
     chosen: list[str] = []
     if ranks.as_first(has_links(cohort, config)):

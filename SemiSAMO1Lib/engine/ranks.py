@@ -70,7 +70,8 @@ class Ranks:
 
     def as_first(self, here: bool) -> bool:
         """What the first one finds; all have to ask. A folder that several computers mount may show another one what
-        was there a moment ago, and who waits for whom must not hang on that."""
+        was there a moment ago, and who waits for whom must not hang on that. Nor may it remember for long that a file
+        was not there: the others do not look (`ranks.first and ...`) for what they read soon after."""
         if self._fabric is None or self.count == 1:
             return here
         found = self._fabric.all_gather(torch.tensor(int(here), device=self._fabric.device))

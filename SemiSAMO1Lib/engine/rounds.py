@@ -253,7 +253,9 @@ def train(
             if plan is None or not is_out_of_memory(error) or fabric.world_size > 1:
                 raise
             observer.event(
-                "warning", text=f"out of memory ({error}); going on with batch {plan.batch}, patch {plan.patch}"
+                "warning",
+                text=f"out of memory ({error}); going on with batch {plan.batch}, {plan.labelled} labelled, "
+                f"patch {plan.patch}",
             )
             cohort.plan = plan
             cohort.store.save_json(plan_to_json(plan), "plan.json")
@@ -294,7 +296,7 @@ def predict(
 
 def look_at_answers(cohort: Cohort, number: int, config: TrainingConfig, ranks: Ranks, progress: Progress) -> None:
     """Signals of how good a round's answers are."""
-    kept = all(cohort.store.has("signals", str(number), f"{case_id}.json") for case_id in cohort.ids)
+    kept = ranks.first and all(cohort.store.has("signals", str(number), f"{one}.json") for one in cohort.ids)
     if not ranks.as_first(kept):
         step = partial(progress.step, f"signals {number}")
         cohort_signals(cohort, number, config, progress.observer, ranks, step)
@@ -303,7 +305,7 @@ def look_at_answers(cohort: Cohort, number: int, config: TrainingConfig, ranks: 
 def refine(cohort: Cohort, number: int, config: TrainingConfig, ranks: Ranks, progress: Progress) -> None:
     """Pseudo-labels of the next round; with refinement 'none' the prediction itself becomes the pseudo-label."""
     names = ("refinement", f"{number}.json")
-    if not ranks.as_first(cohort.store.has(*names)):
+    if not ranks.as_first(ranks.first and cohort.store.has(*names)):
         step = partial(progress.step, f"refinement {number}")
         found = refine_cohort(cohort, number, config, progress.observer, ranks, step)
         ranks.once(lambda: cohort.store.save_json(found.to_json(), *names))

@@ -124,12 +124,14 @@ def all_jobs(jobs: Path) -> list[JobFolder]:
     return [JobFolder(one) for one in sorted(jobs.iterdir()) if (one / "job.json").exists()]
 
 
+def is_under_way(job: JobFolder) -> bool:
+    """Whether somebody works on a job; on one that nobody has started yet nobody does."""
+    return job.status.exists() and observe(job).state.active
+
+
 def running_training(jobs: Path) -> JobFolder | None:
-    """The training that is under way in a project, if any; one that nobody has started yet is not."""
-    for job in all_jobs(jobs):
-        if job.path.name.endswith(f"-{JobKind.TRAIN}") and job.status.exists() and observe(job).state.active:
-            return job
-    return None
+    """The training that is under way in a project, if any."""
+    return next((job for job in trainings(jobs) if is_under_way(job)), None)
 
 
 def trainings(jobs: Path) -> list[JobFolder]:

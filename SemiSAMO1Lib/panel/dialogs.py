@@ -38,7 +38,7 @@ class Dialogs:
 
     def new_file(self, title: str, name: str, kind: str) -> Path | None:
         """Let a person name a file to be written, with a name to begin with and one kind of file, such as
-        `Model (*.zip)`; None when it was cancelled. Qt itself asks before a file is replaced."""
+        `Model (*.zip)`; None when it was cancelled. Qt itself asks before a file of that name is replaced."""
         found = qt.QFileDialog.getSaveFileName(slicer.util.mainWindow(), title, name, kind)
         return Path(found) if found else None
 

@@ -61,10 +61,16 @@ class ExportStep:
 
     def save_model(self) -> None:
         """Write the trained networks into a file that a person names."""
-        path = self._dialogs.new_file(_("Save the trained model"), "model.zip", _("MONAI bundle (*.zip)"))
-        if path is not None:
-            self._session.write_bundle(path if path.suffix else path.with_suffix(".zip"))
-            self.show()
+        title = _("Save the trained model")
+        named = self._dialogs.new_file(title, "model.zip", _("MONAI bundle (*.zip)"))
+        if named is None:
+            return
+        path = named if named.suffix else named.with_suffix(".zip")
+        text = _("{path} is there already.").format(path=path)  # Qt asked about the name as it was given
+        if path != named and path.exists() and self._dialogs.choose(title, text, [_("Keep it"), _("Replace it")]) != 1:
+            return
+        self._session.write_bundle(path)
+        self.show()
 
     def show(self) -> None:
         """Buttons and progress: on each tick."""
@@ -75,15 +81,14 @@ class ExportStep:
         dicom = chosen(ui.formatBox) == "dicom-seg"
         no_series = [_("Name the folder of the original DICOM series.")] if dicom else []
         no_series = [] if ui.dicomPathEdit.currentPath else no_series
-        untrained = session.reasons_against_using_the_model()
         no_dicom = [_("Further scans are written as NRRD or NIfTI.")] if dicom else []
         ui.dicomPathEdit.enabled = dicom
         explain(
             ui.exportReasonLabel,
             (ui.exportButton, busy or no_folder or no_series),
-            (ui.applyButton, busy or untrained or no_folder or no_scans or no_dicom),
-            (ui.reportButton, busy or untrained),
-            (ui.modelButton, busy or untrained),
+            (ui.applyButton, busy or session.reasons_against_applying() or no_folder or no_scans or no_dicom),
+            (ui.reportButton, busy or session.reasons_against_report()),
+            (ui.modelButton, busy or session.reasons_against_bundle()),
         )
         watched = session.output_job
         active = watched is not None and watched.seen.state.active

@@ -272,6 +272,7 @@ class Panel:
             self.banner.show(text, _("Show them"), self._take_new_predictions)
 
     def _take_new_predictions(self) -> None:
+        self._offered = None
         self.close_case()
         self.results.look_again()
 

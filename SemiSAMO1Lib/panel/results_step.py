@@ -8,13 +8,13 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from ..project import Case, Label, ProjectError, Role, reviews
+from ..project import Case, Label, Project, ProjectError, Role, reviews
 from ..project.drafts import find_draft, training_of
 from ..project.history import decided_by, decisions, unreadable_lines
 from ..project.label_table import LabelTable
 from ..project.label_writer import written
 from ..project.queue import Waiting
-from ..project.results import Quality, asked_about, changes
+from ..project.results import Quality, asked_about, changes, predictions
 from ..project.reviews import Review
 from ..project.session import Session, template_gaps
 from ..quality import ENOUGH
@@ -202,7 +202,8 @@ class ResultsStep:
         self.show()
 
     def use_training(self) -> None:
-        """Let the chosen training's predictions count instead of the current one's; reviews stay."""
+        """Let the chosen training's predictions count instead of the current one's; what was decided about these stays,
+        and what of them was rejected."""
         name = chosen(self._ui.trainingBox)
         if name is not None and name != self._training:
             self._session.use_training(name)
@@ -229,6 +230,7 @@ class ResultsStep:
         project, view = self._session.project, self.view
         if project is None or view is None:
             return
+        _require_seen(project, view)
         found = drawn(view.segmentation, view.scan, project.state.labels)
         asked = asked_about(project, view.files.case, view.files.training or None)
         table = project.state.labels.without(set(project.state.labels.values) - asked)
@@ -284,6 +286,7 @@ class ResultsStep:
     def _decide(self, action: Callable[..., Case]) -> None:
         project, view = self._session.project, self.view
         if project is not None and view is not None:
+            _require_seen(project, view)
             view.as_seen = action(project, view.files.case, self._reviewer(), view.files.training, view.as_seen)
             self._decided()
 
@@ -475,6 +478,13 @@ class ResultsStep:
                 said.append(_("likely quality {likely}").format(likely=_level(level_of(estimate.labels[int(value)]))))
             lines.append(f"{project.state.labels.name_of(int(value))}: {', '.join(said)}")
         return "\n".join(lines)
+
+
+def _require_seen(project: Project, view: CaseView) -> None:
+    """Raise ProjectError where a training went on since the case was opened: its next round is another prediction."""
+    row, seen = predictions(project).get(view.files.case), view.files.prediction
+    if row is not None and seen is not None and row["prediction"] != seen:
+        raise ProjectError(_("{case} was predicted anew; look at that one first.").format(case=view.files.case))
 
 
 def filters() -> dict[str, str]:

@@ -18,6 +18,7 @@ from ..project.label_reader import DoubtfulLabel
 from ..project.label_writer import written
 from ..project.reviews import Review
 from ..project.session import Session, template_gaps
+from ..project.store import require_as_seen
 from ..scene.case_view import CaseFiles, CaseView
 from ..scene.segmentations import Drawn, drawn, replace_content
 from .banner import Banner
@@ -212,6 +213,7 @@ class TemplateStep:
             self._ui.templateMissingLabel.text = " ".join(gaps)
             return
         slicer.util.showStatusMessage(_("Saving the template..."))
+        require_as_seen(project.refresh().case(view.files.case), view.as_seen)
         table = project.update_labels(found.table)
         with slicer.util.WaitCursor(), written(view.files.case, found.labels, table) as path:
             role = project.role_for_label(view.files.case)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,9 @@ FORMATS = {"nrrd": ".seg.nrrd", "nifti": ".nii.gz", "dicom-seg": ".dcm"}
 
 #: The table that every export holds, and the one of predictions of further scans.
 TABLE, PREDICTIONS = "volumes.csv", "predictions.csv"
+
+#: What each format's last export into a folder wrote.
+_LIST = "exported.json"
 
 _COLUMNS = ("case", "scan", "file", "what", "origin", "by", "time", "state", "value", "label", "volume_ml")
 _SCORES = ("uncertainty_percent", "likely_dice", "likely_dice_error", "likely_dice_checked", "dice_seen_to_saved")
@@ -226,8 +229,9 @@ def rows_of(one: Exported, labels: Volume, table: LabelTable, file: str) -> Iter
         }
 
 
-def clear_earlier(folder: Path, kind: str) -> None:
-    """Remove what earlier exports of this format wrote; mark the folder as one of an export."""
+def clear_earlier(folder: Path, kind: str, planned: Iterable[str]) -> None:
+    """Remove what earlier exports of this format wrote; mark the folder as one of an export, and note the files that
+    are about to be written: an export that is ended by force leaves some of them."""
     table, names = folder / TABLE, set(_written(folder).get(kind, ()))
     if table.is_file():  # an older program wrote no list
         names |= {row.get("file") or "" for row in csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))}
@@ -235,17 +239,18 @@ def clear_earlier(folder: Path, kind: str) -> None:
         if name.endswith(FORMATS[kind]) and Path(name).name == name:
             (folder / name).unlink(missing_ok=True)
     write_tables(folder, kind, [], [])
+    files.write_json(folder / _LIST, {**_written(folder), kind: sorted(planned)})
 
 
 def _written(folder: Path) -> dict[str, list[str]]:
     """Format -> files of the last export of it into a folder; the table is that of the last export alone."""
-    path = folder / "exported.json"
+    path = folder / _LIST
     return dict(files.read_json(path)) if path.is_file() else {}
 
 
 def write_tables(folder: Path, kind: str, rows: list[dict[str, Any]], left_out: list[tuple[str, str]]) -> None:
     """`volumes.csv`, `left_out.csv` with the reasons, and `exported.json`, what each format's last export wrote."""
-    files.write_json(folder / "exported.json", {**_written(folder), kind: sorted({row["file"] for row in rows})})
+    files.write_json(folder / _LIST, {**_written(folder), kind: sorted({row["file"] for row in rows})})
     files.write_text(folder / TABLE, table_as_text((*_COLUMNS, *_SCORES), rows))
     listed = [{"case": case, "reason": reason} for case, reason in left_out]
     files.write_text(folder / "left_out.csv", table_as_text(("case", "reason"), listed))

@@ -71,19 +71,14 @@ def decisions(project: Project) -> Mapping[str, Sequence[Decision]]:
 def decided_by(project: Project, case: Case) -> str:
     """` by NAME, TIME` of what a case's state says, for a sentence; empty where nobody decided, or it is not known."""
     made = decisions(project).get(case.id, ())
-    return f" by {made[-1].reviewer}, {made[-1].time[:16].replace('T', ' ')}" if _in_force(made, case) else ""
+    known = bool(made) and made[-1].after == case.review
+    return f" by {made[-1].reviewer}, {made[-1].time[:16].replace('T', ' ')}" if known else ""
 
 
 def seen_to_saved(project: Project, case: Case) -> Mapping[int, float]:
     """Label value -> Dice between the prediction that a person saw and the case's label in force; empty without."""
-    made = decisions(project).get(case.id, ())
-    known = _in_force(made, case) and made[-1].label == case.label_version
-    return {value: one for value, one in made[-1].dice.items() if value != ALL_TOGETHER} if known else {}
-
-
-def _in_force(made: Sequence[Decision], case: Case) -> bool:
-    """Whether the last decision about a case is what its state says."""
-    return bool(made) and made[-1].after == case.review
+    saved = [one for one in decisions(project).get(case.id, ()) if one.label == case.label_version and one.dice]
+    return {value: one for value, one in saved[-1].dice.items() if value != ALL_TOGETHER} if saved else {}
 
 
 def unreadable_lines(project: Project) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from .. import files
 from ..job.folder import JobFolder
-from ..job.watch import trainings
+from ..job.watch import is_under_way, trainings
 from ..quality import ENOUGH, HIGH, MEDIUM, QualityModel, Reviewed, level, refitted, shipped
 from .history import Decision, decisions
 from .label_table import LabelTable
@@ -29,7 +30,7 @@ def predictions(project: Project, training: str | None = None) -> dict[str, dict
     if training is None:
         return {}
     known = {case.id for case in project.state.cases}
-    rows = _read_once(project.jobs / training / "results" / "index.json", _rows) or {}
+    rows = read_once(project.jobs / training / "results" / "index.json", _rows) or {}
     return {case: row for case, row in rows.items() if case in known}
 
 
@@ -57,13 +58,13 @@ def left_out(project: Project, training: str | None = None) -> dict[str, str]:
     training = training or project.refresh().current_training
     if training is None:
         return {}
-    index = _read_once(project.jobs / training / "results" / "index.json") or {}
+    index = read_once(project.jobs / training / "results" / "index.json") or {}
     return {row["name"]: row["reason"] for row in index.get("skipped", ())}
 
 
 @dataclass(frozen=True)
 class PastTraining:
-    """A training that made predictions, finished or not: what `Project.use_training` takes.
+    """A training that made predictions, finished or stopped: what `reviews.use_training` takes.
 
     Attributes:
         name: of its job, such as 0002-train.
@@ -77,13 +78,15 @@ class PastTraining:
 
 
 def past_trainings(project: Project) -> list[PastTraining]:
-    """All trainings of a project that have predictions, oldest first."""
+    """All trainings of a project that have predictions, oldest first. One that is under way replaces its own with each
+    round: it is none of them; nor is one whose files cannot be read."""
     found = []
     for job in trainings(project.jobs):
-        index = _read_once(job.index)
-        if index is not None:
-            begun = job.spec()["created"][:16].replace("T", " ")
-            found.append(PastTraining(job.id, begun, int(index["round"])))
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            index = read_once(job.index)
+            if index is not None and not is_under_way(job):
+                begun = job.spec()["created"][:16].replace("T", " ")
+                found.append(PastTraining(job.id, begun, int(index["round"])))
     return found
 
 
@@ -104,7 +107,7 @@ def asked_about(project: Project, case: str, training: str | None) -> frozenset[
     return values & values_of_training(project, training) if predicted else values
 
 
-def _read_once(path: Path, reader: Callable[[Path], Any] = files.read_json) -> Any:
+def read_once(path: Path, reader: Callable[[Path], Any] = files.read_json) -> Any:
     """A file that is looked at often: one that is as it was is not read again. None where there is none. Not to be
     changed."""
     try:
@@ -218,7 +221,7 @@ def changes(project: Project, training: str | None = None) -> list[Change]:
 
 def _learned(project: Project, training: str) -> dict[str, float]:
     """Case -> mean Dice of a training's answer with its label then; empty where nothing was looked at again."""
-    rows = _read_once(project.jobs / training / "results" / "labelled.json") or {}
+    rows = read_once(project.jobs / training / "results" / "labelled.json") or {}
     return {case: float(np.mean(list(dice.values()))) for case, dice in rows.items() if dice}
 
 
@@ -226,7 +229,7 @@ def labels_of_training(project: Project, training: str | None) -> dict[str, int]
     """Case -> version of the label that a training learned from; none before the first training."""
     if training is None:
         return {}
-    rows = (_read_once(project.jobs / training / "inputs" / "cases.json") or {}).get("labelled", [])
+    rows = (read_once(project.jobs / training / "inputs" / "cases.json") or {}).get("labelled", [])
     return {row["id"]: row["version"] for row in rows if "version" in row}
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..job import JobFolder
+from ..job.watch import is_under_way
 from . import drafts
 from .cases import Case, Role
 from .history import Decision, decisions
@@ -118,11 +120,13 @@ def correct(
         seen: the case as it was when the person opened it; None: as it is now.
 
     Raises:
-        ProjectError: the state does not allow it, or somebody else decided meanwhile.
+        ProjectError: the state does not allow it, somebody else decided meanwhile, or there is no such training.
         LabelError: the file cannot be used.
         DoubtfulLabel: it looks like another case's, or hardly overlaps what was predicted.
     """
     case = _may(project, case_id, Review.CORRECTED, seen)
+    if training is not None and not predictions(project, training):
+        raise ProjectError(f"{training} is not a training of this project with predictions")
     began = drafts.training_of(project, case.id) or training
     row, known = predictions(project, began).get(case.id), set(project.state.labels.values)
     predicted = _voxels(case, row)
@@ -208,8 +212,8 @@ def undo(project: Project, case_id: str, reviewer: str | None = None, seen: Case
     """Take the last decision about a case back: state, role and label are those before it.
 
     A label that the case was given in another way since then stays in force. The painting of a correction becomes a
-    draft again, if there is none. Where the decision's line is lost the case waits again, without the label that came
-    with it. Raises ProjectError; a draft is not undone, but saved or discarded.
+    draft again, if there is none. Where the decision's line is lost the case waits again, without its label. Raises
+    ProjectError; a draft is not undone, but saved or discarded.
     """
     case = project.refresh().case(case_id)
     require_as_seen(case, seen)
@@ -221,6 +225,8 @@ def undo(project: Project, case_id: str, reviewer: str | None = None, seen: Case
     if case.review != Review.NOT_SEEN and (not made or made[-1].after != case.review):  # its line is lost
         labelled = case.role is Role.LABELLED and case.review in (Review.ACCEPTED, Review.CORRECTED)
         role, label = (Role.UNLABELLED, None) if labelled else (case.role, case.label_version)
+        if labelled and case.review == Review.CORRECTED:
+            drafts.restore_draft(project, case.id, project.label_path(case), None)
         return project.restore(case.id, str(Review.NOT_SEEN), role, label, seen=case)
     if not made:
         raise ProjectError(f"nothing was decided about case {case.id}; there is nothing to undo")
@@ -233,10 +239,12 @@ def undo(project: Project, case_id: str, reviewer: str | None = None, seen: Case
 def use_training(project: Project, training: str) -> None:
     """Let the predictions of another training count. Rejected are those of its predictions that were, and no others.
 
-    Raises ProjectError: there is no such training, or it has no predictions.
+    Raises ProjectError: there is no such training, it has no predictions, or it is under way and replaces them.
     """
-    last = [made[-1] for made in decisions(project).values() if made]
-    rejected = {one.case for one in last if one.after == Review.REJECTED and one.training == training}
+    if is_under_way(JobFolder(project.jobs / training)):
+        raise ProjectError(f"{training} is under way; its predictions count when it has ended")
+    of_it = [[one for one in made if one.training == training] for made in decisions(project).values()]
+    rejected = {made[-1].case for made in of_it if made and made[-1].after == Review.REJECTED}
     project.use_training(training, rejected)
 
 

@@ -20,7 +20,7 @@ from .cases import Case, Role
 from .export import request_bundle, request_export, request_predictions, request_report
 from .label_table import LabelTable
 from .queue import Advice, Score, Waiting, advice, queue, score
-from .results import PastTraining, Quality, left_out, past_trainings, predictions, quality
+from .results import PastTraining, Quality, left_out, past_trainings, predictions, quality, read_once
 from .reviews import use_training
 from .store import Project, ProjectError
 from .training import reasons_against_training, request_training
@@ -335,14 +335,33 @@ class Session:
             return [f"{_WHAT[self.output_job.kind]} is under way; wait, or stop it."]
         return []
 
-    def reasons_against_using_the_model(self) -> list[str]:
-        """Why the current training can neither be applied nor written as a report or a file."""
-        current = self.current_training
-        if current is None or not self.predicted():
+    def reasons_against_report(self) -> list[str]:
+        """Why no report of the current training can be written."""
+        if self.current_training is None or not self.predicted():
             return ["There are no predictions yet. Train first."]
-        if not (JobFolder(self._opened.jobs / current).work / "config.json").is_file():
+        if self._settings() is None:
             return ["Of this training the predictions alone are here, not its network. Train first."]
         return []
+
+    def reasons_against_applying(self) -> list[str]:
+        """Why the current training cannot be applied to further scans."""
+        if reasons := self.reasons_against_report():
+            return reasons
+        rounds = (self._settings() or {}).get("rounds", 0)
+        weights = JobFolder(self._opened.jobs / str(self.current_training)).work / "weights" / f"round-{rounds}.pt"
+        return ["This training was not finished; resume it first."] if rounds and not weights.is_file() else []
+
+    def reasons_against_bundle(self) -> list[str]:
+        """Why the trained networks cannot be written as a file."""
+        if reasons := self.reasons_against_applying():
+            return reasons
+        return [] if (self._settings() or {}).get("rounds") else ["This training has no network (0 rounds)."]
+
+    def _settings(self) -> dict[str, Any] | None:
+        """Every parameter of the current training; None where its working files are not here."""
+        path = JobFolder(self._opened.jobs / str(self.current_training)).work / "config.json"
+        found: dict[str, Any] | None = read_once(path)
+        return found
 
     def export(self, folder: Path, kind: str, dicom: Path | None = None) -> Watched:
         """Start the job that writes all segmentations. Raises ProjectError or JobError."""

@@ -280,7 +280,7 @@ class Project:
 
         self.change(apply)
 
-    def use_training(self, job_id: str, rejected: Collection[str] = ()) -> None:
+    def use_training(self, job_id: str, rejected: Collection[str]) -> None:
         """Let the predictions of another training count; what was decided about labels stays.
 
         Args:
@@ -294,7 +294,7 @@ class Project:
             raise ProjectError(f"{job_id} is not a training of this project with predictions")
 
         def after(case: Case) -> Case:
-            if case.id in rejected and case.review == "not_seen":
+            if case.id in rejected and case.review in ("not_seen", "skipped"):
                 return replace(case, review="rejected")
             return replace(case, review="not_seen") if case.review == "rejected" and case.id not in rejected else case
 

@@ -466,7 +466,7 @@ def report(
     from ..tasks.report import current_training, write_report
 
     job = current_training(Project(project))
-    path = output or job.path / "report.html"
+    path = output or job.path / ("report.html" if references is None else "report-with-references.html")
     if path.suffix.lower() not in (".html", ".htm"):
         raise fail(f"{path}: the report is an HTML file; give a name that ends in .html", WRONG_USE)
     if references is not None and not references.is_dir():

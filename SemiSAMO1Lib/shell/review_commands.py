@@ -115,19 +115,19 @@ def correct(
     case: CaseName,
     labels: Annotated[Path, typer.Option(help="The corrected labels: .seg.nrrd or label map.", show_default=False)],
     absent: Absent = None,
-    training: Seen = None,
+    training: Annotated[str | None, typer.Option(help="Whose prediction you mended; else the current one's.")] = None,
     add_labels: Annotated[bool, typer.Option("--add-labels", help="Take segments that the project lacks.")] = False,
     sure: Annotated[bool, typer.Option("--sure", help="It is this case's, even if it looks like another's.")] = False,
     as_json: Json = False,
 ) -> None:
     """Give a case corrected labels: they count in the next training."""
     opened = Project(project)
-    before, row = opened.state.labels.values, predictions(opened).get(opened.state.case(case).id)
-    if row is not None and not is_as_made(row):
+    before, row = opened.state.labels.values, predictions(opened, training).get(opened.state.case(case).id)
+    as_made, given = row is None or is_as_made(row), existing_file(labels)
+    changed = review.correct(opened, case, given, absent, add_labels=add_labels, sure=sure, training=training)
+    if row is not None and not as_made:
         text = f"note: {row['prediction']} is not as {row['training']} made it; how good it was is not counted"
         err.print(text, highlight=False, markup=False, soft_wrap=True)
-    given = existing_file(labels)
-    changed = review.correct(opened, case, given, absent, add_labels=add_labels, sure=sure, training=training)
     for label in opened.state.labels:
         if label.value not in before:
             text = f"note: label {label.value} ({label.name}) is new; in labels that were saved before it is unknown"

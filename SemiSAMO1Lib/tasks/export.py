@@ -32,7 +32,7 @@ def export(job: JobFolder, reporter: Reporter) -> None:
     found, left_out = chosen(project)
     table = project.state.labels
     rows: list[dict[str, Any]] = []
-    clear_earlier(folder, kind)
+    clear_earlier(folder, kind, [f"{one.case.id}{FORMATS[kind]}" for one in found])
     for position, one in enumerate(found):
         if reporter.should_stop():
             write_tables(folder, kind, rows, left_out)

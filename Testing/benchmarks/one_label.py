@@ -277,10 +277,11 @@ class Setting:
         if row["test"] is not None:
             return
         if self.final:
-            chosen = {one["row"] for one in self.cohort.rows() if one.get("final")}
-            if chosen - {self.key}:
+            chosen = {f"{one['row']} {one['preset']}" for one in self.cohort.rows() if one.get("final")}
+            if chosen - {f"{self.key} {self.preset}"}:
                 raise SystemExit(f"{', '.join(chosen)} was applied to the test scans: another row would be a choice")
             row["final"] = True
+            files.write_json(self.file, row)
         if self.row.changes is None:
             row["test"] = self.carried(self.cohort.test)
         else:

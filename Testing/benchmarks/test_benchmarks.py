@@ -114,8 +114,16 @@ class TestFinalRow:
 
     def test_a_second_one_is_refused(self, tmp_path: Path) -> None:
         self.setting(tmp_path, "longer", True).test()
-        with pytest.raises(SystemExit, match="longer was applied"):
+        with pytest.raises(SystemExit, match="longer quick was applied"):
             self.setting(tmp_path, "wider", True).test()
+
+    def test_nor_is_the_same_row_of_another_preset_applied(self, tmp_path: Path) -> None:
+        first = self.setting(tmp_path, "longer", True)
+        first.test()
+        second = replace(first, preset="standard")
+        files.write_json(second.file, row("longer", {}, preset="standard"))
+        with pytest.raises(SystemExit, match="longer quick was applied"):
+            second.test()
 
     def test_presets_go_on(self, tmp_path: Path) -> None:
         self.setting(tmp_path, "longer", True).test()

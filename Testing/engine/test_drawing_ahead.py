@@ -1,4 +1,4 @@
-"""Batches are drawn by a thread while the one before is learned from."""
+"""Batches are drawn by threads while the ones before are learned from."""
 
 import threading
 import time

@@ -670,7 +670,9 @@ class TestWhoDecided:
         other = Project(with_template)
         other.add_label("phantom_000", cohort / "labels" / "phantom_000.nrrd", "template", Role.TEMPLATE)
         paint(panel)
+        panel.view.segmentation.GetSegmentation().GetNthSegment(0).SetName("mine")
         ui.saveTemplateButton.click()
+        assert "mine" not in [label.name for label in Project(with_template).state.labels], "nothing of it is saved"
         assert "changed meanwhile by somebody else" in panel.banner.text
         assert Project(with_template).state.case("phantom_000").label_version == 2
 
@@ -817,7 +819,10 @@ class TestExport:
     @pytest.fixture
     def with_settings(self, panel: Any, trained: Path) -> Path:
         """As if the stand-in for the worker had left the settings of a training behind."""
-        files.write_json(trained / "jobs" / panel.session.current_training / "work" / "config.json", {})
+        work = trained / "jobs" / panel.session.current_training / "work"
+        files.write_json(work / "config.json", {"rounds": 2})
+        (work / "weights").mkdir()
+        (work / "weights" / "round-2.pt").touch()
         panel.tick()
         return trained
 
@@ -833,6 +838,30 @@ class TestExport:
         """As in the sample."""
         panel.tick()
         assert not getattr(ui, button).enabled and "not its network" in getattr(ui, button).toolTip
+
+    def test_of_a_training_that_was_stopped_there_is_a_report_alone(
+        self, panel: Any, ui: Any, with_settings: Path
+    ) -> None:
+        next(with_settings.rglob("round-2.pt")).unlink()
+        panel.tick()
+        assert ui.reportButton.enabled and not ui.modelButton.enabled
+        assert "resume it first" in ui.modelButton.toolTip and "resume it first" in ui.applyButton.toolTip
+
+    def test_without_rounds_there_is_no_network_to_save(self, panel: Any, ui: Any, with_settings: Path) -> None:
+        files.write_json(next(with_settings.rglob("config.json")), {"rounds": 0})
+        panel.tick()
+        assert not ui.modelButton.enabled and "no network" in ui.modelButton.toolTip
+
+    @pytest.mark.parametrize("answer", [0, 1])
+    def test_a_model_that_is_there_already_is_asked_about(
+        self, panel: Any, ui: Any, with_settings: Path, tmp_path: Path, answer: int
+    ) -> None:
+        """Qt asked about the name that was typed, which has no ending."""
+        (tmp_path / "model.zip").write_text("of before", encoding="utf-8")
+        panel.dialogs.named, panel.dialogs.answer = tmp_path / "model", answer
+        ui.modelButton.click()
+        assert "model.zip is there already" in panel.dialogs.asked[-1]
+        assert (panel.session.output_job is not None) == bool(answer)
 
     def test_a_model_that_nobody_named_is_not_written(self, panel: Any, ui: Any, with_settings: Path) -> None:
         before = panel.session.output_job
@@ -879,6 +908,18 @@ class TestEarlierTraining:
         assert f"Predicted by {two[0]}" in ui.resultLabel.text
         panel.tick()
         assert "New predictions" not in panel.banner.text, "a person's own choice is no news"
+
+    def test_a_round_that_came_since_is_to_be_looked_at_first(
+        self, panel: Any, ui: Any, trained: Path, opened: str
+    ) -> None:
+        """A stopped training in use was resumed meanwhile: its next round is another prediction."""
+        index = JobFolder(trained / "jobs" / panel.session.current_training).index
+        text = index.read_text(encoding="utf-8")
+        shutil.copytree(index.parent / "1", index.parent / "2")
+        index.write_text(text.replace('"1/', '"2/'), encoding="utf-8")
+        ui.acceptButton.click()
+        assert "was predicted anew" in panel.banner.text
+        assert Project(trained).state.case(opened).label_version is None
 
     def test_what_was_painted_is_kept(self, panel: Any, ui: Any, trained: Path, two: tuple[str, str]) -> None:
         panel.results.open()

@@ -80,6 +80,10 @@ def project(tmp_path: Path) -> Project:
     return project
 
 
+def killed(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def run(project: Project, folder: Path, kind: str = "nrrd", dicom: Path | None = None) -> list[dict[str, str]]:
     parameters = {"output": str(folder), "format": kind, "dicom": str(dicom) if dicom else None}
     export(JobFolder.create(project.jobs, JobKind.EXPORT, parameters, []), Listening())  # type: ignore[arg-type]
@@ -203,6 +207,18 @@ class TestAgain:
         project.exclude("e")
         run(project, tmp_path / "out", "nrrd")
         assert not (tmp_path / "out" / "e.seg.nrrd").exists() and (tmp_path / "out" / "e.nii.gz").is_file()
+
+    def test_after_one_that_was_ended_by_force(
+        self, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its table is empty; what it wrote is known."""
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("SemiSAMO1Lib.tasks.export.write_tables", killed)
+            run(project, tmp_path / "out")
+        assert (tmp_path / "out" / "e.seg.nrrd").is_file()
+        project.exclude("e")
+        run(project, tmp_path / "out")
+        assert not (tmp_path / "out" / "e.seg.nrrd").exists()
 
     def test_files_that_no_export_made_stay(self, project: Project, tmp_path: Path) -> None:
         run(project, tmp_path / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from scans import OBLIQUE, two_labels, write_scan
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind
-from SemiSAMO1Lib.lock import Locked, locked
+from SemiSAMO1Lib.lock import Locked, identity, locked
 from SemiSAMO1Lib.project import LabelError, Project, ProjectError, Role, Skipped
 from SemiSAMO1Lib.project import reviews as review
 from SemiSAMO1Lib.project.drafts import by_whom, drafts_put_aside, find_draft, save_draft
@@ -26,7 +27,7 @@ from SemiSAMO1Lib.project.label_reader import DoubtfulLabel, read_labels
 from SemiSAMO1Lib.project.label_table import Label, LabelTable
 from SemiSAMO1Lib.project.label_writer import write_segmentation
 from SemiSAMO1Lib.project.queue import queue
-from SemiSAMO1Lib.project.results import changes, predictions, quality
+from SemiSAMO1Lib.project.results import changes, past_trainings, predictions, quality
 from SemiSAMO1Lib.project.reviews import TRANSITIONS, Review
 from SemiSAMO1Lib.project.training import request_training
 from SemiSAMO1Lib.tasks.inputs import read_labelled
@@ -690,7 +691,7 @@ class TestEarlierTraining:
     def test_its_predictions_count_again(self, project: Project) -> None:
         first = project.state.current_training
         train(project)
-        project.use_training(str(first))
+        review.use_training(project, str(first))
         assert predictions(project)["b"]["training"] == first
 
     def test_what_of_it_was_rejected_is_rejected_again(self, project: Project) -> None:
@@ -712,6 +713,36 @@ class TestEarlierTraining:
         review.use_training(project, second)
         assert project.refresh().case("b").review == "rejected"
 
+    def test_what_both_rejected_is_rejected_in_both(self, project: Project) -> None:
+        first = str(project.state.current_training)
+        review.reject(project, "b")
+        train(project)
+        review.reject(project, "b")
+        review.use_training(project, first)
+        assert project.refresh().case("b").review == "rejected"
+
+    def test_what_was_skipped_since_is_rejected_again(self, project: Project) -> None:
+        first = str(project.state.current_training)
+        review.reject(project, "b")
+        train(project)
+        review.skip(project, "b")
+        review.use_training(project, first)
+        assert project.refresh().case("b").review == "rejected"
+
+    def test_one_under_way_replaces_its_predictions_and_is_not_used(self, project: Project) -> None:
+        train(project)
+        running = JobFolder(project.jobs / str(project.state.current_training))
+        files.write_json(running.status, {**identity(), "state": "running", "heartbeat": time.time(), "fraction": 0.5})
+        assert [one.name for one in past_trainings(project)] == ["0001-train"]
+        with pytest.raises(ProjectError, match="is under way"):
+            review.use_training(project, running.id)
+
+    @pytest.mark.parametrize("text", ["{", "[]", "{}"])
+    def test_a_damaged_one_hides_no_other(self, project: Project, text: str) -> None:
+        train(project)
+        JobFolder(project.jobs / "0001-train").index.write_text(text, encoding="utf-8")
+        assert [one.name for one in past_trainings(project)] == ["0002-train"]
+
     def test_a_rejection_that_was_taken_back_stays_taken_back(self, project: Project) -> None:
         first = str(project.state.current_training)
         review.reject(project, "b")
@@ -723,7 +754,7 @@ class TestEarlierTraining:
     @pytest.mark.parametrize("name", ["0009-train", "../jobs/0001-train", ""])
     def test_one_that_is_not_there_is_refused(self, project: Project, name: str) -> None:
         with pytest.raises(ProjectError, match="is not a training"):
-            project.use_training(name)
+            review.use_training(project, name)
 
 
 class TestMendedInPlace:
@@ -759,6 +790,9 @@ class TestOlderAndDamaged:
         project.reviews.unlink()
         case = review.undo(project, "b")
         assert (case.review, case.role, case.label_version) == ("not_seen", Role.UNLABELLED, None)
+        if state is Review.CORRECTED:
+            assert find_draft(project, "b") is not None, "what was painted is a draft again"
+            review.discard_draft(project, "b")
         assert review.accept(project, "b").review == "accepted", "it can be decided about again"
 
     def test_an_older_decision_is_not_taken_back_in_place_of_a_lost_one(self, project: Project) -> None:
@@ -778,6 +812,11 @@ class TestOlderAndDamaged:
         train(project)
         with pytest.raises(ProjectError, match="predicted anew by 0002-train since you opened it"):
             review.accept(project, "b", training=seen)
+        assert project.refresh().case("b").label_version is None
+
+    def test_a_correction_names_a_training_that_is_there(self, project: Project, mended: Path) -> None:
+        with pytest.raises(ProjectError, match="0009-train is not a training"):
+            review.correct(project, "b", mended, training="0009-train")
         assert project.refresh().case("b").label_version is None
 
     def test_a_correction_is_compared_with_what_was_seen(self, project: Project, mended: Path) -> None:

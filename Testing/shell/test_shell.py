@@ -974,6 +974,11 @@ def page(story: Story, cohort: Path, tmp_path_factory: pytest.TempPathFactory) -
     return path.read_text(encoding="utf-8")
 
 
+def test_a_report_with_references_replaces_none_without(reviewed: Path, cohort: Path) -> None:
+    named = shell("report", reviewed, "--references", cohort / "labels", "--json").json()["report"]
+    assert Path(named).name == "report-with-references.html" and Path(named).with_name("report.html").is_file()
+
+
 def test_the_report_needs_no_other_file(page: str) -> None:
     links = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)|url\(([^)]*)\)|(https?://[^\s"'<]*)|@import""", page)
     outside = [link for found in links for link in found if link and not link.startswith("data:")]
