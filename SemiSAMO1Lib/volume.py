@@ -46,7 +46,7 @@ class Geometry:
 
     @property
     def voxels(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def centre(self) -> NDArray[np.float64]:

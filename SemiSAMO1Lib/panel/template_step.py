@@ -244,9 +244,9 @@ class TemplateStep:
         best = ranking[0].case if ranking and not ranking[0].warning else ""
         advised = {one.case: one for one in ranking}
         entries = [(_entry(case, best, advised.get(case.id)), case.id) for case in [*first, *rest]]
-        fill_box(ui.templateCaseBox, entries)
-        for number, (_text, case_id) in enumerate(entries):
-            ui.templateCaseBox.setItemData(number, _why(advised.get(case_id)), qt.Qt.ToolTipRole)
+        if fill_box(ui.templateCaseBox, entries):
+            for number, (_text, case_id) in enumerate(entries):
+                ui.templateCaseBox.setItemData(number, _why(advised.get(case_id)), qt.Qt.ToolTipRole)
         self.show_advice()
         no_project = [] if project is not None else [_("Open or make a project first.")]
         no_case = no_project or ([] if entries else [_("Add scans first.")])

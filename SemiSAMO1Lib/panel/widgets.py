@@ -42,11 +42,12 @@ def silent(*widgets: Any) -> Iterator[None]:
             one.blockSignals(was)
 
 
-def fill_box(box: Any, entries: Sequence[tuple[str, str]]) -> None:
-    """Put (text, data) entries into a combo box; what was chosen stays chosen where it still is there."""
+def fill_box(box: Any, entries: Sequence[tuple[str, str]]) -> bool:
+    """Put (text, data) entries into a combo box; what was chosen stays chosen where it still is there. Returns whether
+    anything changed."""
     now = [(box.itemText(n), box.itemData(n)) for n in range(box.count)]
     if now == list(entries):
-        return
+        return False
     chosen = box.itemData(box.currentIndex) if box.currentIndex >= 0 else None
     with silent(box):
         box.clear()
@@ -54,6 +55,7 @@ def fill_box(box: Any, entries: Sequence[tuple[str, str]]) -> None:
             box.addItem(text, data)
         found = box.findData(chosen) if chosen is not None else -1
         box.setCurrentIndex(max(found, 0) if entries else -1)
+    return True
 
 
 def chosen(box: Any) -> str | None:

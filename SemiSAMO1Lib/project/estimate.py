@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ def estimate_seconds(
     iterations = values["iterations"] if iterations is None else iterations
     trained = np.array([min(scan.voxels, values["training_voxels"]) for scan in scans]) / 1e6
     largest = values["registration"]["largest_grid"]
-    registered = np.array([min(np.prod(scan.extent) / min(scan.spacing) ** 3, largest) for scan in scans]) / 1e6
+    registered = np.array([min(math.prod(scan.extent) / min(scan.spacing) ** 3, largest) for scan in scans]) / 1e6
     patch = min(values["patch_voxels"] / 1e6, float(np.median(trained)))
     width = (values["filters"] / 16) ** 2
     registering = REGISTERING * registered.sum() + PER_SCAN * len(scans)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ def quality(project: Project, predicted: Mapping[str, dict[str, Any]]) -> Qualit
     """Estimate every predicted case, with a model that has learned from the project's own reviews."""
     lessons = [lesson for made in decisions(project).values() if made and (lesson := _lesson(made)) is not None]
     model = refitted(shipped(), lessons)
-    return Quality(_estimates(predicted, model), model.error, len(lessons))
+    return Quality(_ESTIMATED.of(predicted, model), model.error, len(lessons))
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,26 @@ def _estimates(predicted: Mapping[str, dict[str, Any]], model: QualityModel) -> 
         else:
             found[case] = Estimate(sum(dice.values()) / len(dice), dice, rows)
     return found
+
+
+class _Estimated:
+    """The estimates that were made last: most decisions teach nothing, and the queue is asked for after each."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._model: QualityModel | None = None
+        self._found: dict[str, Estimate] = {}
+
+    def of(self, predicted: Mapping[str, dict[str, Any]], model: QualityModel) -> dict[str, Estimate]:
+        """Those of the same rows by the same model again, else new ones."""
+        rows = list(predicted.values())
+        same = len(rows) == len(self._rows) and all(map(operator.is_, rows, self._rows))
+        if not same or model is not self._model:
+            self._rows, self._model, self._found = rows, model, _estimates(predicted, model)
+        return dict(self._found)
+
+
+_ESTIMATED = _Estimated()
 
 
 def _lesson(made: Sequence[Decision]) -> Reviewed | None:
