@@ -294,7 +294,8 @@ class Panel:
         self._offered = None
         self.banner.hide()
         self.results.look_again()
-        self._show_all()
+        for step in (self.project, self.template, self.train, self.export):  # the results are shown already
+            step.show()
         self._fold()
         self._tell_of_jobs()
         self.moved.tell()
