@@ -93,7 +93,7 @@ def accept(
         seen=case,
         asked=asked_about(project, case.id, row["training"]),
     )
-    return _noted(project, case, reviewer, **_lesson(project, case.id, row, _voxels(case, row)))
+    return _noted(project, case, reviewer, **_lesson(project, case.id, row, _read(case, row)))
 
 
 def correct(
@@ -301,8 +301,11 @@ def _require_likeness(labels: Path, case: Case, predicted: NDArray[Any] | None) 
 
 def _voxels(case: Case, row: dict[str, Any] | None) -> NDArray[Any] | None:
     """Label values of a prediction on the scan's grid; None where it is not there any more, or was changed since."""
-    if row is None or row["prediction"] is None or not is_as_made(row):
-        return None
+    return None if row is None or row["prediction"] is None or not is_as_made(row) else _read(case, row)
+
+
+def _read(case: Case, row: dict[str, Any]) -> NDArray[Any] | None:
+    """The same of a row that is known to be as it was made."""
     try:
         return read_labels(row["prediction"], case.geometry, allow_empty=True).volume.array
     except (LabelError, OSError):
