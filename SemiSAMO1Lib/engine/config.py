@@ -20,6 +20,7 @@ def _known_device(name: str) -> str:
 
 #: What configurations that were written before these parameters stand for.
 BEFORE: dict[str, Any] = {
+    "labels_first": False,
     "neighbour_share": 0.0,
     "neighbour_gain": 0.0,
     "match_volumes": False,
@@ -98,6 +99,11 @@ class TrainingConfig(_Strict):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
     warm_start: bool = Field(True, description="begin a round with the weights of the round before; False as published")
+    labels_first: bool = Field(
+        True,
+        description="the first of several rounds learns from labelled scans alone: another opinion than registration's "
+        "for the first pseudo-labels of a network; False as published",
+    )
     match_volumes: bool = Field(
         True, description="shift the logits after a round so that it draws as much of each class as it learned from"
     )

@@ -208,7 +208,7 @@ def train(
     progress: Progress,
     judge: CohortJudge | None = None,
 ) -> Learner:
-    """Train a specialist on the template's label and the pseudo-labels of this round."""
+    """Train a specialist on the template's label and the pseudo-labels of this round, or on labels alone."""
 
     def value_of(learner: Learner) -> float:
         assert judge is not None, "asked only where there is one"
@@ -228,7 +228,7 @@ def train(
             cohort.image(case_id)
         ranks.once(lambda: cohort.labelled_cases(config.seed, distances))
     labelled = cohort.labelled_cases(config.seed, distances)
-    pseudo = cohort.pseudo_cases(number, config.seed)
+    pseudo = [] if learns_from_labels_alone(number, config) else cohort.pseudo_cases(number, config.seed)
     observer = progress.training(number)
 
     def match_volumes(learner: Learner) -> None:
@@ -260,6 +260,13 @@ def train(
             cohort.plan = plan
             cohort.store.save_json(plan_to_json(plan), "plan.json")
             torch.cuda.empty_cache()
+
+
+def learns_from_labels_alone(number: int, config: TrainingConfig) -> bool:
+    """Whether a round draws all its patches from labelled scans (`labels_first`): the first, where others follow, of
+    learners that would learn the pseudo-labels."""
+    reads = learner_named(config.learner).reads_pseudo_labels and config.pseudo_weight > 0
+    return config.labels_first and reads and number == 1 < config.rounds
 
 
 def _weights_to_begin_with(store: Store, number: int, config: TrainingConfig) -> str | None:

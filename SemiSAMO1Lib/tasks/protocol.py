@@ -90,6 +90,7 @@ class Protocol:
             "training_voxels": _NO_LIMIT,
             "normalise": False,
             "warm_start": False,
+            "labels_first": False,
             "match_volumes": False,
             "edge_weight": 0.0,
             "ensemble_rounds": False,

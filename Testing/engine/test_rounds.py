@@ -224,6 +224,7 @@ def test_a_further_scan_writes_nothing(finished, template, phantoms):
     [
         {"warm_start": False},
         {"match_volumes": False},
+        {"labels_first": False},
         {"soft_pseudo_labels": True},
         {"refinement": "volume"},
         {"optimizer": "sgd"},
@@ -287,6 +288,32 @@ def test_rejected_cases_are_predicted_but_not_trained_on(cases, template, tmp_pa
     rejected = [dataclasses.replace(cases[0], trainable=False), *cases[1:]]
     found = list(run(rejected, [template], CLASSES, config, Store(tmp_path), Recorder()))
     assert (len(found), seen) == (6, [2]), f"{len(found)} results, trained on {seen} cases; expected 6 and [2]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [0, 3]),
+        ({"labels_first": False}, [3, 3]),
+        ({"rounds": 1}, [3]),
+        ({"pseudo_weight": 0.0}, [3, 3]),
+        ({"learner": "supervised_only"}, [3, 3]),
+    ],
+    ids=["as it is", "as published", "one round alone", "pseudo-labels never count", "looks at labels in any case"],
+)
+def test_the_first_of_several_rounds_learns_from_labels_alone(
+    cases, template, tmp_path, monkeypatch, changes, expected
+):
+    seen = []
+
+    def listening(labelled, pseudo, *rest):
+        seen.append(len(pseudo))
+        return PatchSource(labelled, pseudo, *rest)
+
+    monkeypatch.setattr(rounds, "PatchSource", listening)
+    config = CONFIG.model_copy(update={"iterations": 1, **changes})
+    list(run(cases, [template], CLASSES, config, Store(tmp_path), Recorder()))
+    assert seen == expected, f"pseudo-labelled cases by round: {seen}, expected {expected}"
 
 
 def test_without_memory_the_run_goes_on_smaller_and_says_so(cases, template, tmp_path, monkeypatch):

@@ -176,6 +176,7 @@ def test_an_unknown_learner_is_named(published: Path, tmp_path: Path) -> None:
         ("patch", (128, 128, 128)),
         ("normalise", False),
         ("warm_start", False),
+        ("labels_first", False),
         ("match_volumes", False),
         ("edge_weight", 0.0),
         ("ema_decay", 0.99),
