@@ -264,9 +264,10 @@ def train(
 
 def learns_from_labels_alone(number: int, config: TrainingConfig) -> bool:
     """Whether a round draws all its patches from labelled scans (`labels_first`): the first, where others follow, of
-    learners that would learn the pseudo-labels."""
-    reads = learner_named(config.learner).reads_pseudo_labels and config.pseudo_weight > 0
-    return config.labels_first and reads and number == 1 < config.rounds
+    learners that hear of the unlabelled ones by pseudo-labels alone."""
+    kind = learner_named(config.learner)
+    by_pseudo_labels = kind.reads_pseudo_labels and config.pseudo_weight > 0 and not kind.asks_generalists
+    return config.labels_first and by_pseudo_labels and number == 1 < config.rounds
 
 
 def _weights_to_begin_with(store: Store, number: int, config: TrainingConfig) -> str | None:

@@ -290,30 +290,35 @@ def test_rejected_cases_are_predicted_but_not_trained_on(cases, template, tmp_pa
     assert (len(found), seen) == (6, [2]), f"{len(found)} results, trained on {seen} cases; expected 6 and [2]"
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, [0, 3]),
-        ({"labels_first": False}, [3, 3]),
-        ({"rounds": 1}, [3]),
-        ({"pseudo_weight": 0.0}, [3, 3]),
-        ({"learner": "supervised_only"}, [3, 3]),
-    ],
-    ids=["as it is", "as published", "one round alone", "pseudo-labels never count", "looks at labels in any case"],
-)
-def test_the_first_of_several_rounds_learns_from_labels_alone(
-    cases, template, tmp_path, monkeypatch, changes, expected
-):
+def test_the_first_of_several_rounds_learns_from_labels_alone(cases, template, tmp_path, monkeypatch):
     seen = []
 
     def listening(labelled, pseudo, *rest):
-        seen.append(len(pseudo))
+        seen.append((len(labelled), len(pseudo)))
         return PatchSource(labelled, pseudo, *rest)
 
     monkeypatch.setattr(rounds, "PatchSource", listening)
-    config = CONFIG.model_copy(update={"iterations": 1, **changes})
+    config = CONFIG.model_copy(update={"iterations": 1})
     list(run(cases, [template], CLASSES, config, Store(tmp_path), Recorder()))
-    assert seen == expected, f"pseudo-labelled cases by round: {seen}, expected {expected}"
+    assert seen == [(1, 0), (1, 3)], f"labelled and pseudo-labelled cases by round: {seen}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "number", "alone"),
+    [
+        ({}, 1, True),
+        ({}, 2, False),
+        ({"rounds": 1}, 1, False),
+        ({"labels_first": False}, 1, False),
+        ({"pseudo_weight": 0.0}, 1, False),
+        ({"learner": "supervised_only"}, 1, False),
+        ({"learner": "semisam"}, 1, False),
+        ({"learner": "dual_task"}, 1, True),
+    ],
+)
+def test_which_rounds_learn_from_labels_alone(changes, number, alone):
+    found = rounds.learns_from_labels_alone(number, CONFIG.model_copy(update=changes))
+    assert found == alone, f"round {number} with {changes}: {found}, expected {alone}"
 
 
 def test_without_memory_the_run_goes_on_smaller_and_says_so(cases, template, tmp_path, monkeypatch):

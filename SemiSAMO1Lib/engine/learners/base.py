@@ -43,6 +43,9 @@ class Learner(ABC):
     #: It learns from the pseudo-labels too.
     reads_pseudo_labels: ClassVar[bool] = True
 
+    #: A generalist tells it about unlabelled scans too.
+    asks_generalists: ClassVar[bool] = False
+
     def __init__(self, plan: Plan, config: TrainingConfig) -> None:
         self.plan = plan
         self.config = config

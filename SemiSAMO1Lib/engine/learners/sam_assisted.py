@@ -34,6 +34,8 @@ SURELY_OUTSIDE = 0.1
 class SemiSam(MeanTeacher):
     """Mean teacher beside λ_s(t) · MSE(student, mask of the generalist), λ_s falling (method, section 2)."""
 
+    asks_generalists = True
+
     @cached_property
     def assistants(self) -> list[Promptable]:
         """Who is asked; loaded when first asked: a trained student predicts without them."""
