@@ -228,7 +228,9 @@ def train(
             cohort.image(case_id)
         ranks.once(lambda: cohort.labelled_cases(config.seed, distances))
     labelled = cohort.labelled_cases(config.seed, distances)
-    pseudo = [] if learns_from_labels_alone(number, config) else cohort.pseudo_cases(number, config.seed)
+    goes_on = cohort.store.has("weights", EARLIER)
+    alone = learns_from_labels_alone(number, config, goes_on)
+    pseudo = [] if alone else cohort.pseudo_cases(number, config.seed)
     observer = progress.training(number)
 
     def match_volumes(learner: Learner) -> None:
@@ -262,12 +264,13 @@ def train(
             torch.cuda.empty_cache()
 
 
-def learns_from_labels_alone(number: int, config: TrainingConfig) -> bool:
+def learns_from_labels_alone(number: int, config: TrainingConfig, goes_on: bool) -> bool:
     """Whether a round draws all its patches from labelled scans (`labels_first`): the first, where others follow, of
-    learners that hear of the unlabelled ones by pseudo-labels alone."""
+    learners that hear of the unlabelled ones by pseudo-labels alone. Not where the training goes on from earlier
+    weights, which have learned more than registration says."""
     kind = learner_named(config.learner)
     by_pseudo_labels = kind.reads_pseudo_labels and config.pseudo_weight > 0 and not kind.asks_generalists
-    return config.labels_first and by_pseudo_labels and number == 1 < config.rounds
+    return config.labels_first and by_pseudo_labels and number == 1 < config.rounds and not goes_on
 
 
 def _weights_to_begin_with(store: Store, number: int, config: TrainingConfig) -> str | None:

@@ -317,8 +317,12 @@ def test_the_first_of_several_rounds_learns_from_labels_alone(cases, template, t
     ],
 )
 def test_which_rounds_learn_from_labels_alone(changes, number, alone):
-    found = rounds.learns_from_labels_alone(number, CONFIG.model_copy(update=changes))
+    found = rounds.learns_from_labels_alone(number, CONFIG.model_copy(update=changes), goes_on=False)
     assert found == alone, f"round {number} with {changes}: {found}, expected {alone}"
+
+
+def test_a_training_that_goes_on_learns_from_pseudo_labels_at_once():
+    assert not rounds.learns_from_labels_alone(1, CONFIG, goes_on=True)
 
 
 def test_without_memory_the_run_goes_on_smaller_and_says_so(cases, template, tmp_path, monkeypatch):
