@@ -290,17 +290,25 @@ def test_rejected_cases_are_predicted_but_not_trained_on(cases, template, tmp_pa
     assert (len(found), seen) == (6, [2]), f"{len(found)} results, trained on {seen} cases; expected 6 and [2]"
 
 
-def test_the_first_of_several_rounds_learns_from_labels_alone(cases, template, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("goes_on", "expected"), [(False, [(1, 0), (1, 3)]), (True, [(1, 3), (1, 3)])])
+def test_the_first_of_several_rounds_learns_from_labels_alone(
+    finished, cases, template, tmp_path, monkeypatch, goes_on, expected
+):
+    """Not where the training goes on from earlier weights."""
     seen = []
 
     def listening(labelled, pseudo, *rest):
         seen.append((len(labelled), len(pseudo)))
         return PatchSource(labelled, pseudo, *rest)
 
+    store = Store(tmp_path)
+    if goes_on:
+        store.save_tensors(finished[0].tensors("weights", "round-2.pt"), "weights", rounds.EARLIER)
+        store.save_json(finished[0].json("plan.json"), "plan.json")
     monkeypatch.setattr(rounds, "PatchSource", listening)
     config = CONFIG.model_copy(update={"iterations": 1})
-    list(run(cases, [template], CLASSES, config, Store(tmp_path), Recorder()))
-    assert seen == [(1, 0), (1, 3)], f"labelled and pseudo-labelled cases by round: {seen}"
+    list(run(cases, [template], CLASSES, config, store, Recorder()))
+    assert seen == expected, f"labelled and pseudo-labelled cases by round: {seen}"
 
 
 @pytest.mark.parametrize(
@@ -319,10 +327,6 @@ def test_the_first_of_several_rounds_learns_from_labels_alone(cases, template, t
 def test_which_rounds_learn_from_labels_alone(changes, number, alone):
     found = rounds.learns_from_labels_alone(number, CONFIG.model_copy(update=changes), goes_on=False)
     assert found == alone, f"round {number} with {changes}: {found}, expected {alone}"
-
-
-def test_a_training_that_goes_on_learns_from_pseudo_labels_at_once():
-    assert not rounds.learns_from_labels_alone(1, CONFIG, goes_on=True)
 
 
 def test_without_memory_the_run_goes_on_smaller_and_says_so(cases, template, tmp_path, monkeypatch):
