@@ -24,7 +24,7 @@ from .class_volumes import volume_shift
 BAND, SURE, WIDE, NEAR = 2.5, 1.5, 8.0, 4.0
 
 #: An answer of which less would be left (Dice) stays as it was, as those of a network that has learned next to nothing;
-#: of useful ones 0.89 and more is left (docs/benchmarks.md).
+#: of useful ones 0.89 and more is left (docs/experiments.md).
 LEAST_KEPT = 0.8
 
 #: A class with fewer sure voxels is described by the innermost share of its own.

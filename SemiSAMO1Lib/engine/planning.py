@@ -131,7 +131,7 @@ def precision_for(
     """bf16-mixed where the device multiplies it in hardware, else 32-true.
 
     On CPUs never for networks with a level two slices deep: the weight gradient of such a bfloat16 convolution is
-    computed from memory that nobody wrote (torch 2.13, docs/benchmarks.md).
+    computed from memory that nobody wrote (torch 2.13, docs/experiments.md).
     """
     depths = patch[0] // np.cumprod([stride[0] for stride in strides])
     if device_type == "cpu" and 2 in depths:

@@ -22,7 +22,7 @@ from common import keep, layout, machine
 
 LEARNERS = ("supervised", "pseudo", "mt", "uamt", "dan", "dtc", "semisam", "semisam-uamt", "semisam+")
 
-#: The published SGD does not leave the background within some hundred steps (docs/benchmarks.md). Mirrored or turned,
+#: The published SGD does not leave the background within some hundred steps (docs/experiments.md). Mirrored or turned,
 #: the two labels, front and back of the hippocampus, look alike. The default network is much faster than unet_3d.
 SHORT = {
     "optimizer": "adamw",

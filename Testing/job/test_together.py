@@ -321,6 +321,39 @@ def test_a_process_that_dies_interrupts_the_training_which_others_go_on_with(
     assert f"round 1: going on from iteration {done_before}" in notes
 
 
+def killed_at_the_first_file_of(folder: Path, command: list[str]) -> None:
+    """Starts processes and kills all of them as soon as one of them writes a working file of that kind."""
+    starter = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder.is_dir() and any(folder.iterdir())):
+        assert starter.poll() is None and time.monotonic() < deadline, f"nothing came into {folder}"
+        time.sleep(0.005)
+    for pid in [*children(starter.pid), starter.pid]:
+        os.kill(pid, signal.SIGKILL)
+    starter.wait(60)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the other process by /proc, which Linux has")
+def test_killed_among_cases_and_finished_by_others_the_results_are_the_same(
+    trainings: dict[int, JobFolder], tmp_path: Path
+) -> None:
+    """Two processes die in the propagation, three others in the answers of the first round, one finishes."""
+    project = new_project(tmp_path)
+    files.write_json(tmp_path / "tiny.json", TINY)
+    job = JobFolder(project / "jobs" / "0002-train")
+    train = together(2, "train", project, "--config", tmp_path / "tiny.json", "--keep-rounds")
+    killed_at_the_first_file_of(job.work / "propagation", train)
+    killed_at_the_first_file_of(job.work / "answers" / "1", together(3, "resume", project))
+    ended = done(together(1, "resume", project))
+    assert ended.returncode == 0 and observe(job).state is State.FINISHED, ended.stderr[-4000:]
+    for path in sorted((trainings[1].work / "pseudo" / "1").iterdir()):
+        assert path.read_bytes() == (job.work / "pseudo" / "1" / path.name).read_bytes(), path.name
+    undisturbed, gone_on = predictions(trainings[1], 2), predictions(job, 2)
+    assert list(undisturbed) == list(gone_on) and len(gone_on) == 3
+    found = [dice(gone_on[case] == value, undisturbed[case] == value) for case in gone_on for value in (1, 2, 3)]
+    assert np.mean(found) >= 0.99, f"Dice {np.mean(found):.3f} between killed twice and undisturbed"
+
+
 def test_all_stop_when_one_is_asked(under_way: tuple[subprocess.Popen[bytes], JobFolder]) -> None:
     starter, job = under_way
     done(together(1, "cancel", job.project))
