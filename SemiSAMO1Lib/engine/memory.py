@@ -16,14 +16,19 @@ T = TypeVar("T")
 LEFT_ON_GPU = 1 << 30
 
 
-def usable_memory(device: torch.device) -> int:
-    """Bytes that training on this device may use: free GPU memory less 1 GiB, or half of the main memory."""
+def usable_memory(device: torch.device, processes: int = 1) -> int:
+    """Bytes that training on this device may use: free GPU memory less 1 GiB, or half of the main memory.
+
+    Args:
+        device: of this process.
+        processes: that train together on this computer; each has a GPU of its own, but they share the main memory.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return max(free - LEFT_ON_GPU, 0)
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return 4 << 30
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // processes
+    return (4 << 30) // processes
 
 
 def is_out_of_memory(error: BaseException) -> bool:

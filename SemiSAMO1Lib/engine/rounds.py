@@ -48,7 +48,7 @@ from .progress import Progress
 from .propagation.base import Propagator
 from .propagation.descriptors import working_spacing
 from .propagation.registry import Request, make_propagator, require_generalists
-from .ranks import Ranks
+from .ranks import Ranks, started_together
 from .refinement import refine_cohort, write_pseudo_label
 from .refinement.fusion import running_mean
 from .sampling import PatchSource, require_shares
@@ -155,7 +155,7 @@ def plan_of(
 
     def compute() -> object:
         spacing = working_spacing(geometries, config.registration.largest_grid)
-        memory = usable_memory(fabric.device)
+        memory = usable_memory(fabric.device, started_together()[1])
         kind = fabric.device.type
         plan = make_plan(
             geometries, template.image, template.label.array, classes, config, spacing, kind, memory, fabric.world_size

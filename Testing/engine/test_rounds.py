@@ -15,7 +15,7 @@ from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
 from SemiSAMO1Lib.engine.data.grids import canonical, with_spacing
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.further import FinishedRun
-from SemiSAMO1Lib.engine.memory import or_on_cpu
+from SemiSAMO1Lib.engine.memory import or_on_cpu, usable_memory
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.engine.planning import Plan
 from SemiSAMO1Lib.engine.refinement.fusion import running_mean
@@ -364,6 +364,11 @@ class _Warnings:
 
     def should_stop(self):
         return False
+
+
+def test_processes_of_one_computer_share_its_main_memory() -> None:
+    alone, of_four = (usable_memory(torch.device("cpu"), count) for count in (1, 4))
+    assert of_four == alone // 4, "four processes that each plan with all of it together need four times what there is"
 
 
 @pytest.mark.parametrize(
