@@ -50,23 +50,6 @@ ROOT = Path(__file__).resolve().parents[2]
 HARD = PhantomSettings(deformation_mm=6.0, noise=35.0, bias=0.4, size_variation=0.2)
 
 
-#: Signals that the model uses. The others did not carry over from one anatomy to another, or exist in some presets only
-#: (volumes, entropy by volume and surface, prototypes, test-time passes); they are computed and kept with the results.
-USED = (
-    "expected_dice",
-    "inside_entropy",
-    "inside_probability",
-    "boundary_entropy",
-    "with_propagation",
-    "network_with_propagation",
-    "between_rounds",
-    "confidence",
-    "edge",
-    "reverse",
-    "with_cohort",
-)
-
-
 def shifted(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A label drawn three voxels off along the last axis."""
     return np.roll(label, 3, axis=2)
@@ -107,6 +90,9 @@ RUNS = (
     Run("hippocampus-standard", "hippocampus", 87, 13, "standard", seed=5),
     Run("left_atrium-c", "left_atrium", 49, 11, seed=4),
 )
+
+#: Training -> scans of one kind.
+COHORTS = {run.name: run.cohort for run in RUNS}
 
 
 def chosen(run: Run, folder: Path) -> tuple[list[Path], Path]:
@@ -176,15 +162,20 @@ def rows_of(run: Run, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def fitted(rows: list[dict[str, Any]], names: tuple[str, ...]) -> QualityModel:
+def fitted(rows: list[dict[str, Any]], only: str | None = None) -> QualityModel:
+    """The model of these rows; it chooses among all signals, or has one alone."""
     signals, dice = [row["signals"] for row in rows], [row["dice"] for row in rows]
+    trainings = [row["run"] for row in rows]
     origin = {
         "cohorts": sorted({anatomy(row["run"]) for row in rows}),
-        "trainings": sorted({row["run"] for row in rows}),
+        "trainings": sorted(set(trainings)),
         "rows": len(rows),
         "command": "python Testing/benchmarks/quality.py ship --folder FOLDER",
     }
-    return fit(signals, dice, [row["run"] for row in rows], names, origin)
+    cohorts = [COHORTS[run] for run in trainings]
+    if only is not None:
+        return fit(signals, dice, trainings, cohorts, [only], origin, least=0)
+    return fit(signals, dice, trainings, cohorts, sorted(signals[0]), origin)
 
 
 def anatomy(run: str) -> str:
@@ -218,14 +209,14 @@ def calibration(cases: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def held_out(rows: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
+def held_out(rows: list[dict[str, Any]], only: str | None = None) -> dict[str, list[dict[str, Any]]]:
     """Cohort -> its cases, estimated by a model that saw none of them."""
     found = {}
     for name in ("hippocampus", "left_atrium", "phantoms"):
         others = [row for row in rows if anatomy(row["run"]) != name]
         mine = [row for row in rows if anatomy(row["run"]) == name]
         if mine and others:
-            found[name] = by_case(mine, fitted(others, names))
+            found[name] = by_case(mine, fitted(others, only))
     return found
 
 
@@ -235,17 +226,17 @@ def all_rows(folder: Path) -> list[dict[str, Any]]:
 
 def show(folder: Path) -> None:
     rows = all_rows(folder)
-    plain = held_out(rows, ("inside_entropy",))
-    for name, cases in held_out(rows, USED).items():
+    plain = held_out(rows, "inside_entropy")
+    for name, cases in held_out(rows).items():
         print(f"{name}, held back", calibration(cases))
         print("    plain entropy made a Dice by the same fit", calibration(plain[name]))
         mine = [row for row in rows if anatomy(row["run"]) == name]
-        print("    fitted on itself", calibration(by_case(mine, fitted(mine, USED))))
+        print("    fitted on itself", calibration(by_case(mine, fitted(mine))))
         for run in dict.fromkeys(one["run"] for one in cases):
             inside = [one for one in cases if one["run"] == run]
             spread = float(np.std([one["dice"] for one in inside]))
             print(f"    {run:24}", calibration(inside), f"standard deviation {spread:.3f}")
-    model = fitted(rows, USED)
+    model = fitted(rows)
     weights = dict(zip(model.names, model.coefficients, strict=True))
     anatomies = ("hippocampus", "left_atrium", "phantoms")
     print("signals by themselves, Spearman over all labels and its mean inside trainings:", *anatomies)
@@ -270,8 +261,8 @@ def alone(name: str, rows: list[dict[str, Any]]) -> str:
 
 def ship(folder: Path) -> None:
     rows = all_rows(folder)
-    errors = [calibration(cases)["error"] for cases in held_out(rows, USED).values()]
-    model = replace(fitted(rows, USED), error=round(float(np.mean(errors)), 4))
+    errors = [calibration(cases)["error"] for cases in held_out(rows).values()]
+    model = replace(fitted(rows), error=round(float(np.mean(errors)), 4))
     files.write_json(ROOT / "SemiSAMO1Lib" / "quality.json", model.to_json())
 
 

@@ -38,14 +38,19 @@ def data(
 
 
 def model_of(seed: int = 0) -> QualityModel:
-    return fit(*data(seed), NAMES, {"cohorts": ["made up"]})
+    return fitted(*data(seed))
 
 
-def test_effects_are_those_within_a_training_not_between_trainings() -> None:
-    """Over all data certainty goes with bad predictions, inside each training with good ones."""
+def fitted(signals: list[dict[str, float | None]], dice: list[float], groups: list[str]) -> QualityModel:
+    """Every group is a cohort with one training."""
+    return fit(signals, dice, groups, groups, NAMES, {"cohorts": ["made up"]})
+
+
+def test_effects_are_those_within_a_cohort_not_between_cohorts() -> None:
+    """Over all data certainty goes with bad predictions, inside each cohort with good ones."""
     signals, dice, groups = data()
     model = model_of()
-    assert model.coefficients[0] > 0 > model.coefficients[1]
+    assert model.names == NAMES and model.coefficients[0] > 0 > model.coefficients[1]
     hard = [number for number, group in enumerate(groups) if group == "hard"]
     likely = model.likely([signals[number] for number in hard])
     assert np.corrcoef(likely, [dice[number] for number in hard])[0, 1] > 0.9
@@ -61,15 +66,38 @@ def test_no_sign_counts_against_its_meaning() -> None:
     """Data in which certainty goes with bad predictions: the signal is left out, not turned round."""
     signals, dice, groups = data()
     turned = [{**one, "boundary_entropy": 1 - float(one["boundary_entropy"] or 0)} for one in signals]
-    model = fit(turned, dice, groups, NAMES, {})
-    assert model.coefficients[1] == pytest.approx(0, abs=1e-6) and model.coefficients[0] > 0
+    assert fitted(turned, dice, groups).names == ("expected_dice",)
+
+
+def test_a_sign_that_tells_nothing_in_one_cohort_is_not_used() -> None:
+    """What holds in one anatomy alone may not hold in the next one."""
+    signals, dice, groups = data()
+    rng = np.random.default_rng(1)
+    entropy = [
+        one["boundary_entropy"] if group == "easy" else float(rng.uniform(0.2, 0.8))
+        for one, group in zip(signals, groups, strict=True)
+    ]
+    told = [{**one, "boundary_entropy": value} for one, value in zip(signals, entropy, strict=True)]
+    assert fitted(told, dice, groups).names == ("expected_dice",)
+
+
+def test_a_template_that_is_worse_than_another_of_its_cohort_shows() -> None:
+    """Two trainings of one cohort, the second half of which is worse in sign and truth: inside each nothing is told."""
+    rng = np.random.default_rng(2)
+    good = [float(value) for value in rng.normal(2.0, 0.3, 100)]
+    bad = [float(value) for value in rng.normal(0.0, 0.3, 100)]
+    signals: list[dict[str, float | None]] = [{"expected_dice": sigmoid(value)} for value in [*good, *bad]]
+    dice = [sigmoid(value + float(rng.normal(0, 0.3))) for value in [2.0] * 100 + [0.0] * 100]
+    model = fit(signals, dice, ["first"] * 100 + ["second"] * 100, ["one kind"] * 200, ("expected_dice",), {})
+    likely = model.likely([{"expected_dice": sigmoid(value)} for value in (2.0, 0.0)])
+    assert likely[0] - likely[1] > 0.25, f"a likely Dice of {likely} for trainings of 0.88 and 0.5"
 
 
 def test_groups_count_alike_whatever_their_size() -> None:
     signals, dice, groups = data()
     easy = [number for number, group in enumerate(groups) if group == "easy"]
     many = [*range(len(signals)), *easy * 5]
-    larger = fit([signals[n] for n in many], [dice[n] for n in many], [groups[n] for n in many], NAMES, {})
+    larger = fitted([signals[n] for n in many], [dice[n] for n in many], [groups[n] for n in many])
     likely = [model.likely([signals[1]])[0] for model in (larger, model_of())]
     assert likely[0] == pytest.approx(likely[1], abs=0.05)
 
