@@ -155,7 +155,7 @@ def plan_of(
 
     def compute() -> object:
         spacing = working_spacing(geometries, config.registration.largest_grid)
-        memory = usable_memory(fabric.device, started_together()[1])
+        memory = usable_memory(fabric.device, started_together()[1] if fabric.world_size > 1 else 1)
         kind = fabric.device.type
         plan = make_plan(
             geometries, template.image, template.label.array, classes, config, spacing, kind, memory, fabric.world_size

@@ -166,13 +166,13 @@ def fitted(rows: list[dict[str, Any]], only: str | None = None) -> QualityModel:
     """The model of these rows; it chooses among all signals, or has one alone."""
     signals, dice = [row["signals"] for row in rows], [row["dice"] for row in rows]
     trainings = [row["run"] for row in rows]
+    cohorts = [COHORTS[run] for run in trainings]
     origin = {
-        "cohorts": sorted({anatomy(row["run"]) for row in rows}),
+        "cohorts": sorted(set(cohorts)),
         "trainings": sorted(set(trainings)),
         "rows": len(rows),
         "command": "python Testing/benchmarks/quality.py ship --folder FOLDER",
     }
-    cohorts = [COHORTS[run] for run in trainings]
     if only is not None:
         return fit(signals, dice, trainings, cohorts, [only], origin, least=0)
     return fit(signals, dice, trainings, cohorts, sorted(signals[0]), origin)

@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from engine_helpers import Recorder, dice, tiny_config
 
 from SemiSAMO1Lib.engine import rounds
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
+from SemiSAMO1Lib.engine.config import make_config
 from SemiSAMO1Lib.engine.data.grids import canonical, with_spacing
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.further import FinishedRun
@@ -366,9 +369,32 @@ class _Warnings:
         return False
 
 
-def test_processes_of_one_computer_share_its_main_memory() -> None:
+def test_processes_of_one_computer_plan_with_a_part_each_of_its_main_memory(
+    tmp_path, monkeypatch, cases, template
+) -> None:
+    """Eight on two computers: four that each plan with all of the memory together need four times what there is."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    whole = 128 << 20
+    monkeypatch.setattr(rounds, "usable_memory", lambda device, processes: whole // processes)
+    config, voxels = make_config("quick"), {}
+    for count in (1, 8):
+        fabric = SimpleNamespace(
+            world_size=count,
+            global_rank=0,
+            is_global_zero=True,
+            device=torch.device("cpu"),
+            barrier=lambda: None,
+            all_gather=lambda tensor: tensor,
+        )
+        plan = rounds.plan_of(cases, [template], CLASSES, config, Store(tmp_path / str(count)), fabric)
+        voxels[count] = math.prod(plan.patch)
+    assert voxels[8] < voxels[1] / 2, f"patches of {voxels} voxels by one process and by four of a computer"
+
+
+def test_the_main_memory_is_divided_by_the_processes() -> None:
     alone, of_four = (usable_memory(torch.device("cpu"), count) for count in (1, 4))
-    assert of_four == alone // 4, "four processes that each plan with all of it together need four times what there is"
+    assert of_four == alone // 4
 
 
 @pytest.mark.parametrize(

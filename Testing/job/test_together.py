@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -321,16 +322,31 @@ def test_a_process_that_dies_interrupts_the_training_which_others_go_on_with(
     assert f"round 1: going on from iteration {done_before}" in notes
 
 
-def killed_at_the_first_file_of(folder: Path, command: list[str]) -> None:
-    """Starts processes and kills all of them as soon as one of them writes a working file of that kind."""
-    starter = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (folder.is_dir() and any(folder.iterdir())):
-        assert starter.poll() is None and time.monotonic() < deadline, f"nothing came into {folder}"
-        time.sleep(0.005)
-    for pid in [*children(starter.pid), starter.pid]:
-        os.kill(pid, signal.SIGKILL)
-    starter.wait(60)
+def killed_at_the_first_file_of(folder: Path, command: list[str], job: JobFolder, log: Path) -> dict[str, int]:
+    """Starts processes and kills them all as soon as one writes a working file of that kind; the finished files there,
+    with the times at which they were written."""
+    with open(log, "wb") as stream:
+        starter = subprocess.Popen(command, env=environment(), stdout=stream, stderr=stream)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder.is_dir() and any(folder.iterdir())):
+            assert starter.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
+            time.sleep(0.005)
+    finally:
+        for pid in [*children(starter.pid), starter.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        starter.wait(60)
+    deadline = time.monotonic() + 60
+    while observe(job).state is not State.INTERRUPTED:
+        assert time.monotonic() < deadline, f"the job is {observe(job).state}"
+        time.sleep(0.2)
+    return written(folder)
+
+
+def written(folder: Path) -> dict[str, int]:
+    """When each finished file of a folder was written, ns."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if not path.name.startswith(".writing-")}
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the other process by /proc, which Linux has")
@@ -341,11 +357,17 @@ def test_killed_among_cases_and_finished_by_others_the_results_are_the_same(
     project = new_project(tmp_path)
     files.write_json(tmp_path / "tiny.json", TINY)
     job = JobFolder(project / "jobs" / "0002-train")
+    propagation, answers, log = job.work / "propagation", job.work / "answers" / "1", tmp_path / "log"
     train = together(2, "train", project, "--config", tmp_path / "tiny.json", "--keep-rounds")
-    killed_at_the_first_file_of(job.work / "propagation", train)
-    killed_at_the_first_file_of(job.work / "answers" / "1", together(3, "resume", project))
+    propagated = killed_at_the_first_file_of(propagation, train, job, log)
+    assert len(propagated) < len(written(trainings[1].work / "propagation")), "killed too late: all were propagated"
+    answered = killed_at_the_first_file_of(answers, together(3, "resume", project), job, log)
+    learned = written(job.work / "weights")
     ended = done(together(1, "resume", project))
     assert ended.returncode == 0 and observe(job).state is State.FINISHED, ended.stderr[-4000:]
+    for folder, before in ((propagation, propagated), (answers, answered), (job.work / "weights", learned)):
+        after = written(folder)
+        assert {name: after[name] for name in before} == before, f"what was finished in {folder.name} was done again"
     for path in sorted((trainings[1].work / "pseudo" / "1").iterdir()):
         assert path.read_bytes() == (job.work / "pseudo" / "1" / path.name).read_bytes(), path.name
     undisturbed, gone_on = predictions(trainings[1], 2), predictions(job, 2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from SemiSAMO1Lib.engine.evaluation.quality_fit import fit
-from SemiSAMO1Lib.quality import ENOUGH, HIGH, MEDIUM, QualityModel, Reviewed, level, logit, refitted, shipped
+from SemiSAMO1Lib.quality import DOUBTS, ENOUGH, HIGH, MEDIUM, QualityModel, Reviewed, level, logit, refitted, shipped
 
 NAMES = ("expected_dice", "boundary_entropy")
 
@@ -79,6 +79,39 @@ def test_a_sign_that_tells_nothing_in_one_cohort_is_not_used() -> None:
     ]
     told = [{**one, "boundary_entropy": value} for one, value in zip(signals, entropy, strict=True)]
     assert fitted(told, dice, groups).names == ("expected_dice",)
+
+
+def test_a_sign_that_is_missing_in_half_of_a_cohort_tells_as_much_by_the_other_half() -> None:
+    """Filled with the mean of all cohorts it would look like a large deviation inside a cohort of another level."""
+    signals, dice, groups = data()
+    half = [{**one, "expected_dice": None} if number % 4 == 3 else one for number, one in enumerate(signals)]
+    whole, with_gaps = fitted(signals, dice, groups), fitted(half, dice, groups)
+    assert with_gaps.scales[0] == pytest.approx(whole.scales[0], rel=0.1)
+    assert with_gaps.coefficients[0] == pytest.approx(whole.coefficients[0], rel=0.25)
+
+
+@pytest.mark.parametrize("kind", ["a single case", "constant truth", "a sign that nobody computed"])
+def test_a_cohort_that_tells_nothing_takes_no_sign_away(kind: str) -> None:
+    signals, dice, groups = data()
+    third = [number for number, group in enumerate(groups) if group == "easy"][: 1 if kind == "a single case" else 40]
+    truth = [0.8 if kind == "constant truth" else dice[number] for number in third]
+    seen = [{**signals[number]} for number in third]
+    if kind == "a sign that nobody computed":
+        seen = [{**one, "boundary_entropy": None} for one in seen]
+    assert fitted([*signals, *seen], [*dice, *truth], [*groups, *["third"] * len(third)]).names == NAMES
+
+
+def test_without_predictions_there_is_nothing_to_fit() -> None:
+    with pytest.raises(ValueError, match="no predictions"):
+        fitted([], [], [])
+
+
+def test_signs_that_tell_nothing_give_no_estimate() -> None:
+    """A model without signals would call all cases equally good."""
+    signals, dice, groups = data()
+    shuffled = [float(value) for value in np.random.default_rng(3).permutation(dice)]
+    with pytest.raises(ValueError, match="none of the 2 signals"):
+        fitted(signals, shuffled, groups)
 
 
 def test_a_template_that_is_worse_than_another_of_its_cohort_shows() -> None:
@@ -184,8 +217,6 @@ class TestShipped:
         assert 0 < shipped().error < 0.2
 
     def test_a_prediction_that_agrees_with_everything_is_better_than_one_that_does_not(self) -> None:
-        agreements = {"expected_dice", "with_propagation", "network_with_propagation", "between_rounds", "confidence"}
-        agreements |= {"prototype", "reverse", "with_cohort", "inside_probability", "edge"}
-        good = {name: 0.95 if name in agreements else 0.1 for name in shipped().names}
-        bad = {name: 0.4 if name in agreements else 0.8 for name in shipped().names}
+        good = {name: 0.1 if name in DOUBTS else 0.95 for name in shipped().names}
+        bad = {name: 0.8 if name in DOUBTS else 0.4 for name in shipped().names}
         assert shipped().likely([good])[0] > shipped().likely([bad])[0] + 0.1

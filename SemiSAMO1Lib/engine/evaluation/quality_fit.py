@@ -43,36 +43,38 @@ def fit(
         cohorts: that each belongs to: scans of one kind, with one or several trainings.
         names: signals to choose from; those that are used are the model's.
         origin: what the data are.
-        least: correlation with the truth that a signal must have in every cohort.
+        least: correlation with the truth that a signal must have in every cohort in which both vary.
+
+    Raises:
+        ValueError: there is nothing to fit to, or no signal that tells enough in every cohort.
     """
-    raw = transformed(names, signals)
-    known = ~np.isnan(raw)
-    means = np.where(known, raw, 0).sum(0) / np.maximum(known.sum(0), 1)
-    raw = np.where(known, raw, means)
-    target = np.array([logit(value) for value in dice])
-    weight = _alike(np.array(trainings))
-    kinds = np.array(cohorts)
+    if not signals:
+        raise ValueError("there are no predictions to fit the estimate to")
+    raw, target = transformed(names, signals), np.array([logit(value) for value in dice])
+    weight, kinds = _alike(np.array(trainings)), np.array(cohorts)
+    inside = [kinds == kind for kind in np.unique(kinds)]
+    means = _means(raw, weight)
     centred, wanted = np.empty_like(raw), np.empty_like(target)
-    for kind in np.unique(kinds):
-        mine = kinds == kind
-        centred[mine] = raw[mine] - np.average(raw[mine], axis=0, weights=weight[mine])
+    for mine in inside:
+        centred[mine] = raw[mine] - _means(raw[mine], weight[mine])
         wanted[mine] = target[mine] - np.average(target[mine], weights=weight[mine])
-    scales = np.maximum(np.sqrt(np.average(centred**2, axis=0, weights=weight)), 1e-6)
+    scales = np.maximum(np.sqrt(_means(centred**2, weight)), 1e-6)
     standard = centred / scales
     signed = np.array([-1.0 if name in DOUBTS else 1.0 for name in names])
-    inside = [kinds == kind for kind in np.unique(kinds)]
-    smallest = np.min([_correlations(signed * standard[one], wanted[one], weight[one]) for one in inside], axis=0)
-    votes = signed * np.where(smallest >= least, smallest, 0).clip(0)
-    together = standard @ votes
-    scale = np.average(together * wanted, weights=weight) / max(float(np.average(together**2, weights=weight)), 1e-12)
-    slopes = scale * votes
-    here = ((raw - means) / scales).clip(-4, 4)
-    used = [position for position, slope in enumerate(slopes) if slope != 0]
+    told = np.array([_correlations(signed * standard[mine], wanted[mine], weight[mine]) for mine in inside])
+    smallest = np.where(np.isnan(told), np.inf, told).min(0)
+    used = np.flatnonzero(np.isfinite(smallest) & (smallest >= least) & (smallest > 0))
+    if not used.size:
+        raise ValueError(f"none of the {len(names)} signals has a correlation of {least} with the Dice in every cohort")
+    votes = (signed * smallest)[used]
+    together = np.nan_to_num(standard[:, used]) @ votes
+    slopes = votes * np.average(together * wanted, weights=weight) / np.average(together**2, weights=weight)
+    here = np.nan_to_num((raw - means)[:, used] / scales[used]).clip(-4, 4)
     return QualityModel(
-        tuple(names[position] for position in used),
-        tuple(float(means[position]) for position in used),
-        tuple(float(scales[position]) for position in used),
-        tuple(float(slopes[position]) for position in used),
+        tuple(names[position] for position in used.tolist()),
+        tuple(means[used].tolist()),
+        tuple(scales[used].tolist()),
+        tuple(slopes.tolist()),
         float(np.average(target - here @ slopes, weights=weight)),
         math.nan,
         dict(origin),
@@ -85,9 +87,17 @@ def _alike(trainings: NDArray[np.str_]) -> NDArray[np.float64]:
     return np.asarray(len(trainings) / (len(counts) * counts[which]), np.float64)
 
 
+def _means(values: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(signals,): weighted mean of what is known of each column; 0 where nothing is."""
+    heavy = weight[:, None] * ~np.isnan(values)
+    return np.asarray((heavy * np.nan_to_num(values)).sum(0) / np.maximum(heavy.sum(0), 1e-12))
+
+
 def _correlations(
     values: NDArray[np.float64], wanted: NDArray[np.float64], weight: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(signals,): correlation of each column, whose mean is 0, with what is wanted; 0 for one that does not vary."""
-    spread = np.sqrt(np.average(values**2, axis=0, weights=weight) * np.average(wanted**2, weights=weight))
-    return np.asarray(np.average(values * wanted[:, None], axis=0, weights=weight) / np.maximum(spread, 1e-12))
+    """(signals,): correlation of each column, where it is known, with what is wanted, both of mean 0; NaN where one of
+    them does not vary."""
+    heavy, known = weight[:, None] * ~np.isnan(values), np.nan_to_num(values)
+    spread = np.sqrt((heavy * known**2).sum(0) * (heavy * wanted[:, None] ** 2).sum(0))
+    return np.where(spread > 1e-9, (heavy * known * wanted[:, None]).sum(0) / np.maximum(spread, 1e-9), math.nan)
