@@ -45,7 +45,7 @@ def texture(array: NDArray[np.float32], shape: tuple[int, ...], generator: np.ra
     grown[tuple(slice(0, n) for n in fine.shape)] = fine
     spectrum = np.abs(np.fft.rfftn(grown)) * np.sqrt(np.prod(shape) / fine.size)
     phases = np.fft.rfftn(generator.normal(size=shape))
-    made = np.fft.irfftn(spectrum * phases / np.maximum(np.abs(phases), 1e-9), s=shape)
+    made = np.fft.irfftn(spectrum * phases / np.maximum(np.abs(phases), 1e-9), s=shape, axes=(0, 1, 2))
     return np.asarray(made, np.float32)
 
 
