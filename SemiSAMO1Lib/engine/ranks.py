@@ -31,7 +31,7 @@ def started_together() -> tuple[int, int]:
     if by_torchrun():
         return int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     count = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    return count, max(1, count // int(os.environ.get("SLURM_STEP_NUM_NODES", "1")))
+    return count, count // int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
 
 
 def by_torchrun() -> bool:
