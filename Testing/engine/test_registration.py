@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from SemiSAMO1Lib.engine.cases import LabelledCase
 from SemiSAMO1Lib.engine.data.grids import patient_aligned, space_points
+from SemiSAMO1Lib.engine.propagation import near
 from SemiSAMO1Lib.engine.propagation import registration as module
 from SemiSAMO1Lib.engine.propagation.deformable import Settings, jacobian_determinant, register
 from SemiSAMO1Lib.engine.propagation.descriptors import describe, pool, working_spacing
@@ -17,6 +18,7 @@ from SemiSAMO1Lib.engine.propagation.registration import (
     RegistrationPropagator,
     RegistrationSettings,
     choose,
+    fits_of,
     local_fits,
     score,
 )
@@ -299,18 +301,43 @@ def test_all_disqualified_takes_the_largest_overlap():
     assert chosen == [(1, 1.0)], f"expected only the start with the largest overlap, got {chosen}"
 
 
-def test_all_disqualified_still_gives_a_result(template, bent, monkeypatch):
+@pytest.fixture
+def none_is_sound(monkeypatch):
     monkeypatch.setattr(module, "SMALLEST_OVERLAP", 2.0)
+    monkeypatch.setattr(near, "LEAST_SEEN", 2.0)
+
+
+def test_all_disqualified_still_gives_a_result(template, bent, none_is_sound):
     one = propagator(use_affine=False)
     found = one.propagate(one.prepare([template]), bent[0], bent[0].geometry)
     assert torch.isfinite(found.probabilities).all(), "a case whose starts all fail must still get probabilities"
 
 
-def test_disqualified_starts_are_reported_as_json(template, bent, monkeypatch):
-    monkeypatch.setattr(module, "SMALLEST_OVERLAP", 2.0)
+def test_disqualified_starts_are_reported_as_json(template, bent, none_is_sound):
     one = propagator(use_affine=False)
     facts = one.propagate(one.prepare([template]), bent[0], bent[0].geometry).facts
     assert all(row["score"] is None for row in facts["starts"]), "a disqualified start has no score (JSON has no inf)"
+
+
+def tried(*scores):
+    return [{"score": score} for score in scores]
+
+
+def test_a_labelled_scan_that_fits_much_worse_has_a_third_of_a_vote():
+    fits = fits_of([tried(0.1, 0.3), tried(0.13)], 0.3)
+    assert fits == pytest.approx([1.0, math.exp(-1)]), "the best start of each counts, beside the best of all"
+
+
+def test_a_labelled_scan_without_a_sound_start_has_no_vote_beside_others():
+    assert fits_of([tried(0.1), tried(None, None)], 0.3) == [1.0, 0.0], "nothing sound, no vote"
+
+
+def test_where_no_labelled_scan_has_a_sound_start_all_vote_alike():
+    assert fits_of([tried(None), tried(None)], 0.3) == [1.0, 1.0], "the least bad guess of all of them"
+
+
+def test_identical_scans_vote_in_full():
+    assert fits_of([tried(0.0), tried(0.0)], 0.3) == [1.0, 1.0], "a perfect fit must not divide by zero"
 
 
 # ---------------------------------------------------------------------- fields of view, padding, several templates
@@ -464,11 +491,11 @@ class TestSeveralLabelledScans:
         strange = PhantomSettings(spacing_mm=(4.5, 4.0, 4.0), deformation_mm=12.0, noise=60.0)
         others = [make_phantom(number, 8, strange) for number in range(2)]
         others = [LabelledCase(f"strange_{one.name}", one.image, one.label) for one in others]
-        truth = labelled[3].label.array
 
         def mean(cases):
-            found = self.carry(cases, labelled[3].image, 3).probabilities.argmax(0).numpy()
-            return np.mean([dice(found, truth, value) for value in (1, 2, 3)])
+            said = [self.carry(cases, one.image, 3).probabilities.argmax(0).numpy() for one in labelled[1::2]]
+            pairs = zip(said, labelled[1::2], strict=True)
+            return np.mean([dice(found, one.label.array, value) for found, one in pairs for value in (1, 2, 3)])
 
         alone, together = mean(labelled[:1]), mean([labelled[0], *others])
         assert together > alone - 0.02, f"{together:.3f} with scans that fit badly, {alone:.3f} without them"

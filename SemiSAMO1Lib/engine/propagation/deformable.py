@@ -14,6 +14,7 @@ All displacements here are in voxels (x, y, z) of the grid that they live on; gr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -101,6 +102,13 @@ class Deformation:
         """Case points of template points (3, Z, Y, X), mm."""
         points = transform_points(points, np.linalg.inv(self.start))
         return points + sample(self.backward, self.geometry, points)
+
+
+def raised(residual: float, deformation: Deformation) -> float:
+    """A residual, raised by the deformation's round-trip error (mm) and folding."""
+    extent = float(np.prod(deformation.geometry.extent)) ** (1 / 3)
+    trip = float(deformation.round_trip.mean()) / extent
+    return residual * (1 + trip + 2 * deformation.folded) if math.isfinite(residual) else math.inf
 
 
 def register(case: Described, template: Described, start: NDArray[np.float64], settings: Settings) -> Deformation:

@@ -19,9 +19,10 @@ from ...volume import Geometry, Volume
 from ..cases import LabelledCase, Propagation
 from ..data.grids import inside, sample, space_points
 from ..similarity import Likeness
-from .deformable import Deformation, Settings, register
+from .deformable import Deformation, Settings, raised, register
 from .descriptors import Described, describe
-from .starts import SMALLEST_OVERLAP, affine, translations
+from .near import Neighbourhood, misfits, neighbourhood, starts_near, unrelated
+from .starts import SMALLEST_OVERLAP, Start, affine, translations
 
 #: Nodes of the coarse grid along each axis over which the fit of a labelled scan is averaged.
 NEIGHBOURHOOD = 5
@@ -31,6 +32,9 @@ _LEAST_DATA = 0.01
 
 #: Scans with fewer voxels than this on the working grid are refined on every voxel.
 FINEST_BELOW = 200_000
+
+#: Where a label's surroundings fit so well, beside what unrelated places differ by, no further start is looked for.
+WELL = 0.3
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class RegistrationSettings:
         atlases: labelled scans that vote, where there are more: those that look most like the case.
         locality: by how much of the mean local misfit a labelled scan may fit worse at a place than the best one there
             until its vote there has fallen to 0.37 (exp(-1)).
+        worse: by which share a labelled scan may fit worse around its label as a whole until all of its vote has.
     """
 
     deformable: Settings = field(default_factory=Settings)
@@ -58,6 +63,7 @@ class RegistrationSettings:
     seed: int = 0
     atlases: int = 3
     locality: float = 0.3
+    worse: float = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +71,14 @@ class Prepared:
     """A labelled case ready to be carried to many others.
 
     `label` (z, y, x) class indices and `known` (1, z, y, x) lie on the labelled scan's own grid; None: all is known.
+    `near`: the surroundings of the label; None where it is empty.
     """
 
     labelled: LabelledCase
     described: Described
     label: Tensor
     known: Tensor | None
+    near: Neighbourhood | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +131,8 @@ class RegistrationPropagator:
             kind = np.uint8 if self.classes <= 256 else np.int32
             label = torch.from_numpy(case.label.array.astype(kind)).to(self.device)
             known = torch.from_numpy(case.known_voxels()).float()[None].to(self.device) if case.unknown else None
-            found = Prepared(case, self.describe(case.image), label, known)
+            described = self.describe(case.image)
+            found = Prepared(case, described, label, known, neighbourhood(described, case.label))
         self._ready[case.id] = found  # the one used last is the last
         while len(self._ready) > self.settings.atlases + 1:
             del self._ready[next(iter(self._ready))]
@@ -143,18 +152,21 @@ class RegistrationPropagator:
             grid: the working grid of the result.
         """
         case, template = self.describe(volume), self.ready(prepared[0])
-        kept, tried = self._best(case, template)
+        ways = {template.labelled.id: self._best(case, template)}
+        kept = ways[template.labelled.id][0]
         own = _in_template(case, kept[0][0], template)
-        chosen = _nearest(own, prepared, self.settings.atlases)
+        chosen = [self.ready(one) for one in _nearest(own, prepared, self.settings.atlases)]
+        for one in chosen:
+            if one.labelled.id not in ways:
+                ways[one.labelled.id] = self._best(case, one)
+        fits = fits_of([ways[one.labelled.id][1] for one in chosen], self.settings.worse)
         found: list[tuple[Prepared, Deformation, float]] = []
-        for one in map(self.ready, chosen):
-            transforms = kept
-            if one.labelled.id != template.labelled.id:
-                transforms, facts = self._best(case, one)
-                tried += facts
+        for one, fit in zip(chosen, fits, strict=True):
+            transforms = ways[one.labelled.id][0]
             # many starts that come out alike are a bad sign, not more votes: a labelled scan has one
-            one_vote = one.labelled.weight / sum(share for _, share in transforms)
+            one_vote = fit * one.labelled.weight / sum(share for _, share in transforms)
             found += [(one, deformation, share * one_vote) for deformation, share in transforms]
+        tried = [fact for _, facts in ways.values() for fact in facts]
         result = self._fuse(case, found, grid, {"starts": tried, "atlases": [one.labelled.id for one in chosen]})
         # the first transform is always that to the template: its space is where cases are compared
         to_template = [deformation for deformation, _ in kept]
@@ -172,21 +184,26 @@ class RegistrationPropagator:
 
     def _best(self, case: Described, one: Prepared) -> tuple[list[tuple[Deformation, float]], list[dict[str, Any]]]:
         """The transforms to use with their shares, and the facts of every start that was tried."""
-        template = one.described
-        starts = translations(case, template)
+        starts = translations(case, one.described)
         if self.settings.use_affine:
             seed = self.settings.seed
-            starts += [a for s in list(starts) if (a := affine(case, template, s, seed)) is not None]
-        results = []
-        for start in starts:
-            deformation = register(case, template, start.matrix, self.settings.deformable)
-            results.append(replace(deformation, name=start.name))
-        scores = [score(deformation) for deformation in results]
+            starts += [a for s in list(starts) if (a := affine(case, one.described, s, seed)) is not None]
+        results = self._registered(case, one, starts)
+        scores = _scores(case, one.near, results)
+        if one.near is not None and min(scores) > WELL * unrelated(case, one.near):
+            straight = [start for start in starts if "affine" not in start.name]
+            further = starts_near(case, one.near, straight, self.settings.deformable)
+            results += self._registered(case, one, further)
+            scores = _scores(case, one.near, results)
         facts = [_facts(one.labelled.id, d, s) for d, s in zip(results, scores, strict=True)]
         chosen = choose(results, scores, self.settings)
         for number, _ in chosen:
             facts[number]["used"] = True
         return [(results[number], share) for number, share in chosen], facts
+
+    def _registered(self, case: Described, one: Prepared, starts: Sequence[Start]) -> list[Deformation]:
+        found = [register(case, one.described, start.matrix, self.settings.deformable) for start in starts]
+        return [replace(deformation, name=start.name) for deformation, start in zip(found, starts, strict=True)]
 
     def _fuse(
         self, case: Described, found: list[tuple[Prepared, Deformation, float]], grid: Geometry, facts: dict[str, Any]
@@ -290,11 +307,19 @@ def signature(values: Tensor) -> NDArray[np.float16]:
 
 def score(deformation: Deformation) -> float:
     """How bad a registration is: its residual, raised by round-trip error (mm) and folding; inf if disqualified."""
-    if deformation.overlap < SMALLEST_OVERLAP or not math.isfinite(deformation.residual):
+    if deformation.overlap < SMALLEST_OVERLAP:
         return math.inf
-    extent = float(np.prod(deformation.geometry.extent)) ** (1 / 3)
-    trip = float(deformation.round_trip.mean()) / extent
-    return deformation.residual * (1 + trip + 2 * deformation.folded)
+    return raised(deformation.residual, deformation)
+
+
+def _scores(case: Described, near: Neighbourhood | None, results: Sequence[Deformation]) -> list[float]:
+    """How bad registrations are around the label. Where no label says where to look, or none of them brings its
+    surroundings into the case, all that both scans show counts."""
+    if near is not None:
+        scores = misfits(near, [(case, one) for one in results])
+        if any(map(math.isfinite, scores)):
+            return scores
+    return [score(one) for one in results]
 
 
 def choose(
@@ -315,6 +340,23 @@ def choose(
     order = sorted(range(len(results)), key=lambda i: handicap[i])
     near = [i for i in order if handicap[i] <= best * (1 + settings.tie)]
     return [(i, 1.0) for i in near]
+
+
+def fits_of(tried: Sequence[Sequence[dict[str, Any]]], worse: float) -> list[float]:
+    """How well labelled scans fit a case around their labels, in [0, 1] beside the best of them.
+
+    Args:
+        tried: the facts of each one's starts.
+        worse: see `RegistrationSettings`.
+
+    Returns:
+        0 for one that has no sound start; 1 for all where none has.
+    """
+    scores = [min((one["score"] for one in facts if one["score"] is not None), default=math.inf) for facts in tried]
+    best = min(scores)
+    if not math.isfinite(best):
+        return [1.0] * len(scores)
+    return [math.exp(-(((score - best) / (worse * max(best, 1e-6))) ** 2)) for score in scores]
 
 
 def _facts(template: str, deformation: Deformation, value: float) -> dict[str, Any]:

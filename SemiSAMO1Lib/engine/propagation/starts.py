@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,10 +52,23 @@ def exhaustive_translation(case: Described, template: Described) -> NDArray[np.f
 
     Only those under which at least half of the smaller scan's data meets the other's; None when there is none.
     """
-    stride = max(
-        1, round(0.05 * float(np.prod(case.coarse.geometry.extent)) ** (1 / 3) / case.coarse.geometry.spacing[0])
-    )
-    here, there = _float(pool(case.coarse, stride)), _float(pool(template.coarse, stride))
+    extent = float(np.prod(case.coarse.geometry.extent)) ** (1 / 3)
+    stride = max(1, round(0.05 * extent / case.coarse.geometry.spacing[0]))
+    here, there = pool(_float(case.coarse), stride), pool(_float(template.coarse), stride)
+    found = best_translation(here, there, SMALLEST_OVERLAP * min(float(here.weight.sum()), float(there.weight.sum())))
+    return None if found is None else found[0]
+
+
+def best_translation(here: Features, there: Features, enough: float) -> tuple[NDArray[np.float64], float] | None:
+    """The translation (x, y, z) mm from one grid to the other with the smallest mean difference of descriptors.
+
+    Args:
+        here, there: float32, on axis-parallel grids of the same spacing.
+        enough: the sum of products of both weights that a translation must reach to be considered.
+
+    Returns:
+        the translation and its cost; None when none reaches it.
+    """
     shape = [a + b - 1 for a, b in zip(here.geometry.shape, there.geometry.shape, strict=True)]
 
     def correlate(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -67,15 +81,15 @@ def exhaustive_translation(case: Described, template: Described) -> NDArray[np.f
     energy = correlate(here.values.square().sum(0, keepdim=True) * wa, wb)
     energy += correlate(wa, there.values.square().sum(0, keepdim=True) * wb)
     energy -= 2 * correlate(here.values * wa, there.values * wb)
-    enough = SMALLEST_OVERLAP * min(float(wa.sum()), float(wb.sum()))
-    cost = torch.where(overlap >= enough, energy / overlap.clamp(min=1e-3), torch.inf)
+    cost = torch.where(overlap >= max(enough, 1e-3), energy / overlap.clamp(min=1e-3), torch.inf)
     best = int(cost.argmin())
-    if not torch.isfinite(cost.flatten()[best]):
+    least = float(cost.flatten()[best])
+    if not math.isfinite(least):
         return None
     index = np.array(np.unravel_index(best, shape))
     shift = np.where(index >= there.geometry.shape, index - shape, index)
     origin = np.array(there.geometry.origin) - np.array(here.geometry.origin)
-    return np.asarray(origin + shift[::-1] * here.geometry.spacing[0])
+    return np.asarray(origin + shift[::-1] * here.geometry.spacing[0]), least
 
 
 def affine(case: Described, template: Described, start: Start, seed: int) -> Start | None:
