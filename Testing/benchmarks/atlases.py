@@ -3,7 +3,8 @@
     python Testing/benchmarks/atlases.py hippocampus left_atrium
 
 The labelled scans are the first by name, the first of them the template; the scored ones are those that follow. Rows:
-the template alone; the three that look most like the case; all; each with and without the local fit (`locality`).
+the template alone; the three that look most like the case; all; each with and without the fit of each scan, at a place
+and as a whole (`locality`, `worse`).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from SemiSAMO1Lib.engine.propagation.registration import RegistrationPropagator,
 from SemiSAMO1Lib.image_io import read_geometry, read_volume
 from SemiSAMO1Lib.volume import Volume
 
-#: So large that every place counts alike.
-NO_LOCALITY = 1e9
+#: So large that every labelled scan counts alike at every place.
+EVERYWHERE = 1e9
 
 
 def labelled_scan(scan: Path) -> LabelledCase:
@@ -70,9 +71,12 @@ def main() -> None:
         spacing = working_spacing([read_geometry(scan) for scan in chosen], options.grid)
         ways: dict[str, tuple[list[LabelledCase], dict[str, Any]]] = {
             "template alone": (labelled[:1], {}),
-            "nearest three, all places alike": (labelled, {"locality": NO_LOCALITY}),
+            "nearest three, all places alike": (labelled, {"locality": EVERYWHERE, "worse": EVERYWHERE}),
             "nearest three": (labelled, {}),
-            "all, all places alike": (labelled, {"atlases": options.labelled, "locality": NO_LOCALITY}),
+            "all, all places alike": (
+                labelled,
+                {"atlases": options.labelled, "locality": EVERYWHERE, "worse": EVERYWHERE},
+            ),
             "all": (labelled, {"atlases": options.labelled}),
         }
         alone: dict[str, float] = {}

@@ -1,6 +1,7 @@
 """The label's neighbourhood: found anywhere in another scan, turned or not, and what judges registrations there."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from SemiSAMO1Lib.engine.cases import LabelledCase
-from SemiSAMO1Lib.engine.data.grids import space_points, transform_points
+from SemiSAMO1Lib.engine.data.grids import resample_image, resample_labels, space_points, transform_points
 from SemiSAMO1Lib.engine.propagation import near as module
-from SemiSAMO1Lib.engine.propagation.deformable import Settings
-from SemiSAMO1Lib.engine.propagation.descriptors import describe
-from SemiSAMO1Lib.engine.propagation.near import apart, misfits, neighbourhood, places, settled, starts_near
+from SemiSAMO1Lib.engine.propagation.deformable import Settings, register
+from SemiSAMO1Lib.engine.propagation.descriptors import Features, describe
+from SemiSAMO1Lib.engine.propagation.near import apart, misfits, neighbourhood, places, settled, starts_near, unrelated
 from SemiSAMO1Lib.engine.propagation.registration import RegistrationPropagator, RegistrationSettings
 from SemiSAMO1Lib.engine.propagation.starts import Start, translations
 from SemiSAMO1Lib.volume import Geometry, Volume
@@ -32,7 +33,7 @@ def ball(radius, grid=GRID, centre=CENTRE):
 
 
 def template_scan():
-    """An organ with a texture of its own, in a body of noise, and its label."""
+    """A body of smooth noise, and a ball in it that is labelled."""
     image = Volume(100 * smooth_noise(GRID.shape, 1, 2.0), GRID)
     return image, Volume(ball(RADIUS).astype(np.uint8), GRID)
 
@@ -107,6 +108,25 @@ def test_a_single_voxel_has_a_neighbourhood(template):
     assert found is not None and found.points.shape[1] > 0, "one labelled voxel has surroundings too"
 
 
+def test_a_label_in_the_last_corner_has_one():
+    grid = Geometry((41, 41, 41), (SPACING,) * 3)
+    label = np.zeros(grid.shape, np.uint8)
+    label[-1, -1, -1] = 1
+    found = neighbourhood(described(Volume(100 * smooth_noise(grid.shape, 4, 2.0), grid)), Volume(label, grid))
+    far = float((found.points - 80.0).abs().max())
+    assert far < 4 * SPACING, f"the label lies at (80, 80, 80) mm, a point of its neighbourhood {far:.0f} mm away"
+
+
+@pytest.mark.parametrize("direction", [turned(), tuple(np.diag([1.0, -1.0, -1.0]).ravel())])
+def test_an_oblique_anisotropic_label_has_it_where_it_lies(direction):
+    grid = Geometry((20, 60, 64), (5.0, SPACING, SPACING), (7.0, -30.0, 12.0), direction)
+    middle = (grid.index_to_space @ np.array([40.0, 22.0, 9.0, 1.0]))[:3]
+    label = Volume(ball(RADIUS, grid, middle).astype(np.uint8), grid)
+    found = neighbourhood(described(Volume(100 * smooth_noise(grid.shape, 5, 1.5), grid)), label)
+    off = np.linalg.norm(found.points.numpy().mean(1) - middle)
+    assert off < 2 * SPACING, f"the middle of the neighbourhood lies {off:.1f} mm from the label's"
+
+
 def test_an_empty_label_has_none(template):
     empty = Volume(np.zeros(GRID.shape, np.uint8), GRID)
     assert neighbourhood(described(template[0]), empty) is None, (
@@ -132,12 +152,20 @@ def test_its_place_is_found_although_all_else_differs(template, near, shift):
     assert error_of(near, best, truth) < 2 * 2 * SPACING, "the best place is more than two coarse voxels off"
 
 
-@pytest.mark.parametrize("rotation", [(20, 0, 0), (0, 0, -25), (-20, 20, 20), (18, -22, -15)])
-def test_a_turned_place_is_found(template, near, rotation):
-    truth = moved((-20.0, -16.0, -12.0), rotation)
+@pytest.mark.parametrize("number", [1, 4, 8, 14])
+def test_of_all_turns_the_true_one_fits_best(template, near, number):
+    truth = near.turned[number].matrix @ moved((-20.0, -16.0, -12.0))
     case = described(planted(*template, truth)[0])
-    best = settled(case, near, [])[0]
-    assert error_of(near, best, truth) < 2 * SPACING, "a turned neighbourhood is found within a coarse voxel"
+    best = places(case, near)[0]
+    assert best.name == f"near, turn {number}", f"planted by turn {number}, found by {best.name}"
+    assert error_of(near, best, truth) < 2 * SPACING, "the turned neighbourhood is more than a coarse voxel off"
+
+
+def test_a_place_between_the_turns_is_found(template, near):
+    truth = moved((-20.0, -16.0, -12.0), (-30, 25, 12))
+    case = described(planted(*template, truth)[0])
+    best = starts_near(case, near, [], Settings())[0]
+    assert error_of(near, best, truth) < 2 * SPACING, "a neighbourhood turned by 41° is found within a coarse voxel"
 
 
 @pytest.mark.parametrize(
@@ -162,20 +190,46 @@ def test_starts_to_where_others_lead_are_left_out(near):
     assert kept == ["c"], f"a start that leads 2 mm from another one tells nothing new; got {kept}"
 
 
-def test_the_number_of_threads_changes_nothing(template, near):
-    """Processes with other numbers of threads must reach the same first pseudo-labels bit for bit."""
-    case_scan = planted(*template, moved((-12.0, 6.0, 4.0), (10, -8, 5)))[0]
+def test_the_number_of_threads_changes_nothing():
+    """Processes with other numbers of threads must reach the same first pseudo-labels bit for bit: scans so large that
+    threads share the sums over coarse voxels."""
+    grid = Geometry((66, 66, 66), (SPACING,) * 3)
+    image, other = (Volume(100 * smooth_noise(grid.shape, seed, 2.0), grid) for seed in (1, 2))
+    label = np.zeros(grid.shape, np.uint8)
+    label[8:56, 8:56, 8:56] = 1
     threads, found = torch.get_num_threads(), []
     try:
-        for count in (1, 2, 3):
+        for count in (1, 3):
             torch.set_num_threads(count)
-            case = described(case_scan)
-            starts = starts_near(case, near, translations(case, near.described), Settings())
-            found.append([start.matrix for start in starts])
+            case, around = described(other), neighbourhood(described(image), Volume(label, grid))
+            ordinary = translations(case, around.described)
+            starts = starts_near(case, around, ordinary, Settings())
+            registered = [(case, register(case, around.described, start.matrix, Settings())) for start in ordinary[:1]]
+            found.append(([start.matrix for start in starts], misfits(around, registered)))
     finally:
         torch.set_num_threads(threads)
-    same = all(np.array_equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
-    assert same, "with another number of threads other starts are found"
+    (first, costs), (second, again) = found
+    assert len(first) > 0 and math.isfinite(costs[0]), "nothing was found that could be compared"
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True)), "other starts with other threads"
+    assert costs == pytest.approx(again, rel=1e-12), f"scores {costs} and {again} with other threads"
+
+
+def test_a_start_that_leads_out_of_the_case_is_left_out(template, near):
+    case = described(planted(*template, moved((0, 0, 0)))[0])
+    away = Start("away", moved((500.0, 0, 0)))
+    assert all("away" not in start.name for start in starts_near(case, near, [away], Settings()))
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_thin_scans_have_a_neighbourhood_that_is_found(slices):
+    grid = Geometry((slices, 60, 64), (SPACING,) * 3)
+    image = Volume(100 * smooth_noise(grid.shape, 3, 2.0), grid)
+    label = np.zeros(grid.shape, np.uint8)
+    label[:, 20:32, 24:36] = 1
+    scan = described(image)
+    around = neighbourhood(scan, Volume(label, grid))
+    best = places(scan, around)[0]
+    assert error_of(around, best, np.eye(4)) < 2 * SPACING, f"a scan of {slices} slices does not find itself"
 
 
 # ---------------------------------------------------------------------- judging
@@ -184,6 +238,18 @@ def test_the_number_of_threads_changes_nothing(template, near):
 def test_a_scan_fits_itself(near):
     (wrong,) = misfits(near, [as_it_is(near.described)])
     assert wrong == pytest.approx(0, abs=1e-9), "identical scans differ around the label"
+
+
+def test_unrelated_places_differ_by_the_mean_over_all_pairs(near):
+    """All points of the neighbourhood beside every third coarse voxel, one by one."""
+    other = described(Volume(100 * smooth_noise(GRID.shape, 99, 2.0), GRID))
+    scan = replace(other, coarse=Features(other.coarse.geometry, other.coarse.channels.clone()))
+    wanted = module._at(near.described.coarse.values, near.described.coarse.geometry, near.points)
+    anywhere = scan.coarse.values.flatten(1)[:, ::3]
+    weights = scan.coarse.weight.flatten()[::3].double()
+    pairs = torch.cdist(wanted.T.double(), anywhere.T.double()).square() / len(wanted)
+    expected = float((pairs * weights).sum() / weights.sum() / len(pairs))
+    assert unrelated(scan, near) == pytest.approx(expected, rel=0.01)
 
 
 def test_what_lies_far_from_the_label_does_not_count(template, near):
@@ -225,20 +291,36 @@ def carried(template, case, **settings):
     return one.propagate(one.prepare([LabelledCase("t", *template)]), case, case.geometry)
 
 
+def used(propagation):
+    return [row["start"] for row in propagation.facts["starts"] if row["used"]]
+
+
 @pytest.mark.parametrize("rotation", [(0, 0, 0), (-18, 15, 20)])
 def test_a_label_is_carried_to_where_its_surroundings_lie(template, rotation):
-    """All else of the case is another body, so no translation of the whole scan finds the organ."""
-    case, truth = planted(*template, moved((-30.0, -24.0, -18.0), rotation))
-    found = carried(template, case).probabilities.argmax(0).numpy()
-    assert dice(found, truth.array, 1) > 0.9, "the organ lies elsewhere and turned, in another body, and is not found"
+    """All else of the case is another body: none of the ordinary starts leads there."""
+    case, truth = planted(*template, moved((-40.0, -30.0, -30.0), rotation))
+    found = carried(template, case)
+    assert all("settled" in name for name in used(found)), f"ordinary starts were used: {used(found)}"
+    assert dice(found.probabilities.argmax(0).numpy(), truth.array, 1) > 0.9, (
+        "the organ lies elsewhere, and is not found"
+    )
 
 
 def test_an_oblique_template_finds_it_too(template):
-    direction = turned()
-    grid = Geometry(GRID.shape, GRID.spacing, GRID.origin, direction)
-    image, label = Volume(template[0].array, grid), Volume(template[1].array, grid)
-    found = carried((image, label), image).probabilities.argmax(0).numpy()
-    assert dice(found, label.array, 1) > 0.97, "an oblique scan does not find its own label again"
+    centre, direction = GRID.centre, np.reshape(turned(), (3, 3))
+    origin = centre - direction @ (np.array(GRID.extent[::-1]) - SPACING) / 2
+    oblique = Geometry(GRID.shape, GRID.spacing, tuple(float(v) for v in origin), turned())
+    image = Volume(resample_image(template[0], oblique), oblique)
+    label = Volume(resample_labels(template[1], oblique), oblique)
+    case, truth = planted(*template, moved((-40.0, -30.0, -30.0)))
+    found = carried((image, label), case)
+    assert all("settled" in name for name in used(found)), f"ordinary starts were used: {used(found)}"
+    assert dice(found.probabilities.argmax(0).numpy(), truth.array, 1) > 0.9, "an oblique template does not find it"
+
+
+def test_where_an_ordinary_start_fits_no_other_is_looked_for(template):
+    found = carried(template, template[0])
+    assert not any("settled" in row["start"] for row in found.facts["starts"]), "a scan fits itself well enough"
 
 
 def test_a_case_that_shows_half_of_the_label_still_gets_one(template):

@@ -1,6 +1,7 @@
 """Registration: known transforms are found, both ways agree, hopeless starts are thrown out."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -319,25 +320,32 @@ def test_disqualified_starts_are_reported_as_json(template, bent, none_is_sound)
     assert all(row["score"] is None for row in facts["starts"]), "a disqualified start has no score (JSON has no inf)"
 
 
-def tried(*scores):
-    return [{"score": score} for score in scores]
-
-
 def test_a_labelled_scan_that_fits_much_worse_has_a_third_of_a_vote():
-    fits = fits_of([tried(0.1, 0.3), tried(0.13)], 0.3)
-    assert fits == pytest.approx([1.0, math.exp(-1)]), "the best start of each counts, beside the best of all"
+    assert fits_of([0.1, 0.13], 0.3) == pytest.approx([1.0, math.exp(-1)]), "30 % worse than the best of all"
 
 
-def test_a_labelled_scan_without_a_sound_start_has_no_vote_beside_others():
-    assert fits_of([tried(0.1), tried(None, None)], 0.3) == [1.0, 0.0], "nothing sound, no vote"
+def test_a_labelled_scan_that_was_not_judged_around_its_label_counts_as_the_others_do():
+    fits = fits_of([0.1, None, 0.13, 0.13], 0.3)
+    assert fits[1] == pytest.approx(math.exp(-1)), f"the median of the others was expected, got {fits[1]:.3f}"
 
 
-def test_where_no_labelled_scan_has_a_sound_start_all_vote_alike():
-    assert fits_of([tried(None), tried(None)], 0.3) == [1.0, 1.0], "the least bad guess of all of them"
+def test_where_no_labelled_scan_was_judged_around_its_label_all_vote_alike():
+    assert fits_of([None, None], 0.3) == [1.0, 1.0], "nothing tells them apart"
 
 
 def test_identical_scans_vote_in_full():
-    assert fits_of([tried(0.0), tried(0.0)], 0.3) == [1.0, 1.0], "a perfect fit must not divide by zero"
+    assert fits_of([0.0, 0.0], 0.3) == [1.0, 1.0], "a perfect fit must not divide by zero"
+
+
+def test_a_labelled_scan_without_the_organ_does_not_silence_the_template(template, bent):
+    """Its label is empty, so it is judged by all that it shows, which is another measure."""
+    geometry = bent[0].geometry
+    other = make_phantom(9, 5, STRAIGHT).image.array[: geometry.shape[0], : geometry.shape[1], : geometry.shape[2]]
+    empty = LabelledCase("empty", Volume(other, geometry), Volume(np.zeros(geometry.shape, np.uint8), geometry))
+    one = propagator(use_affine=False)
+    found = one.propagate(one.prepare([template, empty]), bent[0], bent[0].geometry)
+    most = float(found.probabilities[1].max())
+    assert most > 0.3, f"beside a scan that lacks the organ the template's vote comes to {most:.2f} at most"
 
 
 # ---------------------------------------------------------------------- fields of view, padding, several templates
@@ -479,8 +487,8 @@ class TestSeveralLabelledScans:
         best = one._best
 
         def repeated(case, other):
-            kept, facts = best(case, other)
-            return kept * (5 if other.labelled.id == labelled[1].id else 1), facts
+            ways = best(case, other)
+            return replace(ways, transforms=ways.transforms * (5 if other.labelled.id == labelled[1].id else 1))
 
         monkeypatch.setattr(one, "_best", repeated)
         many = one.propagate(prepared, volume, volume.geometry)

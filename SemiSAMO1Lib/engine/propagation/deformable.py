@@ -105,9 +105,10 @@ class Deformation:
 
 
 def raised(residual: float, deformation: Deformation) -> float:
-    """A residual, raised by the deformation's round-trip error (mm) and folding."""
+    """A residual, raised by the deformation's round-trip error as a share of the extent, and by folding; inf where the
+    residual is not finite."""
     extent = float(np.prod(deformation.geometry.extent)) ** (1 / 3)
-    trip = float(deformation.round_trip.mean()) / extent
+    trip = float(deformation.round_trip.double().mean()) / extent
     return residual * (1 + trip + 2 * deformation.folded) if math.isfinite(residual) else math.inf
 
 
@@ -144,7 +145,7 @@ def _judged(fixed: Features, source: _Source, forward: Tensor, backward: Tensor)
     warped = source.at(geometry, forward)
     both = fixed.weight * warped[-1]
     difference = (fixed.values - warped[:-1]).float().square().mean(0)
-    weight = float(both.float().sum())
+    weight = float(both.double().sum())  # in double: scores must not depend on the number of threads
     trip = (forward + _warp(backward, forward)).norm(dim=0) * voxel
     # how much data there is, in mm³ of the case's space: the start may shrink the template
     in_case = float(fixed.weight.float().sum()) * voxel**3
@@ -156,7 +157,7 @@ def _judged(fixed: Features, source: _Source, forward: Tensor, backward: Tensor)
         start=start,
         forward=(forward * voxel).contiguous(),
         backward=(backward * voxel).contiguous(),
-        residual=float((difference * both).sum()) / weight if weight > 0 else float("inf"),
+        residual=float((difference * both).double().sum()) / weight if weight > 0 else float("inf"),
         round_trip=trip,
         folded=float((jacobian_determinant(forward) <= 0).float().mean()),
         overlap=min(share, 1.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +18,9 @@ from ..generalists.mind import mind_ssc
 
 #: Voxels that a descriptor looks away from its own: dilation and radius of MIND-SSC.
 DESCRIPTOR_REACH = 3
+
+#: Widths of averaged descriptors that are kept of a scan.
+_WIDTHS_KEPT = 6
 
 #: Largest working grid, voxels.
 LARGEST_GRID = 2_000_000
@@ -43,6 +47,17 @@ class Features:
     def weight(self) -> Tensor:
         return self.channels[-1]
 
+    def in_float32(self) -> Features:
+        return Features(self.geometry, self.channels.float())
+
+    def part(self, box: Sequence[tuple[int, int]]) -> Features:
+        """Voxels first .. end - 1 along z, y, x."""
+        (z, y, x), (depth, height, width) = [first for first, _ in box], [end - first for first, end in box]
+        old = self.geometry
+        a, b, c = (float(v) for v in (old.index_to_space @ np.array([x, y, z, 1.0]))[:3])
+        geometry = Geometry((depth, height, width), old.spacing, (a, b, c), old.direction)
+        return Features(geometry, self.channels[:, z : z + depth, y : y + height, x : x + width])
+
 
 @dataclass(frozen=True)
 class Described:
@@ -51,21 +66,31 @@ class Described:
     Attributes:
         image: the scan on its working grid, float32, and that grid.
         weight: (z, y, x) float32 in [0, 1], as in Features.
+        window: lowest and highest grey value that descriptors tell apart.
         coarse: descriptors averaged over 2³ voxels: searches and most of the refinement run here.
         fine: descriptors of every voxel, for the last refinement of small scans; None for large ones.
     """
 
     image: Volume
     weight: Tensor
+    window: tuple[float, float]
     coarse: Features
     fine: Features | None
     _averages: dict[int, Features] = field(default_factory=dict, repr=False)
 
     def averaged(self, width: int) -> Features:
-        """The coarse descriptors averaged over width³ voxels at every voxel; computed once."""
-        if width not in self._averages:
-            self._averages[width] = _moving_average(self.coarse, width)
-        return self._averages[width]
+        """The coarse descriptors averaged over width³ voxels at every voxel; the widths used last are kept."""
+        if width == 1:
+            return self.coarse
+        found = self._averages.pop(width, None) or _moving_average(self.coarse, width)
+        self._averages[width] = found
+        while len(self._averages) > _WIDTHS_KEPT:
+            del self._averages[next(iter(self._averages))]
+        return found
+
+    def coarse_part(self, box: Sequence[tuple[int, int]]) -> Described:
+        """The same scan with a part of its coarse descriptors alone: voxels first .. end - 1 along z, y, x."""
+        return Described(self.image, self.weight, self.window, self.coarse.part(box), None)
 
 
 def working_spacing(volumes: list[Geometry], limit: int = LARGEST_GRID) -> float:
@@ -98,14 +123,15 @@ def describe(volume: Volume, spacing: float, device: torch.device, finest: bool,
     weight = torch.from_numpy(resample_image(has_data, grid).clip(0, 1)) * inside(volume.geometry, space_points(grid))
     weight = _away_from_padding(weight)
     low, high = np.percentile(array[weight.numpy() > 0.5], (0.5, 99.5)) if (weight > 0.5).any() else (0.0, 1.0)
-    scaled = torch.from_numpy((array.clip(low, high) - low) / max(float(high - low), 1e-6)).to(device)
+    low, high = float(low), float(high)
+    scaled = torch.from_numpy((array.clip(low, high) - low) / max(high - low, 1e-6)).to(device)
     weight = weight.to(device)
     values = mind_ssc(scaled, mask=weight > 0.5)
     kind = torch.float16 if device.type == "cuda" else torch.float32
     coarse = pool(Features(grid, torch.cat([values, weight[None]])), 2)
     coarse = Features(coarse.geometry, coarse.channels.to(kind))
     fine = Features(grid, torch.cat([values, weight[None]]).to(kind)) if finest else None
-    return Described(Volume(array, grid), weight, coarse, fine)
+    return Described(Volume(array, grid), weight, (low, high), coarse, fine)
 
 
 def _away_from_padding(weight: Tensor) -> Tensor:

@@ -2,17 +2,19 @@
 
 A scan shows much that the label does not need: a start that brings the largest part of two scans together may leave the
 labelled organ elsewhere. So the neighbourhood of the label is looked for in the case by itself: it is tried everywhere,
-as it is and turned (`places`); the places found are made better by a similarity transform that minimises
+as it is and turned (`places`); the places found are made better by a similarity transform A that minimises
 
-    E(A) = 1/n sum_y |T(y) - C(A y)|²
+    E(A) = 1/n sum_y |T(y) - C(A y)|² / c
 
-over the n points y of the template near its label, T and C being the descriptors of both scans, by Gauss-Newton steps
-from coarse to fine (`settled`); and registrations are judged by what they make of it (`misfits`). A point that comes to
-lie where the case shows nothing costs what two places that have nothing to do with each other differ by on average.
+over the n points y of the template near its label, T and C being the c descriptors of both scans, by Gauss-Newton steps
+from coarse to fine (`settled`). A point that A brings to where the case shows nothing costs what two places that have
+nothing to do with each other differ by on average (`unrelated`). Registrations are judged by what they make of the
+neighbourhood, too (`misfits`).
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -29,7 +31,7 @@ from ...volume import Geometry, Volume
 from ..data.grids import inside, sample, space_points, transform_points
 from ..generalists.mind import mind_ssc
 from .deformable import Deformation, Settings, raised, register
-from .descriptors import DESCRIPTOR_REACH, Described, Features, pool
+from .descriptors import DESCRIPTOR_REACH, LARGEST_GRID, Described, Features, pool
 from .starts import Start, best_translation
 
 #: How far the neighbourhood reaches beyond the label, as a share of the cube root of the label's volume.
@@ -42,10 +44,13 @@ TURN_DEGREES = 20.0
 #: Voxels of the search for places, as a share of the neighbourhood's mean extent.
 SEARCH = 0.1
 
+#: Turned neighbourhoods of more voxels than this are not described: memory. Such a label fills most of its scan.
+LARGEST_TURNED = 2 * LARGEST_GRID
+
 #: Places that are looked at further: those that fit best.
 PLACES = 8
 
-#: Share of the neighbourhood that must lie inside of the case for a translation to be considered.
+#: Share that must lie inside of the case for a translation to be considered, of as much of it as can.
 LEAST_INSIDE = 0.9
 
 #: Share of the neighbourhood that must lie inside of the case for anything else to be considered.
@@ -79,6 +84,19 @@ SAME = 1.5
 
 
 @dataclass(frozen=True, eq=False)
+class Turned:
+    """The neighbourhood turned about its middle.
+
+    Attributes:
+        matrix: 4×4, from turned to true places, mm.
+        features: its descriptors, pooled for the search over translations; the weight is 0 outside of it.
+    """
+
+    matrix: NDArray[np.float64]
+    features: Features
+
+
+@dataclass(frozen=True, eq=False)
 class Neighbourhood:
     """The surroundings of a label.
 
@@ -87,15 +105,21 @@ class Neighbourhood:
         weight: (z, y, x) float32 on its coarse grid, 0 outside of the neighbourhood.
         points: (3, n) places in it, mm, at most `POINTS`.
         stride: coarse voxels that are pooled for the search over translations.
-        turned: the neighbourhood as it is and turned: the 4×4 matrix from turned to true places, and its descriptors,
-            pooled for the search over translations, with the weight.
     """
 
     described: Described
     weight: Tensor
     points: Tensor
     stride: int
-    turned: tuple[tuple[NDArray[np.float64], Features], ...]
+
+    @functools.cached_property
+    def turned(self) -> list[Turned]:
+        """As it is, and turned; described when they are first asked for."""
+        near = Features(
+            self.described.coarse.geometry, torch.cat([self.described.coarse.values.float(), self.weight[None]])
+        )
+        found = [Turned(np.eye(4), _trimmed(pool(near, self.stride)))]
+        return found + [one for matrix in _turns(self.points) if (one := _turned(self, matrix)) is not None]
 
 
 def neighbourhood(described: Described, label: Volume) -> Neighbourhood | None:
@@ -103,42 +127,39 @@ def neighbourhood(described: Described, label: Volume) -> Neighbourhood | None:
 
     Args:
         described: the labelled scan.
-        label: class indices on the scan's own grid.
+        label: (z, y, x) class indices on the scan's own grid.
     """
     coarse = described.coarse
-    region = _around(label, coarse.geometry)
-    weight = coarse.weight.float() * torch.from_numpy(region).to(coarse.channels)
-    picked = torch.nonzero((weight > 0.5).flatten())[:, 0]
+    weight = coarse.weight.float() * torch.from_numpy(_around(label, coarse.geometry)).to(coarse.weight.device)
+    # not 0.5: at borders and in thin scans a coarse voxel is a part of one
+    picked = torch.nonzero((weight > 0.5 * weight.max()).flatten())[:, 0]
     if not len(picked):
         return None
-    every = -(-len(picked) // POINTS)
-    points = space_points(coarse.geometry, coarse.channels.device).flatten(1)[:, picked[every // 2 :: every]]
-    near = Features(coarse.geometry, torch.cat([coarse.values.float(), weight[None]]))
+    order = torch.randperm(len(picked), generator=torch.Generator().manual_seed(0))[:POINTS].sort().values
+    points = space_points(coarse.geometry, weight.device).flatten(1)[:, picked[order.to(picked.device)]]
     wide = (points.amax(1) - points.amin(1)).clamp(min=coarse.geometry.spacing[0])
     stride = max(1, round(SEARCH * float(wide.prod()) ** (1 / 3) / coarse.geometry.spacing[0]))
-    turned = [(np.eye(4), _trimmed(pool(near, stride)))]
-    turned += [_turned(described, weight, matrix, stride) for matrix in _turns(points)]
-    return Neighbourhood(described, weight, points, stride, tuple(turned))
+    return Neighbourhood(described, weight, points, stride)
 
 
 def places(case: Described, near: Neighbourhood) -> list[Start]:
     """Translations of the neighbourhood, as it is and turned, that fit the case best; one for each turn at most."""
-    pooled = pool(_float(case.coarse), near.stride)
+    pooled = pool(case.coarse.in_float32(), near.stride)
     found = []
-    for number, (matrix, features) in enumerate(near.turned):
-        best = best_translation(pooled, features, LEAST_INSIDE * float(features.weight.sum()))
+    for number, turned in enumerate(near.turned):
+        best = best_translation(pooled, turned.features, of_most=LEAST_INSIDE)
         if best is not None:
             move = np.eye(4)
             move[:3, 3] = best[0]
-            found.append((best[1], Start(f"near, turn {number}" if number else "near", matrix @ move)))
+            found.append((best[1], Start(f"near, turn {number}" if number else "near", turned.matrix @ move)))
     return [start for _, start in sorted(found, key=lambda one: one[0])[:PLACES]]
 
 
 def starts_near(case: Described, near: Neighbourhood, starts: Sequence[Start], settings: Settings) -> list[Start]:
     """Starts and `places` made better by similarity transforms (7 degrees of freedom): those that fit best after a
-    registration of the neighbourhood alone, best first, each place once, and none to which the starts as they are lead.
+    registration of the neighbourhood alone, best first; each place once, and none to which a given start leads already.
 
-    None of those under which hardly anything of the neighbourhood lies in the case, or that scale too much.
+    Left out are those under which hardly anything of the neighbourhood lies in the case, and those that scale too much.
     """
     found = apart(near, settled(case, near, starts), starts)
     quick = replace(settings, levels=settings.levels[:PROBED_LEVELS], iterations=PROBED_STEPS)
@@ -151,7 +172,7 @@ def settled(case: Described, near: Neighbourhood, starts: Sequence[Start]) -> li
     """Starts and `places` after Gauss-Newton steps of a similarity transform, those that fit best first."""
     ways: list[tuple[float, str, NDArray[np.float64]]] = []
     for begin, widths in ((starts, FROM_AFAR), (places(case, near), FROM_PLACES)):
-        fits = [_Fit(case, near, width) for width in widths]
+        fits = [_Fit(case, near, width) for width in widths] if begin else []
         for start in begin:
             matrix, cost = np.asarray(np.linalg.inv(start.matrix)), math.inf
             for fit in fits:
@@ -170,7 +191,7 @@ def _probed(case: Described, near: Neighbourhood, start: Start, settings: Settin
     low = (here.amin(1).floor().int() - MARGIN).clamp(min=0).minimum(last).tolist()[::-1]
     high = (here.amax(1).ceil().int() + MARGIN + 1).minimum(last + 1).tolist()[::-1]
     box = [(a, max(b, a + 1)) for a, b in zip(low, high, strict=True)]
-    part = replace(case, coarse=_part(case.coarse, box), fine=None, _averages={})
+    part = case.coarse_part(box)
     return part, register(part, near.described, start.matrix, settings)
 
 
@@ -191,7 +212,8 @@ def misfits(near: Neighbourhood, found: Sequence[tuple[Described, Deformation]])
     """How badly registrations fit around the label, raised by round-trip error and folding.
 
     Mean squared difference of the descriptors where the neighbourhood comes to lie in the case. What would lie outside
-    of it costs what the others' neighbourhoods do on average: a case may show a part of the organ alone.
+    of it costs what all of these registrations reach on average: a case may show a part of the organ alone, and a
+    registration makes places alike that have nothing to do with each other (`unrelated` would be too much).
 
     Args:
         near: the label's neighbourhood.
@@ -201,7 +223,7 @@ def misfits(near: Neighbourhood, found: Sequence[tuple[Described, Deformation]])
         a cost for each; inf where hardly anything of the neighbourhood lies in the case.
     """
     fits = [_seen(case, near, deformation) for case, deformation in found]
-    known = [cost for cost, share in fits if share >= LEAST_SEEN]
+    known = [cost for cost, share in fits if share >= LEAST_SEEN and math.isfinite(cost)]
     usual = float(np.mean(known)) if known else math.inf
     costs = [share * cost + (1 - share) * usual if share >= LEAST_SEEN else math.inf for cost, share in fits]
     return [raised(cost, deformation) for cost, (_, deformation) in zip(costs, found, strict=True)]
@@ -214,10 +236,17 @@ def _seen(case: Described, near: Neighbourhood, deformation: Deformation) -> tup
     there = deformation.to_template(space_points(coarse.geometry, coarse.channels.device))
     weight = sample(near.weight[None], other.geometry, there, padding="zeros")[0] * coarse.weight.float()
     difference = (coarse.values.float() - sample(other.values, other.geometry, there)).square().mean(0)
-    here = deformation.to_case(near.points[:, None, None])
-    seen = sample(coarse.weight.float()[None], coarse.geometry, here)[0] * inside(coarse.geometry, here)
-    total = float(weight.sum())
-    return (float((difference * weight).sum()) / total, float(seen.mean())) if total > 0 else (math.inf, 0.0)
+    seen = _shown(coarse, deformation.to_case(near.points[:, None, None])[:, 0, 0]).double()
+    total = float(weight.double().sum())  # in double: scores must not depend on the number of threads
+    if total <= 0:
+        return math.inf, 0.0
+    return float((difference * weight).double().sum()) / total, float(seen.mean())
+
+
+def _shown(features: Features, places: Tensor) -> Tensor:
+    """1 where a scan shows something at places (3, n), between 0 and 1 at the border of its data, 0 outside: (n,)."""
+    data = (features.weight > 0).float()[None]
+    return _at(data, features.geometry, places)[0] * inside(features.geometry, places[:, None, None])[0, 0]
 
 
 class _Fit:
@@ -225,7 +254,7 @@ class _Fit:
 
     def __init__(self, case: Described, near: Neighbourhood, width: int) -> None:
         template, self._case = near.described.averaged(width), case.averaged(width)
-        self._voxel = case.coarse.geometry.spacing[0]
+        self._coarse, self._voxel = case.coarse, case.coarse.geometry.spacing[0]
         self._width = width
         self._points = near.points
         self._wanted = _at(template.values.float(), template.geometry, near.points)
@@ -247,12 +276,11 @@ class _Fit:
         """The cost of a matrix, inf where too few points lie in the case, and the step that lowers it: a 4×4 matrix to
         multiply with from the left."""
         places = transform_points(self._points, matrix)
-        found = _at(self._case.channels.float(), self._case.geometry, places)
-        weight = found[-1].double() * inside(self._case.geometry, places[:, None, None])[0, 0]
+        weight = _shown(self._coarse, places).double()
         share = float(weight.mean())
         if share < LEAST_SEEN:
             return math.inf, np.eye(4)
-        residual = (self._wanted - found[:-1]).double()
+        residual = (self._wanted - _at(self._case.values.float(), self._case.geometry, places)).double()
         total = weight.sum()
         cost = share * float((residual.square().mean(0) * weight).sum() / total) + (1 - share) * self._by_chance
         slope = self._slope(places).double()
@@ -288,6 +316,13 @@ class _Fit:
         return along.reshape(len(along), 3, -1).transpose(0, 1)
 
 
+def unrelated(case: Described, near: Neighbourhood) -> float:
+    """By how much the neighbourhood differs from places that have nothing to do with it: mean squared difference of its
+    descriptors and the case's anywhere."""
+    other = near.described.coarse
+    return _by_chance(case.coarse, _at(other.values.float(), other.geometry, near.points))
+
+
 def _by_chance(case: Features, wanted: Tensor) -> float:
     """Mean squared difference of descriptors (channels, n) and those of a place anywhere in a scan."""
     weight = case.weight.double()
@@ -298,25 +333,19 @@ def _by_chance(case: Features, wanted: Tensor) -> float:
     return float(square + wanted.square().mean() - 2 * (mean * wanted.mean(1)).mean())
 
 
-def unrelated(case: Described, near: Neighbourhood) -> float:
-    """By how much the neighbourhood differs from places that have nothing to do with it: mean squared difference of its
-    descriptors and the case's anywhere."""
-    other = near.described.coarse
-    return _by_chance(case.coarse, _at(other.values.float(), other.geometry, near.points))
-
-
 def _around(label: Volume, grid: Geometry) -> NDArray[np.float32]:
     """1 on a coarse isotropic grid within reach of a labelled voxel, else 0."""
-    drawn = np.argwhere(np.asarray(label.array) > 0)[:, ::-1]
-    region = np.zeros(grid.shape, bool)
+    region, count = np.zeros(grid.shape, bool), 0
     to_grid = np.linalg.inv(grid.index_to_space) @ label.geometry.index_to_space
-    index = np.rint(drawn @ to_grid[:3, :3].T + to_grid[:3, 3]).astype(int)[:, ::-1]
-    index = index[((index >= 0) & (index < grid.shape)).all(1)]
-    region[tuple(index.T)] = True
+    for z, drawn in enumerate(np.asarray(label.array) > 0):  # slice by slice: indices of a large organ fill memory
+        y, x = np.nonzero(drawn)
+        index = np.rint(to_grid[:3, :3] @ np.stack([x, y, np.full(len(x), z)]) + to_grid[:3, 3:]).astype(int)[::-1]
+        index = index[:, ((index >= 0) & (index < np.array(grid.shape)[:, None])).all(0)]
+        region[tuple(index)] = True
+        count += len(x)
     if not region.any():
         return region.astype(np.float32)
-    volume = len(drawn) * float(np.prod(label.geometry.spacing))
-    reach = max(REACH * volume ** (1 / 3), grid.spacing[0])
+    reach = max(REACH * (count * float(np.prod(label.geometry.spacing))) ** (1 / 3), grid.spacing[0])
     return (ndimage.distance_transform_edt(~region) * grid.spacing[0] <= reach).astype(np.float32)
 
 
@@ -333,23 +362,23 @@ def _turns(points: Tensor) -> list[NDArray[np.float64]]:
     return matrices
 
 
-def _turned(
-    described: Described, weight: Tensor, matrix: NDArray[np.float64], stride: int
-) -> tuple[NDArray[np.float64], Features]:
-    """The neighbourhood of a label described anew after a turn: descriptors know directions."""
+def _turned(near: Neighbourhood, matrix: NDArray[np.float64]) -> Turned | None:
+    """The neighbourhood described anew after a turn, as descriptors know directions; None where that takes too much
+    memory."""
+    described, weight = near.described, near.weight
     image, device = described.image, weight.device
     grid = _box(described.coarse.geometry, weight, np.asarray(np.linalg.inv(matrix)), image.geometry)
+    if grid.voxels > LARGEST_TURNED:
+        return None
     true = transform_points(space_points(grid, device), matrix)
-    scan = torch.from_numpy(image.array).to(device)[None]
     has_data = sample(described.weight.float()[None], image.geometry, true, padding="zeros")[0]
-    grey = sample(scan, image.geometry, true)[0]
-    low, high = torch.quantile(grey[has_data > 0.5][::7], torch.tensor([0.005, 0.995], device=device))
-    scaled = (grey.clamp(low, high) - low) / max(float(high - low), 1e-6)
-    values = mind_ssc(scaled, mask=has_data > 0.5)
+    grey = sample(torch.from_numpy(image.array).to(device)[None], image.geometry, true)[0]
+    low, high = described.window
+    values = mind_ssc((grey.clamp(low, high) - low) / max(high - low, 1e-6), mask=has_data > 0.5)
     coarse = pool(Features(grid, torch.cat([values, has_data[None]])), 2)
     there = transform_points(space_points(coarse.geometry, device), matrix)
-    near = sample(weight[None], described.coarse.geometry, there, padding="zeros")
-    return matrix, pool(Features(coarse.geometry, torch.cat([coarse.values, near])), stride)
+    within = sample(weight[None], described.coarse.geometry, there, padding="zeros") * (coarse.weight > 0)
+    return Turned(matrix, pool(Features(coarse.geometry, torch.cat([coarse.values, within])), near.stride))
 
 
 def _box(coarse: Geometry, weight: Tensor, matrix: NDArray[np.float64], fine: Geometry) -> Geometry:
@@ -368,22 +397,9 @@ def _box(coarse: Geometry, weight: Tensor, matrix: NDArray[np.float64], fine: Ge
 def _trimmed(features: Features) -> Features:
     """Without the outer voxels that weigh nothing."""
     index = torch.nonzero(features.weight > 0)
-    return _part(features, list(zip(index.amin(0).tolist(), (index.amax(0) + 1).tolist(), strict=True)))
-
-
-def _part(features: Features, box: Sequence[tuple[int, int]]) -> Features:
-    """Voxels first .. end - 1 along z, y, x."""
-    (z, y, x), (depth, height, width) = [first for first, _ in box], [end - first for first, end in box]
-    old = features.geometry
-    a, b, c = (float(v) for v in (old.index_to_space @ np.array([x, y, z, 1.0]))[:3])
-    geometry = Geometry((depth, height, width), old.spacing, (a, b, c), old.direction)
-    return Features(geometry, features.channels[:, z : z + depth, y : y + height, x : x + width])
+    return features.part(list(zip(index.amin(0).tolist(), (index.amax(0) + 1).tolist(), strict=True)))
 
 
 def _at(values: Tensor, geometry: Geometry, places: Tensor) -> Tensor:
     """Values (c, z, y, x) at places (3, n): (c, n)."""
     return sample(values, geometry, places[:, None, None])[:, 0, 0]
-
-
-def _float(features: Features) -> Features:
-    return Features(features.geometry, features.channels.float())

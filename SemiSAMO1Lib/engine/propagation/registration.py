@@ -52,7 +52,8 @@ class RegistrationSettings:
         atlases: labelled scans that vote, where there are more: those that look most like the case.
         locality: by how much of the mean local misfit a labelled scan may fit worse at a place than the best one there
             until its vote there has fallen to 0.37 (exp(-1)).
-        worse: by which share a labelled scan may fit worse around its label as a whole until all of its vote has.
+        worse: by which share a labelled scan may fit worse around its label, as a whole, than the best one until its
+            vote has fallen to 0.37 everywhere (a Gaussian: hardly at all for small differences).
     """
 
     deformable: Settings = field(default_factory=Settings)
@@ -71,7 +72,7 @@ class Prepared:
     """A labelled case ready to be carried to many others.
 
     `label` (z, y, x) class indices and `known` (1, z, y, x) lie on the labelled scan's own grid; None: all is known.
-    `near`: the surroundings of the label; None where it is empty.
+    `near`: the surroundings of the label; None where it is empty, or lies where the scan has no data.
     """
 
     labelled: LabelledCase
@@ -88,6 +89,21 @@ class Atlas:
 
     labelled: LabelledCase
     signature: NDArray[np.float16] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Ways:
+    """How a labelled scan can be brought to a case.
+
+    Attributes:
+        transforms: those to use, the best first, with their shares.
+        facts: of every start that was tried, JSON-able.
+        misfit: the best start's score around the label; None where all that both scans show was judged.
+    """
+
+    transforms: list[tuple[Deformation, float]]
+    facts: list[dict[str, Any]]
+    misfit: float | None
 
 
 class RegistrationPropagator:
@@ -153,20 +169,20 @@ class RegistrationPropagator:
         """
         case, template = self.describe(volume), self.ready(prepared[0])
         ways = {template.labelled.id: self._best(case, template)}
-        kept = ways[template.labelled.id][0]
+        kept = ways[template.labelled.id].transforms
         own = _in_template(case, kept[0][0], template)
         chosen = [self.ready(one) for one in _nearest(own, prepared, self.settings.atlases)]
         for one in chosen:
             if one.labelled.id not in ways:
                 ways[one.labelled.id] = self._best(case, one)
-        fits = fits_of([ways[one.labelled.id][1] for one in chosen], self.settings.worse)
+        fits = fits_of([ways[one.labelled.id].misfit for one in chosen], self.settings.worse)
         found: list[tuple[Prepared, Deformation, float]] = []
         for one, fit in zip(chosen, fits, strict=True):
-            transforms = ways[one.labelled.id][0]
+            transforms = ways[one.labelled.id].transforms
             # many starts that come out alike are a bad sign, not more votes: a labelled scan has one
             one_vote = fit * one.labelled.weight / sum(share for _, share in transforms)
             found += [(one, deformation, share * one_vote) for deformation, share in transforms]
-        tried = [fact for _, facts in ways.values() for fact in facts]
+        tried = [fact for way in ways.values() for fact in way.facts]
         result = self._fuse(case, found, grid, {"starts": tried, "atlases": [one.labelled.id for one in chosen]})
         # the first transform is always that to the template: its space is where cases are compared
         to_template = [deformation for deformation, _ in kept]
@@ -175,31 +191,28 @@ class RegistrationPropagator:
 
     def _seen_from(self, template: Prepared, scan: Described) -> NDArray[np.float16]:
         """What a scan looks like in the template's space."""
-        kept, _ = self._best(scan, template)
-        return _in_template(scan, kept[0][0], template)
+        return _in_template(scan, self._best(scan, template).transforms[0][0], template)
 
     def describe(self, volume: Volume) -> Described:
         grown = [n * s / self.spacing for n, s in zip(volume.geometry.shape, volume.geometry.spacing, strict=True)]
         return describe(volume, self.spacing, self.device, finest=math.prod(grown) < FINEST_BELOW)
 
-    def _best(self, case: Described, one: Prepared) -> tuple[list[tuple[Deformation, float]], list[dict[str, Any]]]:
-        """The transforms to use with their shares, and the facts of every start that was tried."""
+    def _best(self, case: Described, one: Prepared) -> _Ways:
         starts = translations(case, one.described)
         if self.settings.use_affine:
             seed = self.settings.seed
             starts += [a for s in list(starts) if (a := affine(case, one.described, s, seed)) is not None]
         results = self._registered(case, one, starts)
-        scores = _scores(case, one.near, results)
-        if one.near is not None and min(scores) > WELL * unrelated(case, one.near):
+        scores, around = _scores(case, one.near, results)
+        if one.near is not None and not (around and min(scores) <= WELL * unrelated(case, one.near)):
             straight = [start for start in starts if "affine" not in start.name]
-            further = starts_near(case, one.near, straight, self.settings.deformable)
-            results += self._registered(case, one, further)
-            scores = _scores(case, one.near, results)
+            results += self._registered(case, one, starts_near(case, one.near, straight, self.settings.deformable))
+            scores, around = _scores(case, one.near, results)
         facts = [_facts(one.labelled.id, d, s) for d, s in zip(results, scores, strict=True)]
         chosen = choose(results, scores, self.settings)
         for number, _ in chosen:
             facts[number]["used"] = True
-        return [(results[number], share) for number, share in chosen], facts
+        return _Ways([(results[number], share) for number, share in chosen], facts, min(scores) if around else None)
 
     def _registered(self, case: Described, one: Prepared, starts: Sequence[Start]) -> list[Deformation]:
         found = [register(case, one.described, start.matrix, self.settings.deformable) for start in starts]
@@ -266,7 +279,7 @@ def local_fits(case: Described, found: Sequence[tuple[Described, Deformation]], 
         misfits.append(torch.where(data > _LEAST_DATA, _averaged(squared * both) / data, torch.inf))
     best = torch.stack(misfits).amin(0)
     known = best.isfinite()
-    scale = (locality * float(best[known].mean()) if known.any() else 0.0) or 1.0
+    scale = (locality * float(best[known].double().mean()) if known.any() else 0.0) or 1.0
     return [torch.where(known, torch.exp(-(one - best) / scale), 1.0) for one in misfits]
 
 
@@ -312,14 +325,14 @@ def score(deformation: Deformation) -> float:
     return raised(deformation.residual, deformation)
 
 
-def _scores(case: Described, near: Neighbourhood | None, results: Sequence[Deformation]) -> list[float]:
-    """How bad registrations are around the label. Where no label says where to look, or none of them brings its
-    surroundings into the case, all that both scans show counts."""
+def _scores(case: Described, near: Neighbourhood | None, results: Sequence[Deformation]) -> tuple[list[float], bool]:
+    """How bad registrations are around the label, and True. Where no label says where to look, or none of them brings
+    its surroundings into the case: how bad they are in all that both scans show, and False."""
     if near is not None:
         scores = misfits(near, [(case, one) for one in results])
         if any(map(math.isfinite, scores)):
-            return scores
-    return [score(one) for one in results]
+            return scores, True
+    return [score(one) for one in results], False
 
 
 def choose(
@@ -342,21 +355,21 @@ def choose(
     return [(i, 1.0) for i in near]
 
 
-def fits_of(tried: Sequence[Sequence[dict[str, Any]]], worse: float) -> list[float]:
-    """How well labelled scans fit a case around their labels, in [0, 1] beside the best of them.
+def fits_of(misfits: Sequence[float | None], worse: float) -> list[float]:
+    """How well labelled scans fit a case around their labels as a whole, in (0, 1] beside the best of them.
 
     Args:
-        tried: the facts of each one's starts.
+        misfits: the best score of each around its label; None for one that was not judged there: it counts as the
+            median of the others, and 1 where there are none.
         worse: see `RegistrationSettings`.
-
-    Returns:
-        0 for one that has no sound start; 1 for all where none has.
     """
-    scores = [min((one["score"] for one in facts if one["score"] is not None), default=math.inf) for facts in tried]
-    best = min(scores)
-    if not math.isfinite(best):
-        return [1.0] * len(scores)
-    return [math.exp(-(((score - best) / (worse * max(best, 1e-6))) ** 2)) for score in scores]
+    judged = [one for one in misfits if one is not None]
+    if not judged:
+        return [1.0] * len(misfits)
+    scale = worse * max(min(judged), 1e-6)
+    fits = [None if one is None else math.exp(-(((one - min(judged)) / scale) ** 2)) for one in misfits]
+    usual = float(np.median([one for one in fits if one is not None]))
+    return [usual if one is None else one for one in fits]
 
 
 def _facts(template: str, deformation: Deformation, value: float) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from .descriptors import Described, Features, pool
 SMALLEST_OVERLAP = 0.5
 
 #: Affine transforms that stretch or shrink volume by more than this factor are thrown away as failures.
-LARGEST_SCALE = 4.0
+LARGEST_STRETCH = 4.0
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,24 @@ def exhaustive_translation(case: Described, template: Described) -> NDArray[np.f
     """
     extent = float(np.prod(case.coarse.geometry.extent)) ** (1 / 3)
     stride = max(1, round(0.05 * extent / case.coarse.geometry.spacing[0]))
-    here, there = pool(_float(case.coarse), stride), pool(_float(template.coarse), stride)
+    here, there = pool(case.coarse.in_float32(), stride), pool(template.coarse.in_float32(), stride)
     found = best_translation(here, there, SMALLEST_OVERLAP * min(float(here.weight.sum()), float(there.weight.sum())))
     return None if found is None else found[0]
 
 
-def best_translation(here: Features, there: Features, enough: float) -> tuple[NDArray[np.float64], float] | None:
+def best_translation(
+    here: Features, there: Features, enough: float = 0.0, of_most: float = 0.0
+) -> tuple[NDArray[np.float64], float] | None:
     """The translation (x, y, z) mm from one grid to the other with the smallest mean difference of descriptors.
 
     Args:
         here, there: float32, on axis-parallel grids of the same spacing.
         enough: the sum of products of both weights that a translation must reach to be considered.
+        of_most: the share that it must reach of the largest such sum.
 
     Returns:
-        the translation and its cost; None when none reaches it.
+        the translation and its cost (squared difference, summed over channels, mean over places); None when none
+        reaches it.
     """
     shape = [a + b - 1 for a, b in zip(here.geometry.shape, there.geometry.shape, strict=True)]
 
@@ -81,7 +85,8 @@ def best_translation(here: Features, there: Features, enough: float) -> tuple[ND
     energy = correlate(here.values.square().sum(0, keepdim=True) * wa, wb)
     energy += correlate(wa, there.values.square().sum(0, keepdim=True) * wb)
     energy -= 2 * correlate(here.values * wa, there.values * wb)
-    cost = torch.where(overlap >= max(enough, 1e-3), energy / overlap.clamp(min=1e-3), torch.inf)
+    enough = max(enough, of_most * float(overlap.max()), 1e-3)
+    cost = torch.where(overlap >= enough, energy / overlap.clamp(min=1e-3), torch.inf)
     best = int(cost.argmin())
     least = float(cost.flatten()[best])
     if not math.isfinite(least):
@@ -134,7 +139,7 @@ def affine(case: Described, template: Described, start: Start, seed: int) -> Sta
     matrix[:3, :3] = turn
     matrix[:3, 3] = centre + np.array(transform.GetTranslation()) - turn @ centre
     volume = float(np.linalg.det(turn))
-    if not np.isfinite(matrix).all() or not 1 / LARGEST_SCALE < volume < LARGEST_SCALE:
+    if not np.isfinite(matrix).all() or not 1 / LARGEST_STRETCH < volume < LARGEST_STRETCH:
         return None
     return Start(f"{start.name}+affine", matrix)
 
@@ -160,7 +165,3 @@ def _image(volume: Volume) -> sitk.Image:
 
 def _mask(scan: Described) -> sitk.Image:
     return to_sitk(Volume((scan.weight.cpu().numpy() > 0.5).astype(np.uint8), scan.image.geometry))
-
-
-def _float(features: Features) -> Features:
-    return Features(features.geometry, features.channels.float())
