@@ -416,6 +416,15 @@ def test_small_scans_are_refined_on_every_voxel(phantom):
     assert propagator().describe(phantom.image).fine is not None, "a small scan keeps descriptors of every voxel"
 
 
+def test_averaged_descriptors_of_a_few_widths_are_kept(phantom):
+    scan = describe(phantom.image, SPACING, CPU, finest=False)
+    for width in range(2, 12):
+        scan.averaged(width)
+    assert len(scan._averages) == 6 and scan.averaged(11) is scan.averaged(11), (
+        "each width is a copy of all descriptors"
+    )
+
+
 def test_without_fine_descriptors_the_result_is_still_good(phantom, bent, body):
     case, other = (describe(v, SPACING, CPU, finest=False) for v in (bent[0], phantom.image))
     found = register(case, other, np.eye(4), Settings())
