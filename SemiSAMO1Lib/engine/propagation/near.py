@@ -64,7 +64,7 @@ POINTS = 2_000
 FROM_AFAR, FROM_PLACES = (6, 3, 1), (1,)
 
 #: Starts that are kept in the end, at most.
-KEPT = 2
+KEPT = 3
 
 #: To find out which starts fit best the neighbourhood is registered, with so many coarse voxels around it, by one
 #: search and few steps.
