@@ -161,6 +161,12 @@ def test_of_all_turns_the_true_one_fits_best(template, near, number):
     assert error_of(near, best, truth) < 2 * SPACING, "the turned neighbourhood is more than a coarse voxel off"
 
 
+def test_turns_that_take_too_much_memory_are_left_out(template, monkeypatch):
+    monkeypatch.setattr(module, "LARGEST_TURNED", 10)
+    found = neighbourhood(described(template[0]), template[1])
+    assert len(found.turned) == 1, "a neighbourhood too large to be described anew is still looked for as it is"
+
+
 def test_a_place_between_the_turns_is_found(template, near):
     truth = moved((-20.0, -16.0, -12.0), (-30, 25, 12))
     case = described(planted(*template, truth)[0])

@@ -198,15 +198,17 @@ class RegistrationPropagator:
         return describe(volume, self.spacing, self.device, finest=math.prod(grown) < FINEST_BELOW)
 
     def _best(self, case: Described, one: Prepared) -> _Ways:
-        starts = translations(case, one.described)
+        """Register from the ordinary starts, and from places near the label where none of these fits well."""
+        translated = translations(case, one.described)
+        starts = list(translated)
         if self.settings.use_affine:
             seed = self.settings.seed
-            starts += [a for s in list(starts) if (a := affine(case, one.described, s, seed)) is not None]
+            starts += [a for s in translated if (a := affine(case, one.described, s, seed)) is not None]
         results = self._registered(case, one, starts)
         scores, around = _scores(case, one.near, results)
         if one.near is not None and not (around and min(scores) <= WELL * unrelated(case, one.near)):
-            straight = [start for start in starts if "affine" not in start.name]
-            results += self._registered(case, one, starts_near(case, one.near, straight, self.settings.deformable))
+            further = starts_near(case, one.near, translated, self.settings.deformable)
+            results += self._registered(case, one, further)
             scores, around = _scores(case, one.near, results)
         facts = [_facts(one.labelled.id, d, s) for d, s in zip(results, scores, strict=True)]
         chosen = choose(results, scores, self.settings)
@@ -269,18 +271,18 @@ def local_fits(case: Described, found: Sequence[tuple[Described, Deformation]], 
     points = space_points(geometry, case.coarse.channels.device)
     if len(found) == 1:
         return [torch.ones(geometry.shape, device=points.device)]
-    misfits = []
+    differences = []
     for other, deformation in found:
         there = deformation.to_template(points)
         carried = sample(other.coarse.channels, other.coarse.geometry, there)
         both = case.coarse.weight.float() * carried[-1] * inside(other.coarse.geometry, there)
         squared = (carried[:-1] - case.coarse.values.float()).square().mean(0)
         data = _averaged(both)
-        misfits.append(torch.where(data > _LEAST_DATA, _averaged(squared * both) / data, torch.inf))
-    best = torch.stack(misfits).amin(0)
+        differences.append(torch.where(data > _LEAST_DATA, _averaged(squared * both) / data, torch.inf))
+    best = torch.stack(differences).amin(0)
     known = best.isfinite()
     scale = (locality * float(best[known].double().mean()) if known.any() else 0.0) or 1.0
-    return [torch.where(known, torch.exp(-(one - best) / scale), 1.0) for one in misfits]
+    return [torch.where(known, torch.exp(-(one - best) / scale), 1.0) for one in differences]
 
 
 def _averaged(values: Tensor) -> Tensor:
@@ -355,19 +357,19 @@ def choose(
     return [(i, 1.0) for i in near]
 
 
-def fits_of(misfits: Sequence[float | None], worse: float) -> list[float]:
+def fits_of(scores: Sequence[float | None], worse: float) -> list[float]:
     """How well labelled scans fit a case around their labels as a whole, in (0, 1] beside the best of them.
 
     Args:
-        misfits: the best score of each around its label; None for one that was not judged there: it counts as the
+        scores: the best score of each around its label; None for one that was not judged there: it counts as the
             median of the others, and 1 where there are none.
         worse: see `RegistrationSettings`.
     """
-    judged = [one for one in misfits if one is not None]
+    judged = [one for one in scores if one is not None]
     if not judged:
-        return [1.0] * len(misfits)
+        return [1.0] * len(scores)
     scale = worse * max(min(judged), 1e-6)
-    fits = [None if one is None else math.exp(-(((one - min(judged)) / scale) ** 2)) for one in misfits]
+    fits = [None if one is None else math.exp(-(((one - min(judged)) / scale) ** 2)) for one in scores]
     usual = float(np.median([one for one in fits if one is not None]))
     return [usual if one is None else one for one in fits]
 
