@@ -15,7 +15,16 @@ from SemiSAMO1Lib.engine.data.grids import resample_image, resample_labels, spac
 from SemiSAMO1Lib.engine.propagation import near as module
 from SemiSAMO1Lib.engine.propagation.deformable import Settings, register
 from SemiSAMO1Lib.engine.propagation.descriptors import Features, describe
-from SemiSAMO1Lib.engine.propagation.near import apart, misfits, neighbourhood, places, settled, starts_near, unrelated
+from SemiSAMO1Lib.engine.propagation.near import (
+    apart,
+    at_one_place,
+    misfits,
+    neighbourhood,
+    places,
+    settled,
+    starts_near,
+    unrelated,
+)
 from SemiSAMO1Lib.engine.propagation.registration import RegistrationPropagator, RegistrationSettings
 from SemiSAMO1Lib.engine.propagation.starts import Start, translations
 from SemiSAMO1Lib.volume import Geometry, Volume
@@ -289,6 +298,14 @@ def test_folding_makes_it_worse(template, near):
     assert costs[1] > costs[0], "a registration that folds is worse than one that does not"
 
 
+@pytest.mark.parametrize(("share", "together"), [(0.45, True), (0.55, False)])
+def test_one_place_is_less_than_half_of_the_spread_away(near, share, together):
+    shift = torch.zeros(3, *near.described.coarse.geometry.shape)
+    shift[1] = share * near.spread
+    first, other = (identity_deformation(near.described.coarse.geometry, backward=one) for one in (0 * shift, shift))
+    assert at_one_place(near, [first, other]) == [True, together], f"moved by {share} of the spread"
+
+
 # ---------------------------------------------------------------------- in the propagator
 
 
@@ -327,6 +344,13 @@ def test_an_oblique_template_finds_it_too(template):
 def test_where_an_ordinary_start_fits_no_other_is_looked_for(template):
     found = carried(template, template[0])
     assert not any("settled" in row["start"] for row in found.facts["starts"]), "a scan fits itself well enough"
+
+
+def test_starts_that_lead_elsewhere_are_not_fused(template):
+    case, truth = planted(*template, moved((-40.0, -30.0, -30.0)))
+    found = carried(template, case, tie=1000.0)  # all starts tie
+    there = dice(found.probabilities.argmax(0).numpy(), truth.array, 1)
+    assert there > 0.97, f"the best start's place alone was expected, got {there:.3f}"
 
 
 def test_a_case_that_shows_half_of_the_label_still_gets_one(template):

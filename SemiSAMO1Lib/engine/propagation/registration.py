@@ -21,7 +21,7 @@ from ..data.grids import inside, sample, space_points
 from ..similarity import Likeness
 from .deformable import Deformation, Settings, raised, register
 from .descriptors import Described, describe
-from .near import Neighbourhood, misfits, neighbourhood, starts_near, unrelated
+from .near import Neighbourhood, at_one_place, misfits, neighbourhood, starts_near, unrelated
 from .starts import SMALLEST_OVERLAP, Start, affine, translations
 
 #: Nodes of the coarse grid along each axis over which the fit of a labelled scan is averaged.
@@ -45,7 +45,7 @@ class RegistrationSettings:
         deformable: the deformable step.
         use_affine: try every start with an affine step as well.
         affine_margin: an affine start replaces the best translation only if its score is lower by this share.
-        tie: starts whose score is within this share of the best are fused.
+        tie: starts whose score is within this share of the best are fused, if they bring the label to its place.
         round_trip_mm: round-trip error at which the confidence has fallen to 0.61 (exp(-1/2)); None: 3 voxels of
             the working grid.
         seed: of the affine step's voxel sample.
@@ -212,6 +212,9 @@ class RegistrationPropagator:
             scores, around = _scores(case, one.near, results)
         facts = [_facts(one.labelled.id, d, s) for d, s in zip(results, scores, strict=True)]
         chosen = choose(results, scores, self.settings)
+        if one.near is not None:  # a mean of two places is neither
+            together = at_one_place(one.near, [results[number] for number, _ in chosen])
+            chosen = [way for way, there in zip(chosen, together, strict=True) if there]
         for number, _ in chosen:
             facts[number]["used"] = True
         return _Ways([(results[number], share) for number, share in chosen], facts, min(scores) if around else None)
