@@ -68,7 +68,9 @@ class FinishedRun:
 
         def carry(where: torch.device) -> Propagation:
             propagator, prepared = self._on(where)
-            return propagator.propagate(prepared, volume, grid)
+            first = propagator.propagate(prepared, volume, grid)
+            through = self._library(where).detours(first)
+            return propagator.propagate(prepared, volume, grid, through) if through else first
 
         found = or_on_cpu(carry, fabric.device, self.observer, "propagation")
         confidence = found.confidence.cpu().numpy()

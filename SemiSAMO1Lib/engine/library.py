@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..volume import Geometry, Volume
+from .carrying import INDEX
 from .cases import Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
@@ -17,6 +18,7 @@ from .data.store import Store
 from .linking import has_links, linker_for
 from .observer import Observer
 from .planning import Plan
+from .propagation.detours import Carried, Detours, best_fitting
 from .propagation.links import carried
 from .ranks import Ranks
 from .refinement.check import believed, checks_of
@@ -49,7 +51,9 @@ def _kept(cohort: Cohort, number: int, case_id: str) -> dict[str, object]:
     cohort.store.save_array(known, "library", f"{case_id}-known.npy")
     cohort.store.save_array(np.asarray(cohort.signature(case_id)), "library", f"{case_id}-signature.npy")
     geometry = cohort.grid(cohort.case(case_id).geometry).to_json()
-    return {"id": case_id, "geometry": geometry, "to_template": cohort.deformation(case_id).start.tolist()}
+    misfit = cohort.store.json("propagation", f"{case_id}.json").get("misfit")
+    start = cohort.deformation(case_id).start.tolist()
+    return {"id": case_id, "geometry": geometry, "to_template": start, "misfit": misfit}
 
 
 class Library:
@@ -61,6 +65,7 @@ class Library:
         kept = store.json(*_INDEX) if config.neighbour_share > 0 and store.has(*_INDEX) else []
         rows = [row for row in kept if row["id"] not in without]
         self._store, self._plan, self._config = store, plan, config
+        self._misfits = {row["id"]: row["misfit"] for row in rows if row.get("misfit") is not None}
         self._grids = {row["id"]: Geometry.from_json(row["geometry"]) for row in rows}
         self._starts = {row["id"]: np.array(row["to_template"]) for row in rows}
         self._linker = linker_for(plan, device)
@@ -91,6 +96,23 @@ class Library:
             return Volume(label.array == value, label.geometry)
 
         return carried(links, said_by, lambda one: self._kept(one, "known"), image.geometry, self._plan.classes)
+
+    def detours(self, propagated: Propagation) -> list[Carried]:
+        """Cases through which a further scan is carried again: the kept ones that fit best, where it fits worse than
+        the cases of the run that were carried again; else none."""
+        limit = Detours(**self._store.json(*INDEX)).limit if self._store.has(*INDEX) else None
+        if limit is None or "misfit" not in propagated.facts:
+            return []
+        misfit = propagated.facts["misfit"]
+        if misfit is not None and misfit <= limit:
+            return []
+        return [self._carried(one) for one in best_fitting(self._misfits, limit)]
+
+    def _carried(self, name: str) -> Carried:
+        known = np.asarray(self._kept(name, "known").array) > 0
+        deformation = Cohort([], [], self._plan, self._store).deformation(name)
+        padded = self._plan.intensity.scheme != "fixed"
+        return Carried(name, lambda: self._kept(name, "image"), self._kept(name, "label"), known, deformation, padded)
 
     def _kept(self, name: str, what: str) -> Volume:
         return Volume(self._store.array("library", f"{name}-{what}.npy"), self._grids[name])

@@ -23,6 +23,10 @@ REFINEMENT_COST = 0.5
 RESULTS_COST = 0.2
 
 
+#: Cost of what is carried again, as a share of carrying all.
+DETOURS_SHARE = 0.5
+
+
 class Progress:
     """Turns "stage s, n of m" into one fraction of the whole run."""
 
@@ -35,6 +39,7 @@ class Progress:
         training_ml = cases_ml / math.prod(plan.spacing)
         predicted = training_ml * config.test_time_passes
         costs = {"propagation": REGISTRATION_COST * cases_ml / plan.registration_spacing**3 + 0.1 * count}
+        costs["detours"] = DETOURS_SHARE * costs["propagation"]
         links = LINK_COST * min(config.neighbours, count - 1) if config.neighbour_share > 0 else 0.0
         costs["links"] = links * training_ml + 0.01 * count
         answering = ANSWER_COST * training_ml + 0.05 * count

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from ..volume import Geometry, Volume
 from .answers import answer
-from .cases import CaseResult, EngineCase, LabelledCase, Propagation
+from .carrying import propagate
+from .cases import CaseResult, EngineCase, LabelledCase
 from .class_volumes import measured_shift
 from .cohort import Cohort
 from .config import TrainingConfig
@@ -45,9 +46,8 @@ from .memory import is_out_of_memory, or_on_cpu, usable_memory
 from .observer import Observer, Silent
 from .planning import Plan, make_plan, plan_to_json, smaller
 from .progress import Progress
-from .propagation.base import Propagator
 from .propagation.descriptors import working_spacing
-from .propagation.registry import Request, make_propagator, require_generalists
+from .propagation.registry import require_generalists
 from .ranks import Ranks, started_together
 from .refinement import refine_cohort, write_pseudo_label
 from .refinement.fusion import running_mean
@@ -165,32 +165,6 @@ def plan_of(
     ranks = Ranks(fabric)
     ranks.once(lambda: store.once(compute, "plan.json"))
     return Plan.model_validate(store.json("plan.json"))
-
-
-def propagate(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progress, cache: Path | None) -> None:
-    """The generalist carries the template's label to every case."""
-    device, ranks = fabric.device, Ranks(fabric)
-    ready: dict[str, tuple[Propagator, Any]] = {}
-
-    def on(where: torch.device) -> tuple[Propagator, Any]:
-        if where.type not in ready:
-            propagator = make_propagator(Request(cohort.plan, config, where, progress.observer, cache))
-            ready[where.type] = (propagator, propagator.prepare(cohort.labelled))
-        return ready[where.type]
-
-    def carry(where: torch.device) -> Propagation:
-        propagator, prepared = on(where)
-        return propagator.propagate(prepared, case.load(), cohort.grid(case.geometry))
-
-    for position, case in ranks.share(cohort.cases, progress.observer):
-        if not cohort.store.has("propagation", f"{case.id}.json"):
-            found = or_on_cpu(carry, device, progress.observer, f"propagation to {case.id}")
-            cohort.save_propagation(case.id, found)
-        progress.step("propagation", position + 1, len(cohort.cases))
-    if ranks.first and not cohort.store.has("template-signature.npy"):
-        propagator, prepared = or_on_cpu(on, device, progress.observer, "the template")
-        cohort.store.save_array(propagator.template_signature(prepared), "template-signature.npy")
-    ranks.wait()
 
 
 def first_pseudo_labels(cohort: Cohort, config: TrainingConfig, ranks: Ranks, progress: Progress) -> None:

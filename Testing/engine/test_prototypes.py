@@ -630,7 +630,7 @@ class Says:
     def template_signature(self, prepared):
         return self.found.signature
 
-    def propagate(self, prepared, volume, grid):
+    def propagate(self, prepared, volume, grid, through=()):
         assert prepared == ["t"], "a part got what another one prepared"
         return self.found
 

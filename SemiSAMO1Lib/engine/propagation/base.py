@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...volume import Geometry, Volume
 from ..cases import LabelledCase, Propagation
+from .detours import Carried
 
 
 class Propagator(Protocol):
@@ -21,11 +22,12 @@ class Propagator(Protocol):
     def template_signature(self, prepared: Any) -> NDArray[np.float16]:
         """What the template looks like, to be compared with `Propagation.signature`."""
 
-    def propagate(self, prepared: Any, volume: Volume, grid: Geometry) -> Propagation:
+    def propagate(self, prepared: Any, volume: Volume, grid: Geometry, through: Sequence[Carried] = ()) -> Propagation:
         """Carry the labels to a scan.
 
         Args:
             prepared: from `prepare`.
             volume: the scan.
             grid: the working grid of the result.
+            through: cases to which they were carried well; who registers goes to the scan through these as well.
         """

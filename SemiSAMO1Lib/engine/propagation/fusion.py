@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ...volume import Geometry, Volume
 from ..cases import LabelledCase, Propagation
 from .base import Propagator
+from .detours import Carried
 
 #: Where nobody is confident the parts still count alike.
 _LEAST = 0.02
@@ -29,8 +30,10 @@ class FusedPropagator:
     def template_signature(self, prepared: list[Any]) -> NDArray[np.float16]:
         return self.parts[0].template_signature(prepared[0])
 
-    def propagate(self, prepared: list[Any], volume: Volume, grid: Geometry) -> Propagation:
-        found = [part.propagate(one, volume, grid) for part, one in zip(self.parts, prepared, strict=True)]
+    def propagate(
+        self, prepared: list[Any], volume: Volume, grid: Geometry, through: Sequence[Carried] = ()
+    ) -> Propagation:
+        found = [part.propagate(one, volume, grid, through) for part, one in zip(self.parts, prepared, strict=True)]
         # squared: a way that finds a quarter of the template's own label again must not move a registration's border
         weights = [(one.confidence.float().cpu() + _LEAST) * one.reliability**2 for one in found]
         total = torch.stack(weights).sum(0).clamp(min=1e-12)

@@ -21,6 +21,7 @@ from ..data.grids import canonical, inside, resample_labels, sample, space_point
 from ..generalists.base import FeatureMap, Generalist
 from ..inference.uncertainty import voxel_entropy
 from ..refinement.acceptance import mean_dice
+from .detours import Carried
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,10 @@ class PrototypePropagator:
     def template_signature(self, prepared: Prototypes) -> NDArray[np.float16]:
         return prepared.signature
 
-    def propagate(self, prepared: Prototypes, volume: Volume, grid: Geometry) -> Propagation:
-        """Carry the labels to a scan; see `Propagator`."""
+    def propagate(
+        self, prepared: Prototypes, volume: Volume, grid: Geometry, through: Sequence[Carried] = ()
+    ) -> Propagation:
+        """Carry the labels to a scan; see `Propagator`. Other cases do not help: what a feature means is known."""
         found = self.generalist.features(volume)
         facts = {"prototypes": [len(one) for one in prepared.vectors], "reliability": prepared.reliability}
         probabilities, seen = self._probabilities(prepared, found, grid)

@@ -21,6 +21,7 @@ from ..data.grids import inside, sample, space_points
 from ..similarity import Likeness
 from .deformable import Deformation, Settings, raised, register
 from .descriptors import Described, describe
+from .detours import Carried, start_through
 from .near import Neighbourhood, at_one_place, misfits, neighbourhood, starts_near, unrelated
 from .starts import SMALLEST_OVERLAP, Start, affine, translations
 
@@ -128,11 +129,13 @@ class RegistrationPropagator:
         self.device = device
         self.settings = settings or RegistrationSettings()
         self._ready: dict[str, Prepared] = {}
+        self._carried: dict[str, Prepared] = {}
 
     @torch.no_grad()
     def prepare(self, labelled: Sequence[LabelledCase]) -> list[Atlas]:
         """The labelled cases; where they are many, with what each looks like in the template's space."""
         self._ready.clear()
+        self._carried.clear()
         if len(labelled) <= self.settings.atlases:
             return [Atlas(case) for case in labelled]
         template = self.ready(Atlas(labelled[0]))
@@ -144,8 +147,7 @@ class RegistrationPropagator:
         case = atlas.labelled
         found = self._ready.pop(case.id, None)
         if found is None:
-            kind = np.uint8 if self.classes <= 256 else np.int32
-            label = torch.from_numpy(case.label.array.astype(kind)).to(self.device)
+            label = self._on_device(case.label)
             known = torch.from_numpy(case.known_voxels()).float()[None].to(self.device) if case.unknown else None
             described = self.describe(case.image)
             found = Prepared(case, described, label, known, neighbourhood(described, case.label))
@@ -154,61 +156,94 @@ class RegistrationPropagator:
             del self._ready[next(iter(self._ready))]
         return found
 
+    def _through(self, cases: Sequence[Carried]) -> list[Prepared]:
+        """Describe cases through which detours lead; those of the last time are in memory."""
+        self._carried = {one.id: self._carried.get(one.id) or self._described(one) for one in cases}
+        return list(self._carried.values())
+
+    def _described(self, one: Carried) -> Prepared:
+        described = self.describe(one.load(), one.padded)
+        label = self._on_device(one.label)
+        known = torch.from_numpy(one.known).float()[None].to(self.device)
+        labelled = LabelledCase(one.id, described.image, one.label, origin="carried")
+        return Prepared(labelled, described, label, known, neighbourhood(described, one.label))
+
+    def _on_device(self, label: Volume) -> Tensor:
+        kind = np.uint8 if self.classes <= 256 else np.int32
+        return torch.from_numpy(label.array.astype(kind)).to(self.device)
+
     def template_signature(self, prepared: Sequence[Atlas]) -> NDArray[np.float16]:
         """The template's descriptors, pooled; see `signature`."""
         return _own_signature(self.ready(prepared[0]))
 
     @torch.no_grad()
-    def propagate(self, prepared: Sequence[Atlas], volume: Volume, grid: Geometry) -> Propagation:
+    def propagate(
+        self, prepared: Sequence[Atlas], volume: Volume, grid: Geometry, through: Sequence[Carried] = ()
+    ) -> Propagation:
         """Carry all labels to a scan and fuse them on `grid`, each voxel by the confidences.
 
         Args:
             prepared: labelled cases, from `prepare`.
             volume: the scan.
             grid: the working grid of the result.
+            through: cases through which detours lead.
         """
         case, template = self.describe(volume), self.ready(prepared[0])
-        ways = {template.labelled.id: self._best(case, template)}
+        helpers = self._through(through)
+        detours = [self._best(case, one) for one in helpers]
+        further = []
+        if template.near is not None:
+            for other, way in zip(through, detours, strict=True):
+                there = way.transforms[0][0]
+                start = start_through(template.near, there, other.to_template, f"through {other.id}")
+                further += [start] if start is not None else []
+        ways = {template.labelled.id: self._best(case, template, further)}
         kept = ways[template.labelled.id].transforms
         own = _in_template(case, kept[0][0], template)
         chosen = [self.ready(one) for one in _nearest(own, prepared, self.settings.atlases)]
         for one in chosen:
             if one.labelled.id not in ways:
                 ways[one.labelled.id] = self._best(case, one)
-        fits = fits_of([ways[one.labelled.id].misfit for one in chosen], self.settings.worse)
+        voters = [(one, ways[one.labelled.id]) for one in chosen] + list(zip(helpers, detours, strict=True))
+        fits = fits_of([way.misfit for _, way in voters], self.settings.worse)
         found: list[tuple[Prepared, Deformation, float]] = []
-        for one, fit in zip(chosen, fits, strict=True):
-            transforms = ways[one.labelled.id].transforms
+        for (one, way), fit in zip(voters, fits, strict=True):
+            transforms = way.transforms
             # many starts that come out alike are a bad sign, not more votes: a labelled scan has one
             one_vote = fit * one.labelled.weight / sum(share for _, share in transforms)
             found += [(one, deformation, share * one_vote) for deformation, share in transforms]
-        tried = [fact for way in ways.values() for fact in way.facts]
-        result = self._fuse(case, found, grid, {"starts": tried, "atlases": [one.labelled.id for one in chosen]})
+        facts = {
+            "starts": [fact for way in [*ways.values(), *detours] for fact in way.facts],
+            "atlases": [one.labelled.id for one in chosen],
+            "misfit": ways[template.labelled.id].misfit,
+            "through": [other.id for other in through],
+        }
+        result = self._fuse(case, found, grid, facts)
         # the first transform is always that to the template: its space is where cases are compared
         to_template = [deformation for deformation, _ in kept]
-        others = [deformation for one, deformation, _ in found if one.labelled.id != template.labelled.id]
+        others = [deformation for one, deformation, _ in found if one is not template]
         return replace(result, signature=own, transforms=[*to_template, *others])
 
     def _seen_from(self, template: Prepared, scan: Described) -> NDArray[np.float16]:
         """What a scan looks like in the template's space."""
         return _in_template(scan, self._best(scan, template).transforms[0][0], template)
 
-    def describe(self, volume: Volume) -> Described:
+    def describe(self, volume: Volume, padded: bool = True) -> Described:
+        """A scan on the working grid, with its descriptors; `padded` as `descriptors.describe` has it."""
         grown = [n * s / self.spacing for n, s in zip(volume.geometry.shape, volume.geometry.spacing, strict=True)]
-        return describe(volume, self.spacing, self.device, finest=math.prod(grown) < FINEST_BELOW)
+        return describe(volume, self.spacing, self.device, math.prod(grown) < FINEST_BELOW, padded)
 
-    def _best(self, case: Described, one: Prepared) -> _Ways:
-        """Register from the ordinary starts, and from places near the label where none of these fits well."""
+    def _best(self, case: Described, one: Prepared, further: Sequence[Start] = ()) -> _Ways:
+        """Register from the ordinary starts and further ones, and from places near the label where none fits well."""
         translated = translations(case, one.described)
         starts = list(translated)
         if self.settings.use_affine:
             seed = self.settings.seed
             starts += [a for s in translated if (a := affine(case, one.described, s, seed)) is not None]
-        results = self._registered(case, one, starts)
+        results = self._registered(case, one, [*starts, *further])
         scores, around = _scores(case, one.near, results)
         if one.near is not None and not (around and min(scores) <= WELL * unrelated(case, one.near)):
-            further = starts_near(case, one.near, translated, self.settings.deformable)
-            results += self._registered(case, one, further)
+            results += self._registered(case, one, starts_near(case, one.near, translated, self.settings.deformable))
             scores, around = _scores(case, one.near, results)
         facts = [_facts(one.labelled.id, d, s) for d, s in zip(results, scores, strict=True)]
         chosen = choose(results, scores, self.settings)
@@ -352,7 +387,8 @@ def choose(
         largest = max(range(len(results)), key=lambda i: results[i].overlap)
         return [(largest, 1.0)]
     handicap = [
-        s * (1 + settings.affine_margin) if "affine" in r.name else s for r, s in zip(results, scores, strict=True)
+        s * (1 + settings.affine_margin) if r.name.endswith("+affine") else s
+        for r, s in zip(results, scores, strict=True)
     ]
     best = min(handicap)
     order = sorted(range(len(results)), key=lambda i: handicap[i])
