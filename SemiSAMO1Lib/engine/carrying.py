@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +19,12 @@ from .config import TrainingConfig
 from .memory import or_on_cpu
 from .progress import Progress
 from .propagation.base import Propagator
-from .propagation.detours import Carried, Detours, chosen_detours
+from .propagation.detours import Detours, Helper, chosen_detours
 from .propagation.registry import Request, make_propagator
 from .ranks import Ranks
 
 #: The file that says which cases are carried again, and through which.
-INDEX = ("detours.json",)
+DETOURS_FILE = ("detours.json",)
 
 
 def propagate(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progress, cache: Path | None) -> None:
@@ -37,7 +38,7 @@ def propagate(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: 
             ready[where.type] = (propagator, propagator.prepare(cohort.labelled))
         return ready[where.type]
 
-    def carried(case: EngineCase, through: Sequence[Carried] = ()) -> Propagation:
+    def carried(case: EngineCase, through: Sequence[Helper] = ()) -> Propagation:
         def carry(where: torch.device) -> Propagation:
             propagator, prepared = on(where)
             return propagator.propagate(prepared, case.load(), cohort.grid(case.geometry), through)
@@ -48,12 +49,12 @@ def propagate(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: 
         if not cohort.store.has("propagation", f"{case.id}.json"):
             cohort.save_propagation(case.id, carried(case))
         progress.step("propagation", position + 1, len(cohort.cases))
-    ranks.once(lambda: cohort.store.once(lambda: asdict(_chosen(cohort)), *INDEX))
-    detours = Detours(**cohort.store.json(*INDEX))
-    through = [_carried(cohort, one) for one in detours.through]
+    ranks.once(lambda: cohort.store.once(lambda: asdict(_chosen(cohort)), *DETOURS_FILE))
+    detours = Detours(**cohort.store.json(*DETOURS_FILE))
+    through = functools.cache(lambda: [_helper(cohort, one) for one in detours.through])  # often nobody needs them
     for position, case in ranks.share(cohort.cases, observer):  # each by the process whose case it is
         if case.id in detours.again and not cohort.store.json("propagation", f"{case.id}.json").get("through"):
-            cohort.save_propagation(case.id, carried(case, through))
+            cohort.save_propagation(case.id, carried(case, through()))
         progress.step("detours", position + 1, len(cohort.cases))
     if ranks.first and not cohort.store.has("template-signature.npy"):
         propagator, prepared = or_on_cpu(on, fabric.device, observer, "the template")
@@ -62,16 +63,16 @@ def propagate(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: 
 
 
 def _chosen(cohort: Cohort) -> Detours:
-    """A rejected prediction helps nobody."""
+    """Which cases are carried again, and through which; a rejected prediction helps nobody."""
     facts = {case: cohort.store.json("propagation", f"{case}.json") for case in cohort.ids}
     judged = {case: one["misfit"] for case, one in facts.items() if "misfit" in one}
     return chosen_detours(judged, [case for case in judged if cohort.case(case).trainable])
 
 
-def _carried(cohort: Cohort, case_id: str) -> Carried:
+def _helper(cohort: Cohort, case_id: str) -> Helper:
     case = cohort.case(case_id)
     label = np.asarray(cohort.probabilities(0, case_id)).argmax(0)
-    return Carried(
+    return Helper(
         case_id,
         case.load,
         Volume(label.astype(np.uint16), cohort.grid(case.geometry)),

@@ -39,7 +39,7 @@ class LabelledCase:
         image: the scan, (z, y, x).
         label: class indices 0 (background) to C - 1 on the image's grid, uint8 or uint16.
         weight: how much its label counts beside others, > 0.
-        origin: template, imported, accepted or corrected.
+        origin: template, imported, accepted or corrected by a person; carried: by the propagation itself.
         unknown: classes that this label says nothing about; where it shows background, they may be.
     """
 

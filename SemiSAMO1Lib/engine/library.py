@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..volume import Geometry, Volume
-from .carrying import INDEX
+from .carrying import DETOURS_FILE
 from .cases import Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
@@ -18,7 +18,7 @@ from .data.store import Store
 from .linking import has_links, linker_for
 from .observer import Observer
 from .planning import Plan
-from .propagation.detours import Carried, Detours, best_fitting
+from .propagation.detours import Detours, Helper, best_fitting
 from .propagation.links import carried
 from .ranks import Ranks
 from .refinement.check import believed, checks_of
@@ -97,22 +97,22 @@ class Library:
 
         return carried(links, said_by, lambda one: self._kept(one, "known"), image.geometry, self._plan.classes)
 
-    def detours(self, propagated: Propagation) -> list[Carried]:
+    def detours(self, propagated: Propagation) -> list[Helper]:
         """Cases through which a further scan is carried again: the kept ones that fit best, where it fits worse than
-        the cases of the run that were carried again; else none."""
-        limit = Detours(**self._store.json(*INDEX)).limit if self._store.has(*INDEX) else None
+        the limit of the run; else none."""
+        limit = Detours(**self._store.json(*DETOURS_FILE)).limit if self._store.has(*DETOURS_FILE) else None
         if limit is None or "misfit" not in propagated.facts:
             return []
         misfit = propagated.facts["misfit"]
         if misfit is not None and misfit <= limit:
             return []
-        return [self._carried(one) for one in best_fitting(self._misfits, limit)]
+        return [self._helper(one) for one in best_fitting(self._misfits, limit)]
 
-    def _carried(self, name: str) -> Carried:
+    def _helper(self, name: str) -> Helper:
         known = np.asarray(self._kept(name, "known").array) > 0
         deformation = Cohort([], [], self._plan, self._store).deformation(name)
         padded = self._plan.intensity.scheme != "fixed"
-        return Carried(name, lambda: self._kept(name, "image"), self._kept(name, "label"), known, deformation, padded)
+        return Helper(name, lambda: self._kept(name, "image"), self._kept(name, "label"), known, deformation, padded)
 
     def _kept(self, name: str, what: str) -> Volume:
         return Volume(self._store.array("library", f"{name}-{what}.npy"), self._grids[name])

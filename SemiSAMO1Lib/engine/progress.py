@@ -39,7 +39,8 @@ class Progress:
         training_ml = cases_ml / math.prod(plan.spacing)
         predicted = training_ml * config.test_time_passes
         costs = {"propagation": REGISTRATION_COST * cases_ml / plan.registration_spacing**3 + 0.1 * count}
-        costs["detours"] = DETOURS_SHARE * costs["propagation"]
+        registers = config.generalist in ("registration", "fused")
+        costs["detours"] = DETOURS_SHARE * costs["propagation"] if registers else 0.0
         links = LINK_COST * min(config.neighbours, count - 1) if config.neighbour_share > 0 else 0.0
         costs["links"] = links * training_ml + 0.01 * count
         answering = ANSWER_COST * training_ml + 0.05 * count

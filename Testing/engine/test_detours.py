@@ -15,10 +15,11 @@ from SemiSAMO1Lib.engine.data.grids import space_points, transform_points
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.further import FinishedRun
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
-from SemiSAMO1Lib.engine.propagation.detours import Carried, chosen_detours, start_through
+from SemiSAMO1Lib.engine.propagation.detours import Helper, chosen_detours, start_through
 from SemiSAMO1Lib.engine.propagation.near import neighbourhood
 from SemiSAMO1Lib.engine.propagation.registration import RegistrationPropagator, RegistrationSettings
 from SemiSAMO1Lib.engine.rounds import run
+from SemiSAMO1Lib.volume import Volume
 
 #: Turns: as far as a registration comes, and further than that.
 HALF_WAY, FAR = (0, 0, 24), (0, 0, 48)
@@ -43,6 +44,11 @@ def test_nobody_goes_through_a_case_that_may_not_help():
     assert found.through == ["d", "a"]
 
 
+def test_cases_that_were_not_judged_have_no_part_in_the_median():
+    found = chosen_detours({"a": None, "b": None, "c": 1.0}, "abc")
+    assert (found.again, found.through) == (["a", "b"], ["c"])
+
+
 def test_a_case_that_shows_nothing_of_the_labels_surroundings_is_carried_again():
     found = chosen_detours({"a": 1.0, "b": None, "c": 1.0}, "abc")
     assert (found.again, found.through) == (["b"], ["a", "c"])
@@ -54,7 +60,7 @@ def test_a_case_that_shows_nothing_of_the_labels_surroundings_is_carried_again()
         ({}, ""),
         ({"a": 1.0}, "a"),
         ({"a": 1.0, "b": 1.05, "c": 1.0}, "abc"),
-        ({"a": None, "b": None, "c": 1.0}, "abc"),
+        ({"a": None, "b": None}, "ab"),
         ({"a": 1.0, "b": 1.0, "c": 5.0}, "c"),
     ],
 )
@@ -98,7 +104,7 @@ def test_what_the_fields_turn_is_a_part_of_it(near):
     assert np.allclose(found.matrix[:3, :3], matrix[:3, :3], atol=0.01), f"a turn of 8° became\n{found.matrix.round(3)}"
 
 
-def test_across_a_label_in_one_slice_it_does_as_the_starts_do(near):
+def test_across_points_in_a_plane_it_does_as_the_starts_do(near):
     flat = replace(near, points=torch.cat([near.points[:2], torch.full_like(near.points[2:], float(CENTRE[2]))]))
     there = moved((8.0, 3.0, -5.0), (10, 0, 20))
     found = start_through(flat, identity_deformation(GRID, start=there), identity_deformation(GRID), "x")
@@ -130,7 +136,7 @@ def helper(one, prepared, scan):
     found = one.propagate(prepared, scan, scan.geometry)
     label = found.probabilities.argmax(0).numpy().astype(np.uint8)
     known = found.confidence.numpy() > 0
-    return Carried("half way", lambda: scan, type(scan)(label, scan.geometry), known, found.transforms[0])
+    return Helper("half way", lambda: scan, Volume(label, scan.geometry), known, found.transforms[0])
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +158,16 @@ def test_the_templates_own_registration_begins_there(carried):
     place = np.linalg.inv(moved(PLACE, FAR)) @ np.array([*CENTRE, 1.0])
     wrong = np.linalg.norm((first.start @ place)[:3] - CENTRE)
     assert first.name == "through half way" and wrong < 2 * SPACING, f"{first.name}, {wrong:.1f} mm beside it"
+
+
+def test_a_carried_label_that_is_empty_says_nothing(template):
+    one, scan = propagator(), template[0]
+    prepared = one.prepare([LabelledCase("t", *template)])
+    alone = one.propagate(prepared, scan, scan.geometry)
+    nothing, all_known = np.zeros(GRID.shape, np.uint8), np.ones(GRID.shape, bool)
+    empty = Helper("empty", lambda: scan, Volume(nothing, GRID), all_known, alone.transforms[0])
+    led = one.propagate(prepared, scan, scan.geometry, [empty])
+    assert torch.equal(led.probabilities, alone.probabilities)
 
 
 # ---------------------------------------------------------------------- in a run

@@ -495,8 +495,8 @@ class TestSeveralLabelledScans:
         once = one.propagate(prepared, volume, volume.geometry)
         best = one._best
 
-        def repeated(case, other):
-            ways = best(case, other)
+        def repeated(case, other, further=()):
+            ways = best(case, other, further)
             return replace(ways, transforms=ways.transforms * (5 if other.labelled.id == labelled[1].id else 1))
 
         monkeypatch.setattr(one, "_best", repeated)

@@ -123,6 +123,7 @@ def test_of_the_working_files_only_what_further_scans_need_is_kept(finished: Job
         "transforms",
         "library",
         "library.json",
+        "detours.json",
         "template-signature.npy",
     }
     facts = {

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...volume import Geometry, Volume
 from ..cases import LabelledCase, Propagation
-from .detours import Carried
+from .detours import Helper
 
 
 class Propagator(Protocol):
@@ -22,7 +22,7 @@ class Propagator(Protocol):
     def template_signature(self, prepared: Any) -> NDArray[np.float16]:
         """What the template looks like, to be compared with `Propagation.signature`."""
 
-    def propagate(self, prepared: Any, volume: Volume, grid: Geometry, through: Sequence[Carried] = ()) -> Propagation:
+    def propagate(self, prepared: Any, volume: Volume, grid: Geometry, through: Sequence[Helper] = ()) -> Propagation:
         """Carry the labels to a scan.
 
         Args:

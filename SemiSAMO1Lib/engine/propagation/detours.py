@@ -19,16 +19,19 @@ from .deformable import Deformation
 from .near import Neighbourhood
 from .starts import LARGEST_STRETCH, Start
 
-#: A case is carried again where its label's surroundings fit worse than the cohort's median by more than this share.
+#: A case is carried again where the label's surroundings fit worse than the cohort's median by more than this share.
 BADLY = 0.1
 
 #: Detours that are tried: through the cases that fit best.
 DETOURS = 3
 
+#: Vote of a label that was carried to another case, beside the least labelled scan's: nobody has looked at it.
+VOTE = 0.5
+
 
 @dataclass(frozen=True, eq=False)
-class Carried:
-    """A case to which the template's label was carried.
+class Helper:
+    """A case to which the template's label was carried well.
 
     Attributes:
         id: its name.
@@ -54,7 +57,7 @@ class Detours:
     Attributes:
         again: those that fit worse than the limit, in the cohort's order.
         through: those that help, the best first.
-        limit: of how badly a case may fit; None: nothing was judged.
+        limit: of how badly a case may fit; None: no case was judged.
     """
 
     again: list[str]
@@ -70,12 +73,12 @@ def chosen_detours(misfits: Mapping[str, float | None], helpful: Collection[str]
             surroundings were not brought into it at all.
         helpful: cases that may help others.
     """
-    costs = {case: math.inf if cost is None else cost for case, cost in misfits.items()}
-    limit = (1 + BADLY) * float(np.median(list(costs.values()))) if costs else math.inf
-    if not math.isfinite(limit):
+    judged = {case: cost for case, cost in misfits.items() if cost is not None}
+    if not judged:
         return Detours([], [], None)
-    again = [case for case, cost in costs.items() if cost > limit]
-    through = best_fitting({case: cost for case, cost in costs.items() if case in helpful}, limit)
+    limit = (1 + BADLY) * float(np.median(list(judged.values())))
+    again = [case for case in misfits if judged.get(case, math.inf) > limit]
+    through = best_fitting({case: cost for case, cost in judged.items() if case in helpful}, limit)
     return Detours(again if through else [], through if again else [], limit)
 
 
@@ -94,14 +97,14 @@ def start_through(near: Neighbourhood, there: Deformation, on: Deformation, name
         on: from the other one to the template.
         name: of the start.
     """
-    points = near.points[:, None, None]
-    here = there.to_case(on.to_case(points))[:, 0, 0].double().cpu().numpy().T
+    points = near.points[:, None, None].to(on.backward.device)  # one that was kept is read to main memory
+    here = there.to_case(on.to_case(points).to(there.backward.device))[:, 0, 0].double().cpu().numpy().T
     wanted = near.points.double().cpu().numpy().T
-    linear = on.start[:3, :3] @ there.start[:3, :3]  # where points do not say (a label in one slice), it stays this
+    linear = on.start[:3, :3] @ there.start[:3, :3]  # across points that lie in a plane it stays this
     middle, centre = here.mean(0), wanted.mean(0)
     left = wanted - centre - (here - middle) @ linear.T
     linear = linear + np.linalg.lstsq(here - middle, left, rcond=1e-3)[0].T
-    volume = abs(float(np.linalg.det(linear)))
+    volume = float(np.linalg.det(linear))
     if not 1 / LARGEST_STRETCH < volume < LARGEST_STRETCH:
         return None
     matrix = np.eye(4)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...volume import Geometry, Volume
 from ..cases import LabelledCase, Propagation
 from .base import Propagator
-from .detours import Carried
+from .detours import Helper
 
 #: Where nobody is confident the parts still count alike.
 _LEAST = 0.02
@@ -31,7 +31,7 @@ class FusedPropagator:
         return self.parts[0].template_signature(prepared[0])
 
     def propagate(
-        self, prepared: list[Any], volume: Volume, grid: Geometry, through: Sequence[Carried] = ()
+        self, prepared: list[Any], volume: Volume, grid: Geometry, through: Sequence[Helper] = ()
     ) -> Propagation:
         found = [part.propagate(one, volume, grid, through) for part, one in zip(self.parts, prepared, strict=True)]
         # squared: a way that finds a quarter of the template's own label again must not move a registration's border

@@ -83,8 +83,8 @@ LARGEST_SCALE = 1.6
 SAME = 1.5
 
 #: Registrations that bring the neighbourhood's points further apart than this on average are not of one place: a share
-#: of its spread (root mean square distance from its middle).
-ELSEWHERE = 0.5
+#: of the cube root of its volume.
+ELSEWHERE = 0.35
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +116,10 @@ class Neighbourhood:
     points: Tensor
     stride: int
 
-    @functools.cached_property
-    def spread(self) -> float:
-        """Root mean square distance of the points from their middle, mm."""
-        return max(float((self.points - self.points.mean(1, keepdim=True)).square().sum(0).mean().sqrt()), 1e-3)
+    @property
+    def size(self) -> float:
+        """Cube root of its volume, mm."""
+        return float(self.weight.double().sum()) ** (1 / 3) * self.described.coarse.geometry.spacing[0]
 
     @functools.cached_property
     def turned(self) -> list[Turned]:
@@ -220,7 +220,7 @@ def apart(near: Neighbourhood, starts: Sequence[Start], others: Sequence[Start] 
 def at_one_place(near: Neighbourhood, found: Sequence[Deformation]) -> list[bool]:
     """Whether each registration brings the neighbourhood to where the first of them does."""
     ways = [deformation.to_case(near.points[:, None, None])[:, 0, 0] for deformation in found]
-    return [float((way - ways[0]).norm(dim=0).mean()) <= ELSEWHERE * near.spread for way in ways]
+    return [float((way - ways[0]).norm(dim=0).mean()) <= ELSEWHERE * near.size for way in ways]
 
 
 def misfits(near: Neighbourhood, found: Sequence[tuple[Described, Deformation]]) -> list[float]:
@@ -274,7 +274,7 @@ class _Fit:
         self._points = near.points
         self._wanted = _at(template.values.float(), template.geometry, near.points)
         self._by_chance = _by_chance(self._case, self._wanted)
-        self._spread = near.spread
+        self._spread = max(float((near.points - near.points.mean(1, keepdim=True)).square().sum(0).mean().sqrt()), 1e-3)
 
     def improved(self, matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
         """The matrix (template to case) after some steps, and its cost; inf for failures."""

@@ -21,7 +21,7 @@ from ..data.grids import canonical, inside, resample_labels, sample, space_point
 from ..generalists.base import FeatureMap, Generalist
 from ..inference.uncertainty import voxel_entropy
 from ..refinement.acceptance import mean_dice
-from .detours import Carried
+from .detours import Helper
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class PrototypePropagator:
         return prepared.signature
 
     def propagate(
-        self, prepared: Prototypes, volume: Volume, grid: Geometry, through: Sequence[Carried] = ()
+        self, prepared: Prototypes, volume: Volume, grid: Geometry, through: Sequence[Helper] = ()
     ) -> Propagation:
         """Carry the labels to a scan; see `Propagator`. Other cases do not help: what a feature means is known."""
         found = self.generalist.features(volume)

@@ -21,8 +21,8 @@ from ..data.grids import inside, sample, space_points
 from ..similarity import Likeness
 from .deformable import Deformation, Settings, raised, register
 from .descriptors import Described, describe
-from .detours import Carried, start_through
-from .near import Neighbourhood, at_one_place, misfits, neighbourhood, starts_near, unrelated
+from .detours import VOTE, Helper, start_through
+from .near import Neighbourhood, apart, at_one_place, misfits, neighbourhood, starts_near, unrelated
 from .starts import SMALLEST_OVERLAP, Start, affine, translations
 
 #: Nodes of the coarse grid along each axis over which the fit of a labelled scan is averaged.
@@ -129,13 +129,13 @@ class RegistrationPropagator:
         self.device = device
         self.settings = settings or RegistrationSettings()
         self._ready: dict[str, Prepared] = {}
-        self._carried: dict[str, Prepared] = {}
+        self._helpers: dict[str, Prepared] = {}
 
     @torch.no_grad()
     def prepare(self, labelled: Sequence[LabelledCase]) -> list[Atlas]:
         """The labelled cases; where they are many, with what each looks like in the template's space."""
         self._ready.clear()
-        self._carried.clear()
+        self._helpers.clear()
         if len(labelled) <= self.settings.atlases:
             return [Atlas(case) for case in labelled]
         template = self.ready(Atlas(labelled[0]))
@@ -156,16 +156,18 @@ class RegistrationPropagator:
             del self._ready[next(iter(self._ready))]
         return found
 
-    def _through(self, cases: Sequence[Carried]) -> list[Prepared]:
+    def _ready_helpers(self, helpers: Sequence[Helper], weight: float) -> list[Prepared]:
         """Describe cases through which detours lead; those of the last time are in memory."""
-        self._carried = {one.id: self._carried.get(one.id) or self._described(one) for one in cases}
-        return list(self._carried.values())
+        if helpers:
+            self._helpers = {one.id: self._helpers.get(one.id) or self._described(one, weight) for one in helpers}
+        return [self._helpers[one.id] for one in helpers]
 
-    def _described(self, one: Carried) -> Prepared:
+    def _described(self, one: Helper, weight: float) -> Prepared:
+        """A helper as a labelled case; its label stays on its own grid."""
         described = self.describe(one.load(), one.padded)
         label = self._on_device(one.label)
         known = torch.from_numpy(one.known).float()[None].to(self.device)
-        labelled = LabelledCase(one.id, described.image, one.label, origin="carried")
+        labelled = LabelledCase(one.id, described.image, one.label, weight, "carried")
         return Prepared(labelled, described, label, known, neighbourhood(described, one.label))
 
     def _on_device(self, label: Volume) -> Tensor:
@@ -178,7 +180,7 @@ class RegistrationPropagator:
 
     @torch.no_grad()
     def propagate(
-        self, prepared: Sequence[Atlas], volume: Volume, grid: Geometry, through: Sequence[Carried] = ()
+        self, prepared: Sequence[Atlas], volume: Volume, grid: Geometry, through: Sequence[Helper] = ()
     ) -> Propagation:
         """Carry all labels to a scan and fuse them on `grid`, each voxel by the confidences.
 
@@ -186,17 +188,19 @@ class RegistrationPropagator:
             prepared: labelled cases, from `prepare`.
             volume: the scan.
             grid: the working grid of the result.
-            through: cases through which detours lead.
+            through: cases through which detours lead; those to which the label could be carried near its place vote.
         """
         case, template = self.describe(volume), self.ready(prepared[0])
-        helpers = self._through(through)
-        detours = [self._best(case, one) for one in helpers]
+        helpers = self._ready_helpers(through, VOTE * min(one.labelled.weight for one in prepared))
+        detours = [(one, self._best(case, one)) for one in helpers]
         further = []
-        if template.near is not None:
-            for other, way in zip(through, detours, strict=True):
+        for helper, (_, way) in zip(through, detours, strict=True):
+            if template.near is not None and way.misfit is not None:
                 there = way.transforms[0][0]
-                start = start_through(template.near, there, other.to_template, f"through {other.id}")
+                start = start_through(template.near, there, helper.to_template, f"through {helper.id}")
                 further += [start] if start is not None else []
+        if template.near is not None:
+            further = apart(template.near, further)
         ways = {template.labelled.id: self._best(case, template, further)}
         kept = ways[template.labelled.id].transforms
         own = _in_template(case, kept[0][0], template)
@@ -204,7 +208,10 @@ class RegistrationPropagator:
         for one in chosen:
             if one.labelled.id not in ways:
                 ways[one.labelled.id] = self._best(case, one)
-        voters = [(one, ways[one.labelled.id]) for one in chosen] + list(zip(helpers, detours, strict=True))
+        voters = [(one, ways[one.labelled.id]) for one in chosen]
+        judged = [way.misfit for _, way in voters if way.misfit is not None]
+        # a carried label that is empty, or that could not be looked for around its place, says nothing
+        voters += [(one, way) for one, way in detours if way.misfit is not None]
         fits = fits_of([way.misfit for _, way in voters], self.settings.worse)
         found: list[tuple[Prepared, Deformation, float]] = []
         for (one, way), fit in zip(voters, fits, strict=True):
@@ -213,10 +220,10 @@ class RegistrationPropagator:
             one_vote = fit * one.labelled.weight / sum(share for _, share in transforms)
             found += [(one, deformation, share * one_vote) for deformation, share in transforms]
         facts = {
-            "starts": [fact for way in [*ways.values(), *detours] for fact in way.facts],
+            "starts": [fact for way in [*ways.values(), *(way for _, way in detours)] for fact in way.facts],
             "atlases": [one.labelled.id for one in chosen],
-            "misfit": ways[template.labelled.id].misfit,
-            "through": [other.id for other in through],
+            "misfit": min(judged, default=None),
+            "through": [helper.id for helper in through],
         }
         result = self._fuse(case, found, grid, facts)
         # the first transform is always that to the template: its space is where cases are compared
