@@ -13,7 +13,9 @@ from SemiSAMO1Lib.job import JobFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 
+#: Who votes is a choice between cases: with this seed no two of them are nearly alike, so rounding decides nothing.
 TINY = {
+    "seed": 1,
     "patch_voxels": 4096,
     "filters": 4,
     "device": "cpu",
