@@ -22,7 +22,6 @@ SIGNALS_COST = 0.7
 REFINEMENT_COST = 0.5
 RESULTS_COST = 0.2
 
-
 #: Cost of what is carried again, as a share of carrying all.
 DETOURS_SHARE = 0.5
 

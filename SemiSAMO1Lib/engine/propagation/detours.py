@@ -23,7 +23,7 @@ from .starts import LARGEST_STRETCH, Start
 BADLY = 0.1
 
 #: Detours that are tried: through the cases that fit best.
-DETOURS = 3
+HELPERS = 3
 
 #: Vote of a label that was carried to another case, beside the least labelled scan's: nobody has looked at it.
 VOTE = 0.5
@@ -84,7 +84,7 @@ def chosen_detours(misfits: Mapping[str, float | None], helpful: Collection[str]
 
 def best_fitting(costs: Mapping[str, float], limit: float) -> list[str]:
     """The few cases that fit best, the best first, none of them worse than the limit."""
-    return [case for cost, case in sorted((cost, case) for case, cost in costs.items()) if cost <= limit][:DETOURS]
+    return [case for cost, case in sorted((cost, case) for case, cost in costs.items()) if cost <= limit][:HELPERS]
 
 
 def start_through(near: Neighbourhood, there: Deformation, on: Deformation, name: str) -> Start | None:
