@@ -239,9 +239,18 @@ def test_rejected_cases_help_nobody(template, cohort, finished, tmp_path, monkey
     assert seen == [["another"]], f"carried through {seen}"
 
 
-def test_a_further_scan_that_fits_badly_goes_through_the_runs_cases(template, cohort, finished):
+def test_a_further_scan_that_fits_badly_goes_through_the_runs_cases(template, cohort, finished, monkeypatch):
     """The far scan once more, as one that the run does not know."""
+    seen, plain = [], RegistrationPropagator.propagate
+
+    def watched(self, prepared, volume, grid, through=()):
+        seen.append([one.id for one in through])
+        return plain(self, prepared, volume, grid, through)
+
+    monkeypatch.setattr(RegistrationPropagator, "propagate", watched)
     labelled, (scan, truth) = [LabelledCase("t", *template)], cohort["far"]
     further = FinishedRun(labelled, 2, CONFIG, finished[0], Silent(), without=["far"])
     there = dice(further.segment(scan).prediction.array, truth.array, 1)
     assert there > 0.85, f"a Dice of {there:.3f}"
+    # the vote of linked cases would mend the label as well: that it went through them is another thing
+    assert len(seen) == 2 and not seen[0] and seen[1], f"carried through {seen}"
