@@ -41,6 +41,9 @@ class MonaiLoop:
         device: where the network is.
         kind: float32, or a type to multiply in where autocast does.
         workers: loader processes.
+
+    Raises:
+        ValueError: fewer scans than a batch has patches.
     """
 
     def __init__(
@@ -57,9 +60,11 @@ class MonaiLoop:
         ]
         dataset = CacheDataset(rows, _transforms(plan), progress=False)
         patches = plan.labelled + plan.batch
+        if len(scans) < patches:
+            raise ValueError(f"{len(scans)} scans do not fill a batch of {patches} patches")
         kept = workers > 0
         self.loader: Any = DataLoader(
-            dataset, batch_size=patches, shuffle=True, num_workers=workers, persistent_workers=kept
+            dataset, batch_size=patches, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=kept
         )
         self.batches: Any = iter(())
         self.device, self.kind = device, kind
@@ -77,6 +82,10 @@ class MonaiLoop:
         loss.backward()
         self.optimizer.step()
         return float(loss)
+
+    def close(self) -> None:
+        """End the loader's processes."""
+        self.batches = self.loader = iter(())
 
     def _next(self) -> Any:
         try:

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -326,7 +326,7 @@ def prepared(bench: Bench, **changes: Any) -> Iterator[tuple[Cohort, TrainingCon
 
 
 def training(bench: Bench) -> None:
-    """Every learner's step beside its bare passes; the time of a batch; our loop beside MONAI's."""
+    """Every learner's step beside its bare passes; the time of a batch."""
     sam = {"generalists": {"checkpoint": "random", "architecture": "small"}}
     with prepared(bench, **sam) as (cohort, config):
         plan = cohort.plan
@@ -349,7 +349,6 @@ def training(bench: Bench) -> None:
             against = f"bare forward and backward of its {len(passes.found)} passes"
             bench.say("training", f"step, {name}", times["step"], floor_of(step, bench.rates), against, ratio, "<= 1.3")
         _loader(bench, source, plan, config, fabric)
-        _beside_monai(bench, cohort, source, config, fabric)
 
 
 def formats(bench: Bench) -> None:
@@ -397,27 +396,30 @@ def _loader(bench: Bench, source: PatchSource, plan: Plan, config: TrainingConfi
     bench.say("training", "drawing a batch", drawn)
 
 
-def _beside_monai(bench: Bench, cohort: Cohort, source: PatchSource, config: TrainingConfig, fabric: Fabric) -> None:
+def beside_monai(bench: Bench) -> None:
     """Iterations with their batches, the same network and as many patches; MONAI's transforms do what ours do."""
-    learner = learner_named("pseudo_only")(cohort.plan, config.model_copy(update={"learner": "pseudo_only"}))
-    learner.setup(fabric)
-    ours = drawn_ahead(source, 0, 1 << 30, 0, drawing_threads(bench.device))
+    with prepared(bench) as (cohort, config):
+        plan = cohort.plan
+        fabric = make_fabric(str(bench.device), plan.precision)
+        source = PatchSource(cohort.labelled_cases(0), cohort.pseudo_cases(1, 0), plan, config, 1)
+        learner = learner_named("pseudo_only")(plan, config.model_copy(update={"learner": "pseudo_only"}))
+        learner.setup(fabric)
+        scans = [cohort.image(case.id) for case in cohort.cases]
+        targets = [np.asarray(cohort.pseudo_label(1, case.id)) for case in cohort.cases]
+        with closing(drawn_ahead(source, 0, 1 << 30, 0, drawing_threads(bench.device))) as ours:
 
-    def our_iteration() -> None:
-        learner.step(next(ours).to(fabric.device), 0.5, torch.Generator().manual_seed(0))
+            def our_iteration() -> None:
+                learner.step(next(ours).to(fabric.device), 0.5, torch.Generator().manual_seed(0))
 
-    scans = [cohort.image(case.id) for case in cohort.cases]
-    targets = [np.asarray(cohort.pseudo_label(1, case.id)) for case in cohort.cases]
-    loops = {
-        "MONAI's loop, float32": MonaiLoop(scans, targets, cohort.plan, bench.device, torch.float32),
-        "MONAI's loop, bfloat16": MonaiLoop(scans, targets, cohort.plan, bench.device, torch.bfloat16),
-        "MONAI's loop, bfloat16, a loader": MonaiLoop(scans, targets, cohort.plan, bench.device, torch.bfloat16, 1),
-    }
-    times = bench.time({"ours": our_iteration, **loops})
-    for name in loops:
-        bench.say("training", f"iteration, {name}", times[name])
-        ratio = median_ratio(times["ours"], times[name])
-        bench.say("training", "iteration, pseudo_only", times["ours"], None, name, ratio, "<= 1")
+            for kind, workers in ((torch.float32, 0), (torch.bfloat16, 0), (torch.bfloat16, 1)):
+                # one after the other: a loader process works ahead, whoever is measured
+                loop = MonaiLoop(scans, targets, plan, bench.device, kind, workers)
+                name = f"MONAI's loop, {_name(kind)}" + (", a loader" if workers else "")
+                times = bench.time({"ours": our_iteration, "loop": loop})
+                loop.close()
+                ratio = median_ratio(times["ours"], times["loop"])
+                bench.say("monai", f"iteration, {name}", times["loop"])
+                bench.say("monai", "iteration, pseudo_only", times["ours"], None, name, ratio, "<= 1")
 
 
 # ---------------------------------------------------------------------- inference
@@ -502,6 +504,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "features": features,
     "formats": formats,
     "training": training,
+    "monai": beside_monai,
     "inference": inference,
     "whole": whole,
 }

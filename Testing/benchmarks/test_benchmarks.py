@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import one_label
 import pytest
+import torch
 from common import commit, measured_once
 from one_label import SPLITS, Cohort, Row, Setting, rows_for, table
+from roofline import Counter
 from whole_scan import embedded
 
 from SemiSAMO1Lib import files
@@ -174,3 +176,12 @@ def test_a_scan_in_a_larger_field_of_view_keeps_its_label() -> None:
         for value in np.unique(phantom.label.array)[1:]:
             share = np.count_nonzero(label.array == value) / np.count_nonzero(phantom.label.array == value)
             assert 0.9**3 * 0.8 < share < 1.1**3 * 1.2, f"label {value} of draw {seed} has {share:.2f} of its voxels"
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_floor_counts_a_convolution_however_it_is_called(mode: type[torch.no_grad]) -> None:
+    network, image = torch.nn.Conv3d(2, 3, 3, padding=1), torch.zeros(1, 2, 4, 5, 6)
+    with Counter() as counter, mode():
+        network(image)
+    multiplications = 4 * 5 * 6 * 2 * 3 * 27
+    assert counter.flops == {torch.float32: 2 * multiplications}
