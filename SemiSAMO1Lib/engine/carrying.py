@@ -17,7 +17,7 @@ from .cases import EngineCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
 from .memory import or_on_cpu
-from .progress import Progress
+from .progress import Steps
 from .propagation.base import Propagator
 from .propagation.detours import Detours, Helper, chosen_detours
 from .propagation.registry import Request, make_propagator
@@ -27,7 +27,7 @@ from .ranks import Ranks
 DETOURS_FILE = ("detours.json",)
 
 
-def propagate(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progress, cache: Path | None) -> None:
+def propagate(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Steps, cache: Path | None) -> None:
     """Carry the labels of the labelled cases to every case."""
     observer, ranks = progress.observer, Ranks(fabric)
     ready: dict[str, tuple[Propagator, Any]] = {}

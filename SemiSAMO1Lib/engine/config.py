@@ -25,6 +25,7 @@ BEFORE: dict[str, Any] = {
     "neighbour_gain": 0.0,
     "match_volumes": False,
     "edge_weight": 0.0,
+    "surroundings": False,
 }
 
 
@@ -120,6 +121,10 @@ class TrainingConfig(_Strict):
     filters: int = Field(16, ge=4, le=64, description="channels of the finest level")
     ensemble_rounds: bool = Field(
         False, description="a round predicts with the mean of all specialists so far: for rounds from scratch"
+    )
+    surroundings: bool = Field(
+        True,
+        description="where the template's label fills a small part of its scan, use of each scan what lies around it",
     )
     propagation_share: float = Field(0.5, ge=0, description="weight of the propagation beside a round's prediction")
     test_time_passes: int = Field(2, ge=1, le=16)

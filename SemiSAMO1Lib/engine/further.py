@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 
 from ..volume import Volume
 from .answers import atlases_of, behind_of, joined, share_of
@@ -26,6 +27,7 @@ from .planning import Plan
 from .propagation.base import Propagator
 from .propagation.registry import Request, make_propagator
 from .refinement.check import Check, check_of
+from .surroundings import Finder, Surroundings, in_whole
 from .training import make_fabric
 
 
@@ -53,7 +55,11 @@ class FinishedRun:
         without: Collection[str] = (),
     ) -> None:
         self.without = without
-        self.labelled, self.classes, self.config = labelled, classes, config
+        parts = Surroundings.of(store)
+        self.labelled = [parts.labelled(case) for case in labelled]
+        given = (labelled[0], classes, config, store, observer, without)
+        self._finder = Finder(*given) if parts.boxes else None
+        self.classes, self.config = classes, config
         self.store, self.observer, self.features = store, observer, features
         self.plan = Plan.model_validate(store.json("plan.json"))
         self._ready: dict[str, tuple[Propagator, Any]] = {}
@@ -61,16 +67,21 @@ class FinishedRun:
 
     def segment(self, volume: Volume) -> CaseResult:
         """Segment a scan."""
+        fabric = make_fabric(self.config.device, self.plan.precision)
+        if self._finder is None:
+            return self._segment(volume, fabric)
+        box, found = self._finder.box(volume, fabric.device)
+        if not found:
+            self.observer.event("warning", text="the template's label was not found in this scan")
+        return in_whole(self._segment(box.of(volume), fabric), box, volume.geometry, found)
+
+    def _segment(self, volume: Volume, fabric: Fabric) -> CaseResult:
         config = self.config
-        fabric = make_fabric(config.device, self.plan.precision)
         cohort = Cohort([EngineCase("scan", volume.geometry, lambda: volume)], self.labelled, self.plan, self.store)
         grid = cohort.grid(volume.geometry)
 
         def carry(where: torch.device) -> Propagation:
-            propagator, prepared = self._on(where)
-            first = propagator.propagate(prepared, volume, grid)
-            through = self._library(where).detours(first)
-            return propagator.propagate(prepared, volume, grid, through) if through else first
+            return self._library(where).carry(*self._on(where), volume, grid)
 
         found = or_on_cpu(carry, fabric.device, self.observer, "propagation")
         confidence = found.confidence.cpu().numpy()

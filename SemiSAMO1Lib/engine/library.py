@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from .data.store import Store
 from .linking import has_links, linker_for
 from .observer import Observer
 from .planning import Plan
+from .propagation.base import Propagator
 from .propagation.detours import Detours, Helper, best_fitting
 from .propagation.links import carried
 from .ranks import Ranks
@@ -27,23 +29,42 @@ from .similarity import Likeness
 #: Cases that are kept.
 SIZE = 16
 
-_INDEX = ("library.json",)
+#: Who they are.
+INDEX = ("library.json",)
 
 
 def keep_library(cohort: Cohort, number: int, config: TrainingConfig, observer: Observer, ranks: Ranks) -> None:
     """Keep image, label and signature of the cases whose answer of a round can best be believed."""
-    if ranks.as_first(ranks.first and cohort.store.has(*_INDEX)):
+    if ranks.as_first(ranks.first and cohort.store.has(*INDEX)):
         return
     chosen: list[str] = []
     if ranks.as_first(has_links(cohort, config)):
         judged = partial(cohort.answer, number)
         chosen = believed(cohort, checks_of(cohort, number, "checks-of-answers", judged, observer, ranks))[:SIZE]
-    ranks.once(lambda: cohort.store.save_json([_kept(cohort, number, one) for one in chosen], *_INDEX))
+    ranks.once(
+        lambda: cohort.store.save_json([_kept(cohort, one, cohort.answer(number, one)) for one in chosen], *INDEX)
+    )
 
 
-def _kept(cohort: Cohort, number: int, case_id: str) -> dict[str, object]:
-    """Keep a case; returns its line in the index."""
-    label = np.asarray(cohort.answer(number, case_id)).argmax(0)
+def keep_helpers(cohort: Cohort, cases: Collection[str], ranks: Ranks) -> None:
+    """Keep the cases that help others by detours, or would: further scans may be carried through them, as they were
+    carried themselves without any."""
+
+    def kept() -> list[dict[str, object]]:
+        detours = Detours(**cohort.store.json(*DETOURS_FILE))
+        helpers = detours.through
+        if not helpers and detours.limit is not None:
+            misfits = {one: cohort.store.json("propagation", f"{one}.json").get("misfit") for one in cohort.ids}
+            known = {one: cost for one, cost in misfits.items() if cost is not None and cohort.case(one).trainable}
+            helpers = best_fitting(known, detours.limit)
+        return [_kept(cohort, one, cohort.probabilities(0, one)) for one in helpers if one in cases]
+
+    ranks.once(lambda: cohort.store.once(kept, *INDEX))
+
+
+def _kept(cohort: Cohort, case_id: str, probabilities: NDArray[Any]) -> dict[str, object]:
+    """Keep a case with what is said of it; returns its line in the index."""
+    label = np.asarray(probabilities).argmax(0)
     kind = np.uint8 if cohort.plan.classes <= 256 else np.uint16
     cohort.store.save_array(np.asarray(cohort.image(case_id)), "library", f"{case_id}-image.npy")
     cohort.store.save_array(label.astype(kind), "library", f"{case_id}-label.npy")
@@ -62,7 +83,7 @@ class Library:
     def __init__(
         self, store: Store, plan: Plan, config: TrainingConfig, device: torch.device, without: Collection[str] = ()
     ) -> None:
-        kept = store.json(*_INDEX) if config.neighbour_share > 0 and store.has(*_INDEX) else []
+        kept = store.json(*INDEX) if config.neighbour_share > 0 and store.has(*INDEX) else []
         rows = [row for row in kept if row["id"] not in without]
         self._store, self._plan, self._config = store, plan, config
         self._misfits = {row["id"]: row["misfit"] for row in rows if row.get("misfit") is not None}
@@ -96,6 +117,12 @@ class Library:
             return Volume(label.array == value, label.geometry)
 
         return carried(links, said_by, lambda one: self._kept(one, "known"), image.geometry, self._plan.classes)
+
+    def carry(self, propagator: Propagator, prepared: Any, volume: Volume, grid: Geometry) -> Propagation:
+        """Carry the label to a further scan; where it fits badly, once more through kept cases that it fits well."""
+        first = propagator.propagate(prepared, volume, grid)
+        through = self.detours(first)
+        return propagator.propagate(prepared, volume, grid, through) if through else first
 
     def detours(self, propagated: Propagation) -> list[Helper]:
         """Cases through which a further scan is carried again: the kept ones that fit best, where it fits worse than

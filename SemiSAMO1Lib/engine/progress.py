@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 from .cohort import Cohort
 from .config import TrainingConfig
 from .observer import Observer
+from .propagation.registry import REGISTERING
 from .refinement.check import ASKED
 
 #: Usual cost on two CPU cores, seconds per million voxels: registering, linking two cases, letting a case's neighbours
@@ -26,10 +27,19 @@ RESULTS_COST = 0.2
 DETOURS_SHARE = 0.5
 
 
-class Progress:
-    """Turns "stage s, n of m" into one fraction of the whole run."""
+class Steps(Protocol):
+    """Who is told how far a stage is."""
 
-    def __init__(self, observer: Observer, cohort: Cohort, config: TrainingConfig) -> None:
+    @property
+    def observer(self) -> Observer: ...
+
+    def step(self, stage: str, done: int, of: int) -> None: ...
+
+
+class Progress:
+    """Turns "stage s, n of m" into one fraction of the whole run; `done` of it was done before these stages."""
+
+    def __init__(self, observer: Observer, cohort: Cohort, config: TrainingConfig, done: float = 0.0) -> None:
         self.observer = observer
         plan = cohort.plan
         count = len(cohort.cases)
@@ -38,7 +48,7 @@ class Progress:
         training_ml = cases_ml / math.prod(plan.spacing)
         predicted = training_ml * config.test_time_passes
         costs = {"propagation": REGISTRATION_COST * cases_ml / plan.registration_spacing**3 + 0.1 * count}
-        registers = config.generalist in ("registration", "fused")
+        registers = config.generalist in REGISTERING
         costs["detours"] = DETOURS_SHARE * costs["propagation"] if registers else 0.0
         links = LINK_COST * min(config.neighbours, count - 1) if config.neighbour_share > 0 else 0.0
         costs["links"] = links * training_ml + 0.01 * count
@@ -56,9 +66,10 @@ class Progress:
             costs[f"signals {number}"], costs[f"results {number}"] = signals, results
             if number < config.rounds:
                 costs[f"refinement {number}"] = REFINEMENT_COST * training_ml + 0.02 * count
-        total = sum(costs.values())
+        total = sum(costs.values()) / (1 - done)
         self._share = {stage: cost / total for stage, cost in costs.items()}
-        self._before = dict(zip(costs, _running_sum(list(self._share.values())), strict=True))
+        before = _running_sum(list(self._share.values()))
+        self._before = {stage: done + one for stage, one in zip(costs, before, strict=True)}
 
     def step(self, stage: str, done: int, of: int) -> None:
         """Say that `done` of `of` parts of a stage are finished."""

@@ -1,5 +1,6 @@
 """The whole method, top to bottom: one labelled volume in, a segmented cohort out (method, section 1).
 
+    cut          where scans show much more than what is labelled: what lies around it
     plan         spacing, patch, network: computed from the pool's images and the template's label
     propagate    carry the template's label to every case
     link         register every case with those that look most like it
@@ -53,6 +54,7 @@ from .refinement import refine_cohort, write_pseudo_label
 from .refinement.fusion import running_mean
 from .sampling import PatchSource, require_shares
 from .specialists import make_specialist, require_specialist
+from .surroundings import SHARE, find_surroundings
 from .training import make_fabric, train_round
 
 #: Weights below `weights` of an earlier run that the first round (without `warm_start`: every one) begins with;
@@ -109,14 +111,25 @@ def run(
     if config.rounds:  # unknown names and absent checkpoints are refused before anything is written
         learner_named(config.learner).check(config, fabric.device, observer)
         require_specialist(config.specialist)
-    plan = plan_of(cases, labelled, classes, config, store, fabric)
+    parts = find_surroundings(cases, labelled, classes, config, store, fabric, observer)
+    scans = {case.id: case.geometry for case in cases}
+    whole, cases = labelled, [parts.case(case) for case in cases]
+    labelled = [parts.labelled(case) for case in labelled]
+    plan = plan_of(cases, labelled, classes, config, store, fabric, whole[0])
     if plan.precision != "32-true":
         fabric = make_fabric(config.device, plan.precision, together)
     if config.rounds:
         require_shares(plan, ranks.count)
         make_specialist(config.specialist, plan, learner_named(config.learner).with_distance)
     cohort = Cohort(cases, labelled, plan, store)
-    progress = Progress(observer, cohort, config)
+    progress = Progress(observer, cohort, config, SHARE if parts.boxes else 0.0)
+
+    def on_whole_scans(number: int) -> Iterator[CaseResult]:
+        for found in results(cohort, number, config, progress):
+            if number == config.rounds and parts.cuts_off(found, scans[found.case_id]):
+                text = f"{found.case_id}: the labels reach the edge of the part of the scan that was looked at"
+                observer.event("warning", text=text)
+            yield parts.in_whole(found, scans[found.case_id])
 
     propagate(cohort, config, fabric, progress, features)
     link(cohort, config, fabric, progress)
@@ -124,7 +137,7 @@ def run(
     first_pseudo_labels(cohort, config, ranks, progress)
     look_at_answers(cohort, 0, config, ranks, progress)
     if completed < 0 and ranks.first:
-        yield from results(cohort, 0, config, progress)
+        yield from on_whole_scans(0)
 
     for number in range(1, config.rounds + 1):
         trained = train(cohort, number, config, fabric, progress, judge)
@@ -132,12 +145,12 @@ def run(
         answer(cohort, number, config, fabric, progress)
         look_at_answers(cohort, number, config, ranks, progress)
         if number > completed and ranks.first:
-            yield from results(cohort, number, config, progress)
+            yield from on_whole_scans(number)
         if number < config.rounds:
             refine(cohort, number, config, ranks, progress)
     keep_library(cohort, config.rounds, config, observer, ranks)
     if config.rounds:
-        look_again(cohort, config, fabric, observer, features)
+        look_again(cohort, whole, config, fabric, observer, features)
     progress.finish()
 
 
@@ -148,10 +161,15 @@ def plan_of(
     config: TrainingConfig,
     store: Store,
     fabric: Fabric,
+    template: LabelledCase | None = None,
 ) -> Plan:
-    """The plan in plan.json; computed and written down first."""
+    """The plan in plan.json; computed and written down first.
+
+    Grids are those of what is used of the scans. What grey values mean the template says as it is (None: the first
+    labelled case is all of it): the air around a body, by which CT is known, may have been cut away.
+    """
+    template = template or labelled[0]
     geometries = [case.geometry for case in cases] + [case.image.geometry for case in labelled]
-    template = labelled[0]
 
     def compute() -> object:
         spacing = working_spacing(geometries, config.registration.largest_grid)
@@ -297,18 +315,23 @@ def refine(cohort: Cohort, number: int, config: TrainingConfig, ranks: Ranks, pr
 
 
 def look_again(
-    cohort: Cohort, config: TrainingConfig, fabric: Fabric, observer: Observer, features: Path | None
+    cohort: Cohort,
+    labelled: Sequence[LabelledCase],
+    config: TrainingConfig,
+    fabric: Fabric,
+    observer: Observer,
+    features: Path | None,
 ) -> None:
-    """Predict the labelled cases besides the template, to say what was learned: Dice with their labels.
+    """Predict the labelled cases (as they are) besides the template, to say what was learned: Dice with their labels.
 
     They are predicted as the others are, with what is carried over from the template, but not from themselves.
-    `labelled.json` in the store: case -> Dice of the classes 1 .. C - 1, on the training grid; None for a class that
-    the label says nothing about.
+    `labelled.json` in the store: case -> Dice of the classes 1 .. C - 1; None for a class that the label says nothing
+    about.
     """
     ranks, store, classes = Ranks(fabric), cohort.store, cohort.plan.classes
     here = config.model_copy(update={"device": str(fabric.device)})  # each process has a device of its own
-    run = FinishedRun(cohort.labelled[:1], classes, here, store, Silent(), features)
-    for _, case in ranks.share(cohort.labelled[1:], observer):
+    run = FinishedRun(labelled[:1], classes, here, store, Silent(), features)
+    for _, case in ranks.share(labelled[1:], observer):
         if not store.has("looked-at", f"{case.id}.json"):
             answer, label = run.segment(case.image).prediction.array, case.label.array
             found = [
@@ -317,7 +340,7 @@ def look_again(
             store.save_json(found, "looked-at", f"{case.id}.json")
 
     def joined() -> dict[str, list[float | None]]:
-        return {case.id: store.json("looked-at", f"{case.id}.json") for case in cohort.labelled[1:]}
+        return {case.id: store.json("looked-at", f"{case.id}.json") for case in labelled[1:]}
 
     ranks.once(lambda: store.once(joined, "labelled.json"))
 

@@ -89,7 +89,8 @@ def _going_on_if_possible(project: Project) -> dict[str, Any]:
 
 
 def _start_of(project: Project, training: str | None) -> dict[str, Path]:
-    """Files of an earlier training that a new one goes on from: its plan, configuration and last weights."""
+    """Files of an earlier training that a new one goes on from: its plan, configuration and last weights, and what it
+    cut out of its scans, if it did."""
     if training is None:
         return {}
     work = JobFolder(project.jobs / training).work
@@ -97,7 +98,8 @@ def _start_of(project: Project, training: str | None) -> dict[str, Path]:
     found = {"plan.json": work / "plan.json", "config.json": work / "config.json"}
     if not rounds or not all(path.is_file() for path in found.values()):
         raise ProjectError(f"training {training} has no weights to go on from. Finish it, or train from scratch.")
-    return {**found, "weights.pt": rounds[-1]}
+    parts = work / "surroundings.json"
+    return {**found, "weights.pt": rounds[-1], **({parts.name: parts} if parts.exists() else {})}
 
 
 def _labelled_row(project: Project, job: JobFolder, case: Case) -> dict[str, Any]:

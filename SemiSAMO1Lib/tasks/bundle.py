@@ -6,6 +6,7 @@ import tempfile
 import time
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..engine.config import TrainingConfig
 from ..engine.data.store import Store
 from ..engine.learners import learner_named
 from ..engine.planning import Plan
+from ..engine.surroundings import Surroundings
 from ..engine.training import load_weights, make_fabric
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project, ProjectError
@@ -32,6 +34,7 @@ CODE = (
     "files.py",
     "image_io.py",
     "volume.py",
+    "engine/data/boxes.py",
     "engine/data/grids.py",
     "engine/data/intensities.py",
     "engine/inference/portable.py",
@@ -116,7 +119,7 @@ def write_bundle(project: Project, path: Path) -> dict[str, Any]:
     network, card = _traced(networks, plan), _metadata(job, config, plan, table, len(networks))
     with files.atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as bundle:
         root = path.stem
-        for name, text in _texts(card, config, plan, table).items():
+        for name, text in _texts(card, config, plan, table, Surroundings.of(store).looked_at or None).items():
             _put(bundle, f"{root}/{name}", text)
         for name in CODE:
             bundle.write(_LIBRARY / name, f"{root}/scripts/SemiSAMO1Lib/{name}")
@@ -213,7 +216,9 @@ def _metadata(
     }
 
 
-def _texts(card: dict[str, Any], config: TrainingConfig, plan: Plan, table: LabelTable) -> dict[str, str]:
+def _texts(
+    card: dict[str, Any], config: TrainingConfig, plan: Plan, table: LabelTable, extent: Sequence[float] | None
+) -> dict[str, str]:
     values = list(ClassMap.of(table).values)
     described = plan.model_dump(mode="json", include={"spacing", "patch", "classes", "intensity"})
     inference = {
@@ -234,20 +239,30 @@ def _texts(card: dict[str, Any], config: TrainingConfig, plan: Plan, table: Labe
         ],
     }
     passes = {"test_time_passes": config.test_time_passes, "seed": config.seed, "label_values": values}
+    where = {"surroundings_mm": extent}
     return {
         "configs/metadata.json": files.as_json(card),
         "configs/inference.json": files.as_json(inference),
-        "plan.json": files.as_json({**described, **passes}),
+        "plan.json": files.as_json({**described, **passes, **where}),
         "labels.json": files.as_json(table.to_json()),
         "segment.py": _RUN,
-        "docs/README.md": _card(card, table),
+        "docs/README.md": _card(card, table, extent),
         "LICENSE": (_LIBRARY.parent / "LICENSE").read_text(encoding="utf-8")
         if (_LIBRARY.parent / "LICENSE").is_file()
         else "",
     }
 
 
-def _card(card: dict[str, Any], table: LabelTable) -> str:
+def _card(card: dict[str, Any], table: LabelTable, extent: Sequence[float] | None) -> str:
+    where = ""
+    if extent is not None:
+        z, y, x = (round(mm) for mm in extent)
+        where = f"""
+It learned from what lies around the labels alone ({x} × {y} × {z} mm). In a scan that shows more it is asked twice:
+where it sees most of what it knows, and what it sees there; the first takes time in a large scan, and is unsure where
+the scan shows what it has never seen. Elsewhere all is background. Cut out around the structures, a scan is segmented
+as the network learned to.
+"""
     labels = "\n".join(f"- {label.value}: {label.name}" for label in table)
     trained = card["trained_on"]
     return f"""# {card["name"]}
@@ -264,6 +279,6 @@ Segment a scan: `python segment.py SCAN OUTPUT`. It needs Python 3.11, torch, MO
 This is the network alone. Inside its project a prediction is joined with what registration carries over from the
 labelled scans and from cases that look like it, which are not in this file; there it is usually better. No scan and no
 patient's data are in this file.
-
+{where}
 {card["intended_use"]}
 """

@@ -89,6 +89,7 @@ class Protocol:
             "patch": self.patch[::-1],
             "training_voxels": _NO_LIMIT,
             "normalise": False,
+            "surroundings": False,
             "warm_start": False,
             "labels_first": False,
             "match_volumes": False,

@@ -15,6 +15,7 @@ from ..engine.config import BEFORE, TrainingConfig, make_config
 from ..engine.data.store import Store
 from ..engine.observer import stop_if_asked
 from ..engine.propagation.registration import FINEST_BELOW
+from ..engine.surroundings import FILE, margin_of
 from ..image_io import write_volume
 from ..job.folder import JobFolder, usable_cores
 from ..project import Project
@@ -62,7 +63,7 @@ def train(job: JobFolder, reporter: Reporter) -> None:
         files.write_json(job.work / "config.json", config.model_dump(mode="json"))
         inputs = _settle_skipped(job, inputs, reporter)
         _require_disk(job, inputs, config)
-        _begin_with(job, config, inputs.class_map.classes, ranks.count, reporter)
+        _begin_with(job, inputs, config, ranks.count, reporter)
     ranks.wait()
     if not ranks.first:
         inputs = _settle_skipped(job, inputs, reporter)
@@ -125,7 +126,7 @@ def completed_round(job: JobFolder) -> int:
     return int(files.read_json(job.index)["round"]) if job.index.exists() else -1
 
 
-def _begin_with(job: JobFolder, config: TrainingConfig, classes: int, processes: int, reporter: Reporter) -> None:
+def _begin_with(job: JobFolder, inputs: Inputs, config: TrainingConfig, processes: int, reporter: Reporter) -> None:
     """Take over plan and weights of the earlier training that this one goes on from.
 
     Raises:
@@ -134,10 +135,13 @@ def _begin_with(job: JobFolder, config: TrainingConfig, classes: int, processes:
     start = job.inputs / "start"
     if not start.is_dir() or (job.work / "plan.json").exists():
         return
-    earlier = TrainingConfig.model_validate(files.read_json(start / "config.json"))
+    earlier = TrainingConfig.model_validate({**BEFORE, **files.read_json(start / "config.json")})
     plan = files.read_json(start / "plan.json")
     pairs = {name: (getattr(earlier, name), getattr(config, name)) for name in _SHAPE}
-    pairs["number of labels"] = (plan["classes"] - 1, classes - 1)
+    pairs["number of labels"] = (plan["classes"] - 1, inputs.class_map.classes - 1)
+    cut = start.joinpath(*FILE).exists(), margin_of(inputs.labelled, config) is not None
+    was_seen, is_seen = ("the labels' surroundings alone" if one else "whole scans" for one in cut)
+    pairs["what is seen"] = (was_seen, is_seen)
     differences = [f"{name} {was}, now {now}" for name, (was, now) in pairs.items() if was != now]
     if differences and job.spec()["parameters"].get("if_possible"):
         reporter.event("note", text=f"from scratch, not from the earlier training: {'; '.join(differences)}")

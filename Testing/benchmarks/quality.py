@@ -33,6 +33,7 @@ from SemiSAMO1Lib.engine.evaluation.signals import cohort_signals
 from SemiSAMO1Lib.engine.observer import Silent
 from SemiSAMO1Lib.engine.planning import Plan
 from SemiSAMO1Lib.engine.ranks import Ranks
+from SemiSAMO1Lib.engine.surroundings import Surroundings
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind, start
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
@@ -145,7 +146,9 @@ def rows_of(run: Run, folder: Path) -> list[dict[str, Any]]:
     job = JobFolder(folder / run.name / "project" / "jobs" / "0002-train")
     inputs, config, store = read_inputs(job), config_of(job), Store(job.work)
     plan = Plan.model_validate(store.json("plan.json"))
-    cohort = Cohort(inputs.cases, inputs.labelled, plan, store)
+    parts = Surroundings.of(store)
+    cases, labelled = [parts.case(one) for one in inputs.cases], [parts.labelled(one) for one in inputs.labelled]
+    cohort = Cohort(cases, labelled, plan, store)
     number = config.rounds
     signals = cohort_signals(cohort, number, config, Silent(), Ranks())
     found, references = chosen(run, folder)

@@ -51,6 +51,16 @@ def test_every_process_has_the_same_average(steps: dict[int, Any], learner: str)
     assert steps[3][learner]["averages_apart"] == 0, "the running averages of the processes have gone apart"
 
 
+def test_the_same_is_cut_out_of_whole_scans_and_found_there(tmp_path: Path) -> None:
+    script, found = str(ROOT / "Testing" / "engine" / "parts_together.py"), []
+    for count in (1, 2):
+        run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if count > 1 else []
+        ended = done([sys.executable, *run, script, str(tmp_path / str(count))])
+        assert ended.returncode == 0, ended.stderr[-4000:]
+        found.append(json.loads(ended.stdout.strip().splitlines()[-1]))
+    assert len(found[0]["parts"]["boxes"]) == 4 and found[0] == found[1]
+
+
 # ---------------------------------------------------------------------- who does what
 
 #: What is made of each case, by the process whose share the case is.

@@ -109,6 +109,13 @@ class TestGoingOn:
         seen = run_to_end(job)
         assert seen.state == "failed" and "filters 4, now 8" in seen.message and "from scratch" in seen.message
 
+    def test_a_network_that_saw_other_parts_of_scans_is_refused(self, first: Project, second: JobFolder) -> None:
+        job = make_training(first, rounds=1, continue_from=second.id)
+        files.write_json(job.inputs / "start" / "surroundings.json", {})
+        seen = run_to_end(job)
+        said = "what is seen the labels' surroundings alone, now whole scans"
+        assert seen.state == "failed" and said in seen.message, seen.message
+
     def test_the_last_one_is_gone_on_from_where_it_fits(self, first: Project, second: JobFolder) -> None:
         current = first.refresh().current_training
         job = make_training(first, rounds=1, continue_from=LAST)

@@ -7,21 +7,25 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from shell_runner import shell
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.engine.cohort import Cohort
+from SemiSAMO1Lib.engine.data.boxes import box_around
+from SemiSAMO1Lib.engine.data.grids import canonical
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.inference.ensemble import predicted_by_all
 from SemiSAMO1Lib.engine.inference.uncertainty import to_case_grid
 from SemiSAMO1Lib.engine.observer import Silent
 from SemiSAMO1Lib.engine.planning import Plan
 from SemiSAMO1Lib.engine.training import make_fabric
-from SemiSAMO1Lib.image_io import read_volume
+from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
 from SemiSAMO1Lib.project import Project
 from SemiSAMO1Lib.project.label_reader import read_labels
@@ -29,6 +33,7 @@ from SemiSAMO1Lib.tasks.bundle import CODE
 from SemiSAMO1Lib.tasks.inputs import ClassMap
 from SemiSAMO1Lib.tasks.report import current_training
 from SemiSAMO1Lib.tasks.train import config_of
+from SemiSAMO1Lib.volume import Volume
 
 SMALL = PhantomSettings(spacing_mm=(4.5, 4.0, 4.0))
 TINY = {"patch_voxels": 4096, "filters": 4, "device": "cpu", "precision": "32-true", "test_time_passes": 2}
@@ -39,18 +44,42 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A project trained with two rounds, its bundle, and the bundle unpacked."""
     place = tmp_path_factory.mktemp("bundle")
     write_cohort(place / "cohort", 3, settings=SMALL)
+    return trained_in(place, request.param, 30)
+
+
+def trained_in(place: Path, learner: str, iterations: int) -> Path:
+    """Train on the cohort of a folder, and unpack the bundle there."""
     project = place / "project"
     shell("init", project, "--images", place / "cohort" / "images")
     labels = place / "cohort" / "labels" / "phantom_000.nrrd"
     shell("template", project, "--case", "phantom_000", "--labels", labels)
     files.write_json(place / "tiny.json", TINY)
-    options = ("--config", place / "tiny.json", "--rounds", 2, "--iterations", 30, "--learner", request.param)
+    options = ("--config", place / "tiny.json", "--rounds", 2, "--iterations", iterations, "--learner", learner)
     trained = shell("train", project, *options)
     assert trained.code == 0, trained.text
     done = shell("bundle", project, "--output", place / "model.zip")
     assert done.code == 0, done.text
     zipfile.ZipFile(place / "model.zip").extractall(place)
     return place
+
+
+@pytest.fixture(scope="module")
+def in_whole_scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of scans that show far more than what is labelled."""
+    place = tmp_path_factory.mktemp("whole")
+    write_cohort(place / "small", 4, settings=SMALL)
+    for number, path in enumerate(sorted((place / "small" / "images").iterdir())):
+        generator = np.random.default_rng(number)
+        image, label = (read_volume(place / "small" / kind / path.name) for kind in ("images", "labels"))
+        geometry = replace(image.geometry, shape=tuple(2 * n for n in image.geometry.shape))
+        at = tuple(slice(a, a + n) for n in image.array.shape for a in [int(generator.integers(2, n - 2))])
+        noise = ndimage.gaussian_filter(generator.normal(size=geometry.shape), 2)
+        around = image.array.mean() + image.array.std() * noise / noise.std()
+        for kind, volume, outside in (("images", image, around), ("labels", label, np.zeros(geometry.shape))):
+            array = outside.astype(volume.array.dtype)
+            array[at] = volume.array
+            write_volume(place / "cohort" / kind / path.name, Volume(array, geometry))
+    return trained_in(place, "mean_teacher", 2)
 
 
 def alone(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -100,6 +129,42 @@ def test_it_gives_the_same_segmentation_in_a_fresh_python(folder: Path) -> None:
     assert np.mean(here != there.array) < 1e-3, f"{np.mean(here != there.array):.4%} of the voxels differ"
     assert there.geometry.same_grid(read_volume(scan).geometry)
     assert read_volume(folder / "doubt.nrrd").array.max() <= 100
+
+
+def test_in_a_whole_scan_it_looks_at_a_part_as_large_as_it_learned_from(in_whole_scans: Path) -> None:
+    scan = in_whole_scans / "cohort" / "images" / "phantom_002.nrrd"
+    done = alone(
+        in_whole_scans, "segment.py", scan, in_whole_scans / "out.nrrd", "--uncertainty", in_whole_scans / "d.nrrd"
+    )
+    assert done.returncode == 0, done.stderr
+    doubt, extent = read_volume(in_whole_scans / "d.nrrd"), files.read_json(in_whole_scans / "model" / "plan.json")
+    assert doubt.geometry.same_grid(read_volume(scan).geometry)
+    box = box_around(doubt.array)  # a network that has learned next to nothing doubts wherever it looks
+    assert box is not None
+    apart = np.abs(np.array(canonical(box.grid(doubt.geometry)).extent) - extent["surroundings_mm"])
+    assert apart.max() <= 2 * max(doubt.geometry.spacing), f"the part is {apart} mm larger or smaller"
+
+
+def test_a_further_whole_scan_is_segmented_by_what_a_finished_training_keeps(in_whole_scans: Path) -> None:
+    scan = in_whole_scans / "cohort" / "images" / "phantom_003.nrrd"
+    output = in_whole_scans / "further.nrrd"
+    done = shell("predict", in_whole_scans / "project", "--input", scan, "--output", output)
+    assert done.code == 0, done.text
+    found, wanted = (read_volume(one) for one in (output, in_whole_scans / "cohort" / "labels" / scan.name))
+    assert found.geometry.same_grid(wanted.geometry)
+    overlap = 2 * np.count_nonzero((found.array > 0) & (wanted.array > 0))
+    overlap /= np.count_nonzero(found.array) + np.count_nonzero(wanted.array)
+    assert overlap > 0.6, f"a Dice of {overlap:.3f} of all labels together: it looked elsewhere"
+
+
+def test_of_what_was_found_out_about_whole_scans_only_what_finds_it_in_further_ones_is_kept(
+    in_whole_scans: Path,
+) -> None:
+    work = current_training(Project(in_whole_scans / "project")).work
+    kept = {path.name for path in (work / "whole").iterdir()}
+    assert kept == {"plan.json", "detours.json", "library", "library.json", "template-signature.npy", "transforms"}
+    helpers = {f"{row['id']}.pt" for row in files.read_json(work / "whole" / "library.json")}
+    assert {path.name for path in (work / "whole" / "transforms").iterdir()} == helpers
 
 
 def test_it_writes_what_slicer_opens_as_segments(folder: Path) -> None:

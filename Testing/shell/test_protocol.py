@@ -200,6 +200,11 @@ def test_published_settings(name: str, value: object) -> None:
     assert getattr(Protocol(Path("root")).config(), name) == value
 
 
+def test_of_what_came_later_nothing_is_on() -> None:
+    config = Protocol(Path("root")).config()
+    assert {key: getattr(config, key) for key in BEFORE} == BEFORE
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -74,10 +74,11 @@ def predict_probabilities(
     seed: int,
     padding: Literal["replicate", "constant"] = "replicate",
     agreement: Agreement | None = None,
+    overlap: float = 0.5,
 ) -> NDArray[np.float16]:
     """Mean class probabilities of several passes of one scan.
 
-    Windows of the plan's patch overlap by half and are blended with Gaussian weights. The first pass sees the scan as
+    Windows of the plan's patch overlap and are blended with Gaussian weights. The first pass sees the scan as
     it is; each further pass sees it with noise and another brightness and contrast.
 
     Args:
@@ -89,6 +90,7 @@ def predict_probabilities(
         seed: of the passes' changes.
         padding: how scans smaller than a window go on: as in training here, or with zeros as in the published training.
         agreement: learns how far the passes agree.
+        overlap: of neighbouring windows, as a share of their sides.
 
     Returns:
         (C, z, y, x) float16; a block of slices at a time is computed in float32.
@@ -102,7 +104,7 @@ def predict_probabilities(
         block = torch.from_numpy(np.ascontiguousarray(image[low:high], np.float32))[None, None].to(fabric.device)
         stop = min(start + depth, image.shape[0])
         inner = slice(start - low, stop - low)
-        first, others = _passes(model, block, plan, fabric, passes, seed, padding)
+        first, others = _passes(model, block, plan, fabric, passes, seed, padding, overlap)
         first, others = first[:, inner], None if others is None else others[:, inner]
         if agreement is not None:
             agreement.add(first, others)
@@ -118,7 +120,14 @@ def block_depth(shape: tuple[int, ...], classes: int, window: int) -> int:
 
 
 def _passes(
-    model: nn.Module, block: Tensor, plan: Windows, fabric: Runner, passes: int, seed: int, padding: str
+    model: nn.Module,
+    block: Tensor,
+    plan: Windows,
+    fabric: Runner,
+    passes: int,
+    seed: int,
+    padding: str,
+    overlap: float,
 ) -> tuple[Tensor, Tensor | None]:
     """Probabilities (C, z, y, x) of the block as it is, and the mean of those of its changed versions, if any."""
 
@@ -129,7 +138,7 @@ def _passes(
 
     def one_pass(seen: Tensor) -> Tensor:
         found: Any = sliding_window_inference(
-            seen, plan.patch, 2, probabilities, overlap=0.5, mode="gaussian", padding_mode=padding
+            seen, plan.patch, 2, probabilities, overlap=overlap, mode="gaussian", padding_mode=padding
         )
         return found[0]
 

@@ -82,6 +82,9 @@ PROPAGATORS: dict[str, Callable[[Request], Propagator]] = {
     "fused": fused,
 }
 
+#: Those that register cases.
+REGISTERING = frozenset(("registration", "fused"))
+
 
 def require_generalists(config: TrainingConfig) -> None:
     """Raise before any work when a generalist is unknown or its checkpoint is not there (ValueError)."""
