@@ -263,7 +263,7 @@ class _Looking:
     """Progress while the label is looked for."""
 
     #: The name of each stage here, where it begins, and its length, as shares of the search.
-    STAGES: ClassVar = {"propagation": ("surroundings", 0.0, 0.7), "detours": ("surroundings, again", 0.7, 0.3)}
+    STAGES: ClassVar = {"propagation": ("finding the label", 0.0, 0.7), "detours": ("finding it again", 0.7, 0.3)}
 
     def __init__(self, observer: Observer) -> None:
         self.observer = observer

@@ -27,7 +27,7 @@ from SemiSAMO1Lib.phantoms import write_cohort
 
 #: Parts of a training, and the stages that each is made of.
 PARTS = {
-    "propagation": ("surroundings", "propagation", "detours"),
+    "propagation": ("finding the label", "finding it again", "propagation", "detours"),
     "links": ("links",),
     "training": ("training 1", "volumes 1"),
     "prediction and answers": ("answer 0", "prediction 1", "votes 1", "answer 1"),
