@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,18 @@ class FinishedRun:
         self._libraries: dict[str, Library] = {}
 
     def segment(self, volume: Volume) -> CaseResult:
-        """Segment a scan."""
+        """Segment a scan. Its scores have a `warning` where the part of it that was looked at may be the wrong one."""
         fabric = make_fabric(self.config.device, self.plan.precision)
         if self._finder is None:
             return self._segment(volume, fabric)
         box, found = self._finder.box(volume, fabric.device)
+        part = self._segment(box.of(volume), fabric)
+        result, warning = in_whole(part, box, volume.geometry, found), ""
         if not found:
-            self.observer.event("warning", text="the template's label was not found in this scan")
-        return in_whole(self._segment(box.of(volume), fabric), box, volume.geometry, found)
+            warning = "the template's label was not found in this scan; its middle was looked at"
+        elif box.cuts_off(part.prediction.array, volume.geometry):
+            warning = "the labels reach the edge of the part of the scan that was looked at"
+        return replace(result, scores={**result.scores, "warning": warning}) if warning else result
 
     def _segment(self, volume: Volume, fabric: Fabric) -> CaseResult:
         config = self.config

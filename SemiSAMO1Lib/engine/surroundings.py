@@ -9,6 +9,7 @@ A further scan is cut like the others (`Finder`).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -130,11 +131,16 @@ def margin_of(labelled: Sequence[LabelledCase], config: TrainingConfig) -> float
     box, whole = box_around(template.label.array), template.image.geometry
     if not config.surroundings or config.generalist not in REGISTERING or box is None or template.unknown:
         return None
-    shown = np.unique(template.label.array)
-    if not all(np.isin(np.unique(one.label.array), shown).all() for one in labelled[1:]):
+    if not template_shows_all(labelled):
         return None
     margin = max(LEAST_MARGIN, MARGIN * size_of(box, whole))
     return margin if grown(box, whole, margin).voxels < SMALL * whole.voxels else None
+
+
+def template_shows_all(labelled: Sequence[LabelledCase]) -> bool:
+    """Whether the template's label shows every class that another labelled scan does."""
+    shown = np.unique(labelled[0].label.array)
+    return all(np.isin(np.unique(one.label.array), shown).all() for one in labelled[1:])
 
 
 def in_whole(result: CaseResult, box: Box, whole: Geometry, found: bool) -> CaseResult:
@@ -337,4 +343,5 @@ def _tidy(below: Store) -> None:
     helpers = {row["id"] for row in below.json(*INDEX)}
     for path in below.path("transforms").glob("*.pt"):
         if path.stem not in helpers:
-            path.unlink()
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -246,22 +246,23 @@ def _texts(
         "plan.json": files.as_json({**described, **passes, **where}),
         "labels.json": files.as_json(table.to_json()),
         "segment.py": _RUN,
-        "docs/README.md": _card(card, table, extent),
+        "docs/README.md": _card(card, table, plan, extent),
         "LICENSE": (_LIBRARY.parent / "LICENSE").read_text(encoding="utf-8")
         if (_LIBRARY.parent / "LICENSE").is_file()
         else "",
     }
 
 
-def _card(card: dict[str, Any], table: LabelTable, extent: Sequence[float] | None) -> str:
+def _card(card: dict[str, Any], table: LabelTable, plan: Plan, extent: Sequence[float] | None) -> str:
     where = ""
     if extent is not None:
         z, y, x = (round(mm) for mm in extent)
+        spacing = " × ".join(f"{mm:.2g}" for mm in reversed(plan.spacing))
         where = f"""
 It learned from what lies around the labels alone ({x} × {y} × {z} mm). In a scan that shows more it is asked twice:
-where it sees most of what it knows, and what it sees there; the first takes time in a large scan, and is unsure where
-the scan shows what it has never seen. Elsewhere all is background. Cut out around the structures, a scan is segmented
-as the network learned to.
+where it sees most of what it knows, and what it sees there. The first takes time and memory in a large scan (some 40
+bytes a voxel of {spacing} mm), and is unsure where the scan shows what it has never seen. Elsewhere all is background.
+Cut out around the structures, a scan is segmented as the network learned to.
 """
     labels = "\n".join(f"- {label.value}: {label.name}" for label in table)
     trained = card["trained_on"]

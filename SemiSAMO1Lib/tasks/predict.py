@@ -74,7 +74,10 @@ def _require_writable(project: Project, scan: Path, path: Path) -> None:
 
 
 def doubt_of(job: JobFolder, scores: dict[str, Any]) -> str:
-    """A warning where a prediction is far less certain than those of the project's own scans, else nothing."""
+    """A warning where a prediction is far less certain than those of the project's own scans, or where the labels may
+    lie elsewhere than was looked; else nothing."""
+    if warning := scores.get("warning"):
+        return str(warning)
     own = [row["scores"]["label_uncertainty"] for row in files.read_json(job.index)["cases"]]
     known = [value for value in own if value is not None]
     mine = scores["label_uncertainty"]

@@ -15,7 +15,7 @@ from ..engine.config import BEFORE, TrainingConfig, make_config
 from ..engine.data.store import Store
 from ..engine.observer import stop_if_asked
 from ..engine.propagation.registration import FINEST_BELOW
-from ..engine.surroundings import FILE, margin_of
+from ..engine.surroundings import FILE, margin_of, template_shows_all
 from ..image_io import write_volume
 from ..job.folder import JobFolder, usable_cores
 from ..project import Project
@@ -141,6 +141,8 @@ def _begin_with(job: JobFolder, inputs: Inputs, config: TrainingConfig, processe
     pairs["number of labels"] = (plan["classes"] - 1, inputs.class_map.classes - 1)
     cut = start.joinpath(*FILE).exists(), margin_of(inputs.labelled, config) is not None
     was_seen, is_seen = ("the labels' surroundings alone" if one else "whole scans" for one in cut)
+    if not template_shows_all(inputs.labelled):
+        is_seen += " (another labelled scan shows what the template does not)"
     pairs["what is seen"] = (was_seen, is_seen)
     differences = [f"{name} {was}, now {now}" for name, (was, now) in pairs.items() if was != now]
     if differences and job.spec()["parameters"].get("if_possible"):

@@ -67,3 +67,9 @@ def test_elsewhere_it_sees_nothing(model):
     labels, uncertainty = portable.segment(Volume(2 * both, GRID))
     assert np.array_equal(labels.array, 5 * (both if extent is None else one))
     assert labels.geometry == uncertainty.geometry == GRID
+
+
+def test_where_it_sees_nothing_at_all_it_does_not_say_that_it_is_sure(model):
+    portable, extent = model
+    labels, uncertainty = portable.segment(Volume(seen_at(), GRID))
+    assert not labels.array.any() and uncertainty.array[-1, -1, -1] == (0 if extent is None else 100)

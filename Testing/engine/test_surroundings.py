@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 from engine_helpers import Recorder, dice, tiny_config
-from near_helpers import GRID, ball, moved, planted, template_scan
+from near_helpers import CPU, GRID, ball, moved, planted, template_scan
 
+from SemiSAMO1Lib.engine import surroundings
 from SemiSAMO1Lib.engine.cases import CaseResult, EngineCase, LabelledCase
 from SemiSAMO1Lib.engine.config import BEFORE
 from SemiSAMO1Lib.engine.data.boxes import Box, box_around, grown, on_grid
@@ -22,6 +23,7 @@ from SemiSAMO1Lib.engine.surroundings import (
     LEAST_MARGIN,
     MARGIN,
     NOT_FOUND,
+    Finder,
     Surroundings,
     _box_of_case,
     in_whole,
@@ -311,9 +313,40 @@ def test_a_further_scan_is_cut_as_well(finished, template, scans):
     truth = scans["b"][1]
     further = FinishedRun([LabelledCase("t", *template)], 2, CONFIG, finished[0], Silent(), without=["b"])
     found = further.segment(scans["b"][0]).prediction
+    assert further._finder.box(scans["b"][0], CPU) == (Surroundings.of(finished[0]).boxes["b"], True)
     assert found.geometry == truth.geometry
     there = dice(found.array, truth.array, 1)
     assert there > 0.85, f"a Dice of {there:.3f}"
+
+
+def through_the_label(truth):
+    """A box whose faces cut the label."""
+    own = box_around(truth.array)
+    return Box(tuple(a + 2 for a in own.first), tuple(b - 2 for b in own.behind))
+
+
+@pytest.mark.parametrize(("found", "said"), [(False, "was not found"), (True, "reach the edge")])
+def test_of_a_further_scan_it_is_said_that_another_part_may_be_meant(
+    finished, template, scans, monkeypatch, found, said
+):
+    scan, truth = scans["b"]
+    box = through_the_label(truth)
+    monkeypatch.setattr(Finder, "box", lambda *_: (box, found))
+    result = FinishedRun([LabelledCase("t", *template)], 2, CONFIG, finished[0], Silent()).segment(scan)
+    elsewhere = np.ones(GRID.shape, bool)
+    elsewhere[box.slices] = False
+    assert said in result.scores["warning"]
+    assert set(np.unique(result.uncertainty.array[elsewhere])) == {0 if found else 100}
+
+
+def test_of_a_case_it_is_said_as_well(template, scans, tmp_path, monkeypatch):
+    box = through_the_label(scans["a"][1])
+    monkeypatch.setattr(surroundings, "_box_of_case", lambda *_: (box, False))
+    observer = Recorder()
+    _, (result,) = ran({"a": scans["a"]}, template, tmp_path, observer=observer)
+    said = [fields["text"] for kind, fields in observer.events if kind == "warning"]
+    assert [("not found" in one, "reach the edge" in one) for one in said] == [(True, False), (False, True)], said
+    assert result.uncertainty.array[0, 0, 0] == 100, "nobody knows what lies there"
 
 
 def test_a_finished_run_looks_for_nothing_again(finished, template, scans, monkeypatch):

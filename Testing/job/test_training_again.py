@@ -116,6 +116,13 @@ class TestGoingOn:
         said = "what is seen the labels' surroundings alone, now whole scans"
         assert seen.state == "failed" and said in seen.message, seen.message
 
+    def test_what_an_earlier_training_cut_out_is_known_to_the_next(self, first: Project, second: JobFolder) -> None:
+        parts = second.work / "surroundings.json"
+        files.write_json(parts, {"boxes": {}})
+        job = make_training(first, rounds=1, continue_from=second.id)
+        parts.unlink()
+        assert files.read_json(job.inputs / "start" / parts.name) == {"boxes": {}}
+
     def test_the_last_one_is_gone_on_from_where_it_fits(self, first: Project, second: JobFolder) -> None:
         current = first.refresh().current_training
         job = make_training(first, rounds=1, continue_from=LAST)

@@ -76,7 +76,9 @@ class PortableModel:
         del found
         box = on_grid(most_within(seen, grid, self._extent), grid, volume.geometry)
         labels, uncertainty = self._segmented(box.of(volume))
-        return box.placed(labels, volume.geometry), box.placed(uncertainty, volume.geometry)
+        return box.placed(labels, volume.geometry), box.placed(
+            uncertainty, volume.geometry, 0 if labels.array.any() else 100
+        )
 
     def _segmented(self, volume: Volume) -> tuple[Volume, Volume]:
         grid, found = self._predicted(volume, self._passes)
