@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__, files
-from ..engine.cases import CaseResult, EngineCase
+from ..engine.cases import CaseResult, EngineCase, LabelledCase
 from ..engine.config import BEFORE, TrainingConfig, make_config
 from ..engine.data.store import Store
 from ..engine.observer import stop_if_asked
@@ -139,11 +140,7 @@ def _begin_with(job: JobFolder, inputs: Inputs, config: TrainingConfig, processe
     plan = files.read_json(start / "plan.json")
     pairs = {name: (getattr(earlier, name), getattr(config, name)) for name in _SHAPE}
     pairs["number of labels"] = (plan["classes"] - 1, inputs.class_map.classes - 1)
-    cut = start.joinpath(*FILE).exists(), margin_of(inputs.labelled, config) is not None
-    was_seen, is_seen = ("the labels' surroundings alone" if one else "whole scans" for one in cut)
-    if not template_shows_all(inputs.labelled):
-        is_seen += " (another labelled scan shows what the template does not)"
-    pairs["what is seen"] = (was_seen, is_seen)
+    pairs["what is seen"] = what_is_seen(start.joinpath(*FILE).exists(), inputs.labelled, config)
     differences = [f"{name} {was}, now {now}" for name, (was, now) in pairs.items() if was != now]
     if differences and job.spec()["parameters"].get("if_possible"):
         reporter.event("note", text=f"from scratch, not from the earlier training: {'; '.join(differences)}")
@@ -160,6 +157,15 @@ def _begin_with(job: JobFolder, inputs: Inputs, config: TrainingConfig, processe
     with files.atomic_path(job.work / "weights" / EARLIER) as temporary:
         shutil.copyfile(start / "weights.pt", temporary)
     files.write_json(job.work / "plan.json", {**plan, **shared})
+
+
+def what_is_seen(was_cut: bool, labelled: Sequence[LabelledCase], config: TrainingConfig) -> tuple[str, str]:
+    """Which part of scans an earlier training saw, and which one that goes on from it would; alike where they agree."""
+    is_cut = margin_of(labelled, config) is not None
+    was, now = ("the labels' surroundings alone" if one else "whole scans" for one in (was_cut, is_cut))
+    if was_cut and not is_cut and not template_shows_all(labelled):
+        now += " (another labelled scan shows what the template does not)"
+    return was, now
 
 
 def require_shares_of(job: JobFolder, processes: int) -> None:

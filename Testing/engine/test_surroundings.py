@@ -29,6 +29,7 @@ from SemiSAMO1Lib.engine.surroundings import (
     in_whole,
     margin_of,
 )
+from SemiSAMO1Lib.tasks.train import what_is_seen
 from SemiSAMO1Lib.volume import Geometry, StoredVolume, Volume, copy_on_lattice
 
 #: Axes that run elsewhere than the patient's, in another order, turned by 20°.
@@ -221,6 +222,14 @@ def test_a_small_label_has_a_margin():
 )
 def test_scans_are_used_as_they_are(labelled, changes):
     assert margin_of(labelled, CONFIG.model_copy(update=changes)) is None
+
+
+def test_where_another_shows_more_whole_scans_are_seen_as_before():
+    labelled = [labelled_with(30.0), two_labels()]
+    was, now = what_is_seen(False, labelled, CONFIG)
+    assert was == now, "a training on whole scans goes on from one on whole scans"
+    was, now = what_is_seen(True, labelled, CONFIG)
+    assert was != now and "shows what the template does not" in now, now
 
 
 def test_another_labelled_scan_may_show_less():
