@@ -199,8 +199,7 @@ def _found(
 ) -> Surroundings:
     """Boxes around what was carried to scans as a whole, and around the labels of labelled ones."""
     template = labelled[0]
-    box = box_around(template.label.array)
-    assert box is not None, "a template without a label is refused"
+    box = _label_of(template)
     boxes = {template.id: grown(box, template.image.geometry, 2 * margin)}
     extent, not_found = _extent(box, template), []
     for case in whole.cases:
@@ -238,9 +237,7 @@ class Finder:
         observer: Observer,
         without: Collection[str] = (),
     ) -> None:
-        box = box_around(template.label.array)
-        assert box is not None, "a template without a label is refused"
-        self._template, self._extent = template, _extent(box, template)
+        self._template, self._extent = template, _extent(_label_of(template), template)
         self._margin = Surroundings.of(store).margin
         self._config, self._observer = _for_the_search(config), observer
         self._store, self._without = Store(store.path(FOLDER)), without
@@ -292,15 +289,19 @@ def _for_the_search(config: TrainingConfig) -> TrainingConfig:
 def _plan(cases: Sequence[EngineCase], template: LabelledCase, classes: int, config: TrainingConfig) -> Plan:
     """A coarse plan for scans as a whole; of it grid and registration are used."""
     geometries = [*(case.geometry for case in cases), template.image.geometry]
-    box = box_around(template.label.array)
-    assert box is not None, "a template without a label is refused"
     largest = config.registration.largest_grid
     finest = working_spacing(geometries, largest)
-    wanted = size_of(box, template.image.geometry) / ACROSS
+    wanted = size_of(_label_of(template), template.image.geometry) / ACROSS
     spacing = max(finest, min(wanted, working_spacing(geometries, largest // COARSER)))
     voxels = max(round(largest * (finest / spacing) ** 3), 10_000)
     own = make_config("quick", training_voxels=voxels, device=config.device)
     return make_plan(geometries, template.image, template.label.array, classes, own, spacing, "cpu", 1 << 30)
+
+
+def _label_of(template: LabelledCase) -> Box:
+    box = box_around(template.label.array)
+    assert box is not None, "a template without a label is refused"
+    return box
 
 
 def _extent(box: Box, template: LabelledCase) -> NDArray[np.float64]:
