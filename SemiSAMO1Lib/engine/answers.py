@@ -20,6 +20,8 @@ from .edges import by_edges
 from .evaluation.metrics import dice
 from .inference.uncertainty import voxel_entropy
 from .linking import has_links
+from .memory import or_on_cpu
+from .observer import Observer
 from .progress import Progress
 from .propagation.links import Link, carried
 from .ranks import Ranks
@@ -35,6 +37,9 @@ _SMALLEST_PART, _LARGEST_PART = 1 / 3, 8 / 3
 #: A network whose check is behind that of the votes by no more than this has learned: where it departs from them it is
 #: as likely to be right.
 _KEEPS_UP = 0.045
+
+#: Class probabilities (C, z, y, x), and the trust in them (z, y, x).
+_Votes = tuple[NDArray[np.float16], NDArray[np.float16]]
 
 
 @dataclass(frozen=True)
@@ -74,11 +79,12 @@ def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, 
         values = checks_of(cohort, number, "checks", partial(cohort.probabilities, number), observer, ranks)
         judged = _Judged(number, check_of(cohort), values, frozenset(believed(cohort, values)))
         if config.neighbour_gain > 0:
-            _find_how_far_behind(cohort, config, judged, ranks, progress)
+            _find_how_far_behind(cohort, config, judged, fabric, progress)
     for position, case_id in ranks.share(cohort.ids, observer):
         if not cohort.has_answer(number, case_id):
             links = _voting(cohort, case_id, judged) if linked else []
-            cohort.save_answer(number, case_id, _answer(cohort, number, case_id, links, config, judged))
+            votes = _votes(cohort, number, case_id, links, config, fabric, observer) if links else None
+            cohort.save_answer(number, case_id, _answer(cohort, number, case_id, votes, config, judged))
         progress.step(f"answer {number}", position + 1, len(cohort.ids))
 
 
@@ -89,18 +95,17 @@ def _voting(cohort: Cohort, case_id: str, judged: _Judged | None) -> list[Link]:
 
 
 def _answer(
-    cohort: Cohort, number: int, case_id: str, links: list[Link], config: TrainingConfig, judged: _Judged | None
+    cohort: Cohort, number: int, case_id: str, votes: _Votes | None, config: TrainingConfig, judged: _Judged | None
 ) -> NDArray[np.float16]:
     """The weighted mean of a case; how far linked cases agree with it is kept beside (`Cohort.with_neighbours`)."""
     predicted = cohort.probabilities(number, case_id) if number > 0 else None
     propagated, confidence = cohort.probabilities(0, case_id), cohort.confidence(case_id)
     atlases = atlases_of(cohort.labelled, config, cohort.is_registered(case_id))
     image, spacing = cohort.image(case_id), cohort.plan.spacing
-    if not links:
+    if votes is None:
         found = joined(predicted, propagated, confidence, None, config, atlases)
         return by_edges(found, image, spacing, config.edge_weight)
 
-    votes = _votes(cohort, number, case_id, links, config)
     share = config.neighbour_share
     if judged is not None and config.neighbour_gain > 0:
         share = share_of(behind_of(cohort.store, number), _behind(cohort, case_id, votes[0], judged), config)
@@ -112,15 +117,23 @@ def _answer(
 
 
 def _votes(
-    cohort: Cohort, number: int, case_id: str, links: list[Link], config: TrainingConfig
-) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+    cohort: Cohort,
+    number: int,
+    case_id: str,
+    links: list[Link],
+    config: TrainingConfig,
+    fabric: Fabric,
+    observer: Observer,
+) -> _Votes:
     """What linked cases say about a case, and the trust in it: see `carried`."""
 
     def said_by(other: str, value: int) -> Volume:
         return _own(cohort, number, config, other, value)
 
     grid = cohort.grid(cohort.case(case_id).geometry)
-    return carried(links, said_by, lambda other: _known(cohort, other), grid, cohort.plan.classes)
+    known_by = partial(_known, cohort)
+    vote = partial(carried, links, said_by, known_by, grid, cohort.plan.classes)
+    return or_on_cpu(vote, fabric.device, observer, f"votes on {case_id}")
 
 
 def _behind(cohort: Cohort, case_id: str, said: NDArray[np.float16], judged: _Judged) -> float:
@@ -138,18 +151,18 @@ def _behind(cohort: Cohort, case_id: str, said: NDArray[np.float16], judged: _Ju
 
 
 def _find_how_far_behind(
-    cohort: Cohort, config: TrainingConfig, judged: _Judged, ranks: Ranks, progress: Progress
+    cohort: Cohort, config: TrainingConfig, judged: _Judged, fabric: Fabric, progress: Progress
 ) -> None:
     """Keep how far the networks' check values are behind those of the votes: the median of some cases, evenly spread.
     Rejected predictions do not count, as long as there are others; 0 where nobody has a vote."""
-    number, store = judged.number, cohort.store
+    number, store, ranks, observer = judged.number, cohort.store, Ranks(fabric), progress.observer
     useful = [case_id for case_id in cohort.ids if cohort.case(case_id).trainable] or cohort.ids
     chosen = useful[:: -(-len(useful) // ASKED)]
-    for position, case_id in ranks.share(chosen, progress.observer):
+    for position, case_id in ranks.share(chosen, observer):
         names = ("behind-by-case", str(number), f"{case_id}.json")
         if not store.has(*names):
             links = _voting(cohort, case_id, judged)
-            said = _votes(cohort, number, case_id, links, config)[0] if links else None
+            said = _votes(cohort, number, case_id, links, config, fabric, observer)[0] if links else None
             store.save_json(None if said is None else _behind(cohort, case_id, said, judged), *names)
         progress.step(f"votes {number}", position + 1, len(chosen))
 

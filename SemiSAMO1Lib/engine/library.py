@@ -89,7 +89,7 @@ class Library:
         self._misfits = {row["id"]: row["misfit"] for row in rows if row.get("misfit") is not None}
         self._grids = {row["id"]: Geometry.from_json(row["geometry"]) for row in rows}
         self._starts = {row["id"]: np.array(row["to_template"]) for row in rows}
-        self._linker = linker_for(plan, device)
+        self._linker, self._device = linker_for(plan, device), device
 
     def votes(self, image: Volume, propagated: Propagation) -> tuple[NDArray[np.float16], NDArray[np.float16]] | None:
         """What the kept cases that look most like a scan show there: see `carried`. None where nobody votes.
@@ -116,7 +116,8 @@ class Library:
             label = self._kept(one, "label")
             return Volume(label.array == value, label.geometry)
 
-        return carried(links, said_by, lambda one: self._kept(one, "known"), image.geometry, self._plan.classes)
+        known_by, classes = partial(self._kept, what="known"), self._plan.classes
+        return carried(links, said_by, known_by, image.geometry, classes, self._device)
 
     def carry(self, propagator: Propagator, prepared: Any, volume: Volume, grid: Geometry) -> Propagation:
         """Carry the label to a further scan; where it fits badly, once more through kept cases that it fits well."""

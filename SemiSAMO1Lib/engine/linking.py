@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from ..volume import Volume
 from .cohort import Cohort
 from .config import TrainingConfig
-from .memory import or_on_cpu
+from .memory import or_on_cpu, usable_memory
 from .planning import Plan
 from .progress import Progress
-from .propagation.links import Link, Linker
+from .propagation.links import DESCRIBED, Link, Linker
 from .ranks import Ranks
 from .similarity import Likeness
+
+#: Most of what a described scan takes, bytes per voxel of its training grid.
+_DESCRIBED_BYTES = 60
 
 
 def link(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progress) -> None:
@@ -36,7 +39,7 @@ def link(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progr
         return Volume(np.asarray(cohort.image(case_id), np.float32), grid)
 
     def links_on(where: torch.device) -> list[Link]:
-        linker = linkers.setdefault(where.type, linker_for(cohort.plan, where))
+        linker = linkers.setdefault(where.type, linker_for(cohort.plan, where, described_at_once(cohort, where)))
         own = cohort.deformation(case_id).start
 
         def start(other: str) -> NDArray[np.float64]:
@@ -53,10 +56,20 @@ def link(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progr
         progress.step("links", position + 1, len(cohort.ids))
 
 
-def linker_for(plan: Plan, device: torch.device) -> Linker:
-    """Registers cases with each other by their images on the training grid, no finer than these are."""
+def described_at_once(cohort: Cohort, device: torch.device) -> int:
+    """Scans that stay described: a dozen; on a GPU, where describing takes as long as registering, what a quarter of
+    its memory holds."""
+    if device.type == "cpu":
+        return DESCRIBED
+    voxels = max(cohort.grid(case.geometry).voxels for case in cohort.cases)
+    return max(DESCRIBED, usable_memory(device) // 4 // (_DESCRIBED_BYTES * voxels))
+
+
+def linker_for(plan: Plan, device: torch.device, kept: int = DESCRIBED) -> Linker:
+    """Registers cases with each other by their images on the training grid, no finer than these are; `kept` of them
+    stay described."""
     spacing = max(plan.registration_spacing, float(np.prod(plan.spacing)) ** (1 / 3))
-    return Linker(spacing, device, padded=plan.intensity.scheme != "fixed")
+    return Linker(spacing, device, kept=kept, padded=plan.intensity.scheme != "fixed")
 
 
 def has_links(cohort: Cohort, config: TrainingConfig) -> bool:

@@ -15,6 +15,9 @@ T = TypeVar("T")
 #: GPU memory left to others (the screen, Slicer's views), bytes.
 LEFT_ON_GPU = 1 << 30
 
+#: What plain errors say when memory does not suffice: of the CPU; of CUDA and MONAI; of cuBLAS and cuFFT.
+_SAID = ("can't allocate memory", "out of memory", "OOM", "ALLOC_FAILED")
+
 
 def usable_memory(device: torch.device, processes: int = 1) -> int:
     """Bytes that training on this device may use: free GPU memory less 1 GiB, or half of the main memory.
@@ -35,7 +38,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True for what torch and Python raise when memory does not suffice, on a GPU or a CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID)
 
 
 def or_on_cpu(work: Callable[[torch.device], T], device: torch.device, observer: Observer, what: str) -> T:
@@ -46,5 +49,5 @@ def or_on_cpu(work: Callable[[torch.device], T], device: torch.device, observer:
         if device.type == "cpu" or not is_out_of_memory(error):
             raise
         observer.event("warning", text=f"{what}: the GPU's memory does not suffice; done on the CPU")
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # only now: while an error is handled, its traceback holds what did not fit
     return work(torch.device("cpu"))

@@ -149,7 +149,7 @@ def cuda_has_bf16() -> bool:
 
 def cpu_has_bf16() -> bool:
     """True where the CPU multiplies bfloat16 in hardware: a training step is then about twice as fast (measured)."""
-    able = torch.cpu.get_capabilities()
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older torch
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 

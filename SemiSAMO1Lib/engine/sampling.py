@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -82,9 +83,9 @@ class PatchSource:
 
 
 def drawing_threads(device: torch.device) -> int:
-    """Threads that draw batches: one where the processor trains as well; beside a GPU all cores but one, up to eight,
+    """Threads that draw batches: one where the processor trains as well; beside a GPU all cores but one, up to twelve,
     as a step is over sooner than a batch is drawn."""
-    return 1 if device.type == "cpu" else min(8, max(1, torch.get_num_threads() - 1))
+    return 1 if device.type == "cpu" else min(12, max(1, torch.get_num_threads() - 1))
 
 
 def drawn_ahead(sample: Sample, first: int, last: int, rank: int, threads: int = 1) -> Generator[Batch, None, None]:
@@ -92,13 +93,18 @@ def drawn_ahead(sample: Sample, first: int, last: int, rank: int, threads: int =
 
     What the drawing raises comes out of the iteration that asked for it. Close the iterator when it is left early.
     """
-    with ThreadPoolExecutor(threads, "patches") as drawing:
-        following = deque(drawing.submit(sample, one, rank) for one in range(first, min(first + threads, last)))
-        for iteration in range(first, last):
-            batch = following.popleft().result()
-            if iteration + threads < last:
-                following.append(drawing.submit(sample, iteration + threads, rank))
-            yield batch
+    of_torch = torch.get_num_threads()
+    alone = partial(torch.set_num_threads, 1) if threads > 1 else None  # many threads do not share their work as well
+    try:
+        with ThreadPoolExecutor(threads, "patches", alone) as drawing:
+            following = deque(drawing.submit(sample, one, rank) for one in range(first, min(first + threads, last)))
+            for iteration in range(first, last):
+                batch = following.popleft().result()
+                if iteration + threads < last:
+                    following.append(drawing.submit(sample, iteration + threads, rank))
+                yield batch
+    finally:
+        torch.set_num_threads(of_torch)
 
 
 def require_shares(plan: Plan, ranks: int) -> None:

@@ -225,15 +225,10 @@ def require_device(device: str) -> tuple[str, str]:
 
 
 def _snapshot(learner: Learner, iteration: int) -> dict[str, Any]:
-    state: dict[str, Any] = {"learner": learner.state_dict(), "iteration": iteration, "random": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda_random"] = torch.cuda.get_rng_state()
-    return state
+    return {"learner": learner.state_dict(), "iteration": iteration, "random": torch.get_rng_state()}
 
 
 def _restore(learner: Learner, state: dict[str, Any]) -> int:
     learner.load_state_dict(state["learner"])
     torch.set_rng_state(state["random"])
-    if "cuda_random" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_random"])
     return int(state["iteration"])

@@ -315,6 +315,7 @@ def _prepare_torch(spec: dict[str, Any], config: TrainingConfig, together: bool)
         threads = usable_cores() if "SLURM_CPUS_PER_TASK" in os.environ else threads // started_together()[1]
     torch.set_num_threads(max(1, threads))
     if spec["deterministic"]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product on a GPU
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return {

@@ -37,7 +37,7 @@ def reference_of(scan: Path) -> Path:
 def machine() -> dict[str, Any]:
     """The machine in words, for the tables."""
     return {
-        "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "cpu": getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", platform.processor()),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -28,7 +28,7 @@ from SemiSAMO1Lib.engine.data.grids import patient_aligned, resample_image, resa
 from SemiSAMO1Lib.engine.propagation.deformable import Settings, register
 from SemiSAMO1Lib.engine.propagation.descriptors import describe
 from SemiSAMO1Lib.engine.propagation.registration import FINEST_BELOW, RegistrationPropagator
-from SemiSAMO1Lib.engine.propagation.starts import affine, translations
+from SemiSAMO1Lib.engine.propagation.starts import affines, translations
 from SemiSAMO1Lib.image_io import read_volume
 from SemiSAMO1Lib.volume import Geometry, Volume
 
@@ -115,10 +115,10 @@ def ours_all_starts(fixed: Volume, moving: Volume, label: Volume, classes: int) 
 def convex_adam_after_affine(fixed: Volume, moving: Volume, label: Volume, classes: int) -> tuple[NDArray[Any], float]:
     began = time.perf_counter()
     case, template = (describe(v, fixed.geometry.spacing[0], CPU, False) for v in (fixed, moving))
-    start = affine(case, template, translations(case, template)[0], 0)
+    found = affines(case, template, translations(case, template)[:1], 0)
     points = space_points(fixed.geometry)
-    if start is not None:
-        matrix = torch.from_numpy(start.matrix).float()
+    if found:
+        matrix = torch.from_numpy(found[0].matrix).float()
         points = (matrix[:3, :3] @ points.reshape(3, -1) + matrix[:3, 3:]).reshape(points.shape)
     image = sample(torch.from_numpy(moving.array)[None], moving.geometry, points)[0].numpy()
     one_hot = torch.from_numpy(np.stack([label.array == c for c in range(classes)])).float()

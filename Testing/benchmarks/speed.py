@@ -53,7 +53,7 @@ from SemiSAMO1Lib.engine.propagation.deformable import Settings, register
 from SemiSAMO1Lib.engine.propagation.descriptors import describe
 from SemiSAMO1Lib.engine.propagation.links import Link, Linker, carried
 from SemiSAMO1Lib.engine.propagation.registration import FINEST_BELOW, RegistrationPropagator
-from SemiSAMO1Lib.engine.propagation.starts import affine, translations
+from SemiSAMO1Lib.engine.propagation.starts import affines, translations
 from SemiSAMO1Lib.engine.rounds import run
 from SemiSAMO1Lib.engine.sampling import PatchSource, drawing_threads, drawn_ahead
 from SemiSAMO1Lib.engine.specialists import make_specialist
@@ -152,9 +152,9 @@ def registration(bench: Bench) -> None:
     @torch.no_grad()
     def one_start() -> None:
         here, there = described()
-        start = translations(here, there)[0]
-        found = affine(here, there, start, 0)
-        register(here, there, (found or start).matrix, Settings())
+        starts = translations(here, there)[:1]
+        found = affines(here, there, starts, 0) or starts
+        register(here, there, found[0].matrix, Settings())
 
     @torch.no_grad()
     def deformable() -> None:
@@ -211,7 +211,9 @@ def links(bench: Bench) -> None:
 
     actions: dict[str, Callable[[], Any]] = {
         f"{len(others)} links of a case": linked,
-        f"the vote of {len(others)} links, {CLASSES} classes": lambda: carried(found, said_by, known_by, grid, CLASSES),
+        f"the vote of {len(others)} links, {CLASSES} classes": lambda: carried(
+            found, said_by, known_by, grid, CLASSES, bench.device
+        ),
     }
     times = bench.time(actions)
     for name, action in actions.items():

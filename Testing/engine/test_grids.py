@@ -7,6 +7,7 @@ from engine_helpers import all_axis_directions, flipped, smooth_noise, turned
 from scipy import ndimage
 
 from SemiSAMO1Lib.engine.data.grids import (
+    SHARED_FROM,
     canonical,
     index_grid,
     inside,
@@ -201,6 +202,26 @@ def test_sampling_at_voxel_centres_gives_the_voxels():
     scan = numbered(OBLIQUE)
     found = sample(torch.from_numpy(scan.array)[None], OBLIQUE, space_points(OBLIQUE))[0].numpy()
     assert np.allclose(found, scan.array, atol=0.05), "sampling at voxel centres must give the voxels"
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+def test_threads_that_share_the_points_find_what_one_finds(mode, padding):
+    generator = torch.Generator().manual_seed(0)
+    channels = torch.randn((2, *OBLIQUE.shape), generator=generator)
+    points = space_points(with_spacing(OBLIQUE, (1.3, 0.7, 0.52)))[:, :, 1:]  # they cannot be shared evenly
+    points = points * 1.2  # some lie outside
+    assert points[0].numel() >= SHARED_FROM, "too few points to be shared"
+    assert points[0].numel() % 2, "an even number of points"
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(sample(channels, OBLIQUE, points, mode, padding))
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]), "two threads"
+    assert torch.equal(found[0], found[2]), "three threads"
 
 
 def test_sampling_half_way_gives_the_mean():

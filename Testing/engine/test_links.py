@@ -44,7 +44,8 @@ def voted(links, labels, known=None):
     def said_by(name, value):
         return Volume(probabilities(labels[name])[value], GRID)
 
-    return carried(links, said_by, known or (lambda _: Volume(np.ones(GRID.shape, bool), GRID)), GRID, 2)
+    everywhere = Volume(np.ones(GRID.shape, bool), GRID)
+    return carried(links, said_by, known or (lambda _: everywhere), GRID, 2, torch.device("cpu"))
 
 
 # ---------------------------------------------------------------------- votes

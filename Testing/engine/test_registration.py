@@ -23,7 +23,7 @@ from SemiSAMO1Lib.engine.propagation.registration import (
     local_fits,
     score,
 )
-from SemiSAMO1Lib.engine.propagation.starts import Start, affine, exhaustive_translation, translations
+from SemiSAMO1Lib.engine.propagation.starts import Start, affines, exhaustive_translation, translations
 from SemiSAMO1Lib.phantoms import PhantomSettings, make_phantom
 from SemiSAMO1Lib.volume import Geometry, StoredVolume, Volume
 
@@ -159,8 +159,22 @@ def test_same_seed_gives_bitwise_the_same(template, bent):
 def test_affine_step_is_reproducible(template, bent, seed):
     case, other = (describe(v, SPACING, CPU, finest=False) for v in (bent[0], template.image))
     start = Start("centre", np.eye(4))
-    first, second = (affine(case, other, start, seed) for _ in range(2))
+    first, second = (affines(case, other, [start], seed)[0] for _ in range(2))
     assert np.array_equal(first.matrix, second.matrix), f"the affine step with seed {seed} is not reproducible"
+
+
+def test_affine_steps_side_by_side_are_those_of_each_alone(template, bent):
+    case, other = (describe(v, SPACING, CPU, finest=False) for v in (bent[0], template.image))
+    starts = [Start(f"start {n}", Geometry((1, 1, 1), origin=(2.0 * n, 0, -n)).index_to_space) for n in range(3)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        together = affines(case, other, starts, 0)
+    finally:
+        torch.set_num_threads(before)
+    alone = [one for start in starts for one in affines(case, other, [start], 0)]
+    assert [one.name for one in together] == [f"start {n}+affine" for n in range(3)]
+    assert all(np.array_equal(a.matrix, b.matrix) for a, b in zip(together, alone, strict=True)), "matrices differ"
 
 
 def test_affine_step_finds_a_known_scale(phantom):
@@ -168,7 +182,7 @@ def test_affine_step_finds_a_known_scale(phantom):
     larger = Geometry(geometry.shape, tuple(1.12 * s for s in geometry.spacing), geometry.origin, geometry.direction)
     case = describe(Volume(phantom.image.array, larger), SPACING, CPU, finest=False)
     other = describe(phantom.image, SPACING, CPU, finest=False)
-    found = affine(case, other, translations(case, other)[0], 1)
+    (found,) = affines(case, other, translations(case, other)[:1], 1)
     volume = np.linalg.det(found.matrix[:3, :3])
     assert volume == pytest.approx(1.12**-3, rel=0.06), f"the case is 1.12 times larger; volume factor {volume:.3f}"
 

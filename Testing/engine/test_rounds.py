@@ -398,7 +398,14 @@ def test_the_main_memory_is_divided_by_the_processes() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+    ],
+    ids=lambda error: str(error)[:24],
 )
 def test_work_that_the_gpu_has_no_memory_for_is_done_on_the_cpu(error):
     def work(where):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from ...volume import Geometry, Volume, copy_on_lattice
+
+#: Points from which on it pays that all threads of a CPU share them.
+SHARED_FROM = 5_000
 
 
 def canonical(geometry: Geometry) -> Geometry:
@@ -109,8 +113,20 @@ def sample(
     scale = np.diag([*(2 / n), 1.0])
     scale[:3, 3] = 1 / n - 1
     where = transform_points(points, scale @ np.linalg.inv(geometry.index_to_space))
-    grid = where.permute(1, 2, 3, 0)[None].to(channels.dtype)
-    return F.grid_sample(channels[None], grid, mode=mode, padding_mode=padding, align_corners=False)[0]
+    grid = where.permute(1, 2, 3, 0).to(channels.dtype)
+    if channels.device.type == "cpu" and math.prod(points.shape[1:]) >= SHARED_FROM:
+        return _sampled_by_all(channels, grid, mode, padding)
+    return F.grid_sample(channels[None], grid[None], mode=mode, padding_mode=padding, align_corners=False)[0]
+
+
+def _sampled_by_all(channels: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
+    """`grid_sample` by all threads: on CPUs it gives a volume of the batch to each, so the points are made a batch."""
+    shares, flat = torch.get_num_threads(), grid.reshape(-1, 3)
+    each = -(-len(flat) // shares)
+    padded = F.pad(flat, (0, 0, 0, shares * each - len(flat))).reshape(shares, each, 1, 1, 3)
+    same = channels.expand(shares, *channels.shape)
+    found = F.grid_sample(same, padded, mode=mode, padding_mode=padding, align_corners=False)[..., 0, 0]
+    return found.transpose(0, 1).reshape(len(channels), -1)[:, : len(flat)].reshape(-1, *grid.shape[:3])
 
 
 def inside(geometry: Geometry, points: Tensor) -> Tensor:

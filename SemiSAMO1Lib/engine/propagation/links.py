@@ -22,6 +22,9 @@ from .deformable import Settings, register
 from .descriptors import Described, describe
 from .registration import FINEST_BELOW, RegistrationSettings, local_fits, score, trust_of
 
+#: Described scans in a main memory that others need too.
+DESCRIBED = 12
+
 #: Where no linked scan is trusted, or fits, they still have a nearest guess.
 _LEAST = 1e-6
 
@@ -65,7 +68,7 @@ class Linker:
         spacing: float,
         device: torch.device,
         settings: Settings | None = None,
-        kept: int = 12,
+        kept: int = DESCRIBED,
         padded: bool = True,
     ) -> None:
         """
@@ -134,6 +137,7 @@ def carried(
     known_by: Callable[[str], Volume],
     grid: Geometry,
     classes: int,
+    device: torch.device,
 ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
     """What linked scans say about a scan.
 
@@ -143,28 +147,34 @@ def carried(
         known_by: gives 1 where a linked scan knows what it shows, 0 where it only guesses, (z, y, x).
         grid: where the votes are wanted, in the scan.
         classes: C.
+        device: where this is computed.
 
     Returns:
         class probabilities (C, z, y, x), sum 1, and the mean trust in the votes (z, y, x), in [0, 1].
     """
-    points = space_points(grid)
+    points = space_points(grid, device)
     ballots: list[tuple[Link, Tensor, Tensor]] = []
-    weight, trust = torch.zeros(grid.shape), torch.zeros(grid.shape)
+    weight, trust = (torch.zeros(grid.shape, device=device) for _ in range(2))
     for link in links:
-        there = transform_points(points + sample(link.forward.float(), link.geometry, points), link.start)
-        trusted, fit = sample(torch.stack([link.trust, link.fit]).float(), link.geometry, points)
+        forward = link.forward.to(device).float()
+        there = transform_points(points + sample(forward, link.geometry, points), link.start)
+        trusted, fit = sample(torch.stack([link.trust, link.fit]).to(device).float(), link.geometry, points)
         known = known_by(link.other)
-        seen = sample(torch.from_numpy(known.array.astype(np.float32))[None], known.geometry, there)[0]
-        trusted = trusted * seen * inside(known.geometry, there)
+        trusted = trusted * _values_at(known, there) * inside(known.geometry, there)
         vote = (trusted + _LEAST) * (fit + _LEAST)
         ballots.append((link, there, vote))
         weight += vote
         trust += vote * trusted
     said = np.empty((classes, *grid.shape), np.float16)
     for value in range(classes):  # one class at a time: memory does not grow with their number
-        total = torch.zeros(grid.shape)
+        total = torch.zeros(grid.shape, device=device)
         for link, there, vote in ballots:
-            own = said_by(link.other, value)
-            total += vote * sample(torch.from_numpy(own.array.astype(np.float32))[None], own.geometry, there)[0]
-        said[value] = (total / weight).numpy()
-    return said, (trust / weight).half().numpy()
+            total += vote * _values_at(said_by(link.other, value), there)
+        said[value] = (total / weight).cpu().numpy()
+    return said, (trust / weight).half().cpu().numpy()
+
+
+def _values_at(volume: Volume, points: Tensor) -> Tensor:
+    """Values of a volume (z, y, x) at points (3, Z, Y, X) mm, where these lie."""
+    values = torch.from_numpy(np.asarray(volume.array, np.float32)).to(points.device)
+    return sample(values[None], volume.geometry, points)[0]

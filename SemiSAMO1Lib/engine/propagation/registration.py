@@ -23,7 +23,7 @@ from .deformable import Deformation, Settings, raised, register
 from .descriptors import Described, describe
 from .detours import VOTE, Helper, start_through
 from .near import Neighbourhood, apart, at_one_place, misfits, neighbourhood, starts_near, unrelated
-from .starts import SMALLEST_OVERLAP, Start, affine, translations
+from .starts import SMALLEST_OVERLAP, Start, affines, translations
 
 #: Nodes of the coarse grid along each axis over which the fit of a labelled scan is averaged.
 NEIGHBOURHOOD = 5
@@ -245,8 +245,7 @@ class RegistrationPropagator:
         translated = translations(case, one.described)
         starts = list(translated)
         if self.settings.use_affine:
-            seed = self.settings.seed
-            starts += [a for s in translated if (a := affine(case, one.described, s, seed)) is not None]
+            starts += affines(case, one.described, translated, self.settings.seed)
         results = self._registered(case, one, [*starts, *further])
         scores, around = _scores(case, one.near, results)
         if one.near is not None and not (around and min(scores) <= WELL * unrelated(case, one.near)):

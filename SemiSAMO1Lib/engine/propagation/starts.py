@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,11 +99,23 @@ def best_translation(
     return np.asarray(origin + shift[::-1] * here.geometry.spacing[0]), least
 
 
-def affine(case: Described, template: Described, start: Start, seed: int) -> Start | None:
-    """Refine a start to 12 degrees of freedom by Mattes mutual information at three resolutions.
+def affines(case: Described, template: Described, starts: Sequence[Start], seed: int) -> list[Start]:
+    """Refine starts to 12 degrees of freedom by Mattes mutual information at three resolutions; those that fail are
+    left out.
 
-    One thread and a seeded sample of voxels, so that the same scans give the same transform. None when it fails.
+    Each by one thread and a seeded sample of voxels, so that the same scans give the same transforms.
     """
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # smoothing inside the method obeys this number only
+    try:
+        with ThreadPoolExecutor(max(1, min(len(starts), torch.get_num_threads())), "affine") as side_by_side:
+            found = list(side_by_side.map(lambda start: _affine(case, template, start, seed), starts))
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    return [one for one in found if one is not None]
+
+
+def _affine(case: Described, template: Described, start: Start, seed: int) -> Start | None:
     fixed, moving = _image(case.image), _image(template.image)
     method = sitk.ImageRegistrationMethod()
     method.SetNumberOfThreads(1)
@@ -125,14 +139,10 @@ def affine(case: Described, template: Described, start: Start, seed: int) -> Sta
     transform.SetCenter([float(v) for v in case.image.geometry.centre])
     transform.SetTranslation([float(v) for v in start.matrix[:3, 3]])
     method.SetInitialTransform(transform, inPlace=True)
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # smoothing inside the method obeys this number only
     try:
         method.Execute(fixed, moving)
     except RuntimeError:  # "all samples map outside": this start has no affine version
         return None
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     turn = np.reshape(transform.GetMatrix(), (3, 3))
     centre = np.array(transform.GetCenter())
     matrix = np.eye(4)
