@@ -43,9 +43,9 @@ lint: install-test
 types: install-test
 	$(BIN)/mypy
 
-# two files at a time, as much of it waits for interpreters that start; what asserts times has the machine for itself
+# two files at a time, each by one thread, as much of it waits for interpreters that start; what asserts times has the machine for itself
 tests: install-test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not alone"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
 clean:

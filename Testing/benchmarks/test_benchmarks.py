@@ -12,6 +12,7 @@ import one_label
 import pytest
 import torch
 from common import commit, measured_once
+from gpu import Busy, stages
 from one_label import SPLITS, Cohort, Row, Setting, rows_for, table
 from roofline import Counter
 from whole_scan import embedded
@@ -185,3 +186,21 @@ def test_the_floor_counts_a_convolution_however_it_is_called(mode: type[torch.no
         network(image)
     multiplications = 4 * 5 * 6 * 2 * 3 * 27
     assert counter.flops == {torch.float32: 2 * multiplications}
+
+
+def test_a_stage_of_a_run_lasts_from_the_last_word_of_the_one_before(tmp_path: Path) -> None:
+    words = [("handshake", None, 1.0), ("progress", "links", 3.0), ("progress", "links", 4.0), ("losses", None, 6.0)]
+    words += [("progress", "training 1", 7.0), ("progress", "finished", 7.5)]
+    for kind, stage, at in words:
+        files.append_line(tmp_path / "events.jsonl", {"time": at, "kind": kind, **({"stage": stage} if stage else {})})
+    assert stages(tmp_path / "events.jsonl") == [
+        ("links", 1.0, 4.0),
+        ("training 1", 4.0, 7.0),
+        ("finished", 7.0, 7.5),
+    ]
+
+
+def test_the_gpu_is_as_busy_as_it_was_seen_during_the_stage() -> None:
+    busy = Busy()
+    busy.seen = [(1.0, 0.1, 2.0), (2.0, 0.5, 3.0), (3.0, 0.7, 4.0), (4.0, 0.0, 1.0)]
+    assert busy.between(1.0, 3.0) == pytest.approx(0.6) and busy.between(4.0, 5.0) is None and busy.peak == 4.0

@@ -24,7 +24,7 @@ from SemiSAMO1Lib.volume import Volume
 #: What `dicom_files` writes into the tags; shorter words may stand in a picture's letters by chance.
 TOLD = (b"Mustermann", b"19640812", b"Klinik")
 
-TINY = {"patch_voxels": 4096, "filters": 4, "device": "cpu", "rounds": 1, "iterations": 2}
+TINY = {"patch_voxels": 4096, "filters": 4, "device": "cpu", "rounds": 1, "iterations": 2, "threads": 1}
 
 
 def shell(*words: object) -> None:

@@ -20,7 +20,14 @@ from SemiSAMO1Lib.tasks import simulate as module
 from SemiSAMO1Lib.volume import Volume
 
 SMALL = PhantomSettings(spacing_mm=(4.5, 4.0, 4.0))
-TINY = {"patch_voxels": 4096, "filters": 4, "neighbours": 2, "registration": {"use_affine": False}, "device": "cpu"}
+TINY = {
+    "patch_voxels": 4096,
+    "filters": 4,
+    "neighbours": 2,
+    "registration": {"use_affine": False},
+    "device": "cpu",
+    "threads": 1,
+}
 OPTIONS: tuple[Any, ...] = ("--steps", "1,2", "--rounds", 1, "--iterations", 4, "--orders", "queue,entropy")
 
 
