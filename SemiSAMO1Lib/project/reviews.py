@@ -231,6 +231,12 @@ def undo(project: Project, case_id: str, reviewer: str | None = None, seen: Case
     if not made:
         raise ProjectError(f"nothing was decided about case {case.id}; there is nothing to undo")
     last = made[-1]
+    earlier = last.training != project.state.current_training
+    if case.review == Review.NOT_SEEN and last.after == Review.REJECTED and earlier:
+        raise ProjectError(
+            f"nothing was decided about the current prediction of case {case.id}; what was decided about that of "
+            f"{last.training} stays: use that training again to take it back"
+        )
     if last.after == Review.CORRECTED and case.label_version == last.label is not None:
         drafts.restore_draft(project, case.id, project.label_path(case), last.training)
     return _take_back(project, case, last, reviewer)

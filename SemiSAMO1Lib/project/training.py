@@ -23,6 +23,8 @@ WEIGHTS = {"template": 1.0, "imported": 1.0, "corrected": 0.8, "accepted": 0.5}
 def reasons_against_training(project: Project, thorough: bool = True) -> list[str]:
     """Why training cannot start, in words that a person can act on; empty when it can.
 
+    Without its template there is none; another labelled case that cannot be used is left out (`request_training`).
+
     Args:
         project: whose.
         thorough: read images and labels to see whether they were changed; else only whether they are there.
@@ -36,23 +38,31 @@ def reasons_against_training(project: Project, thorough: bool = True) -> list[st
         reasons.append("no scan is labelled: label one as the template")
     elif not state.with_role(Role.UNLABELLED):
         reasons.append("there is no unlabelled scan to segment: add scans")
-    for case in labelled:
-        try:
-            if thorough:
-                project.image_path(case)
-                project.label_path(case)
-            elif not any(path.is_file() for path in project.image_places(case)):
-                reasons.append(f"the image of labelled case {case.id} is missing: bring it back, or locate its folder")
-        except ProjectError as error:
-            reasons.append(str(error))
+    for case in state.with_role(Role.TEMPLATE):
+        if thorough:
+            reasons += [reason] if (reason := _reason_against(project, case)) else []
+        elif not any(path.is_file() for path in project.image_places(case)):
+            reasons.append(f"the image of the template {case.id} is missing: bring it back, or locate its folder")
     other = running_training(project.jobs)
     if other is not None:
         reasons.append(f"training {other.id} is under way: wait for it, or stop it")
     return reasons
 
 
+def _reason_against(project: Project, case: Case) -> str:
+    """Why a labelled case cannot be used: image or label is missing or was changed; empty where it can."""
+    try:
+        project.image_path(case)
+        project.label_path(case)
+    except ProjectError as error:
+        return str(error)
+    return ""
+
+
 def request_training(project: Project, parameters: dict[str, Any]) -> JobFolder:
     """Make the job folder of a training: parameters, label table, copies of the labels, the list of cases.
+
+    Labelled cases besides the template whose image or label is missing or was changed are left out and named there.
 
     Args:
         project: whose.
@@ -69,9 +79,11 @@ def request_training(project: Project, parameters: dict[str, Any]) -> JobFolder:
     start = _start_of(project, parameters.get("continue_from"))
     job = JobFolder.create(project.jobs, JobKind.TRAIN, parameters, state.labels.to_json())
     labelled = [*state.with_role(Role.TEMPLATE), *state.with_role(Role.LABELLED)]
-    rows = [_labelled_row(project, job, case) for case in labelled]
+    against = {case.id: _reason_against(project, case) for case in labelled}
+    rows = [_labelled_row(project, job, case) for case in labelled if not against[case.id]]
     cases = [case_row(project, case) for case in state.with_role(Role.UNLABELLED)]
-    files.write_json(job.inputs / "cases.json", {"labelled": rows, "cases": cases})
+    left_out = [{"name": name, "reason": reason} for name, reason in against.items() if reason]
+    files.write_json(job.inputs / "cases.json", {"labelled": rows, "cases": cases, "left_out": left_out})
     for name, path in start.items():
         with files.atomic_path(job.inputs / "start" / name) as temporary:
             shutil.copyfile(path, temporary)

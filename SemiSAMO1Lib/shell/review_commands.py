@@ -37,8 +37,9 @@ def queue(project: ProjectPath, as_json: Json = False) -> None:
     rated = quality(opened, predictions(opened))
     waiting = waiting_cases(opened, rated)
     if as_json:
-        keys, training = ("case", "state", "score", "level", "random"), opened.state.current_training
-        print(json.dumps([{**{key: getattr(one, key) for key in keys}, "training": training} for one in waiting]))
+        keys = ("case", "state", "score", "level", "random")
+        of_all = {"error": rated.error, "checked": rated.checked, "training": opened.state.current_training}
+        print(json.dumps([{**{key: getattr(one, key) for key in keys}, **of_all} for one in waiting]))
         return
     if not rated.estimates:
         busy = running_training(opened.jobs)

@@ -1,7 +1,13 @@
-"""DICOM SEG: a segmentation beside the series that it belongs to. Only where every slice is the series' own."""
+"""DICOM SEG: a segmentation beside the series that it belongs to. Only where every slice is the series' own.
+
+What pydicom and highdicom say of a header quotes its tags. None of it is passed on: who the patient is belongs into the
+DICOM file alone.
+"""
 
 from __future__ import annotations
 
+import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +37,18 @@ _MAY_BE_EMPTY = (
     "ReferringPhysicianName",
 )
 
+#: What DICOM knows as a patient's sex.
+_SEXES = ("M", "F", "O", "", None)
+
 _OTHERWISE = "Export it as NRRD, which keeps any grid."
 
 
 class NotItsGrid(ValueError):
     """A segmentation does not lie on the slices of its source series."""
+
+
+class UnusableHeaders(ValueError):
+    """The headers of a series cannot be carried over into a DICOM SEG."""
 
 
 class SeriesOnDisk:
@@ -62,14 +75,23 @@ class SeriesOnDisk:
         self._paths: dict[str, Path] = {}
         for path in sorted(one for one in folder.rglob("*") if one.is_file()):
             try:
-                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
+                with warnings.catch_warnings(action="ignore"):
+                    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
             except (pydicom.errors.InvalidDicomError, OSError):
                 continue
             if "SOPInstanceUID" in header:
                 self._paths[str(header.SOPInstanceUID)] = path
 
-    def write(self, path: Path, one: Exported, labels: Volume, table: LabelTable) -> None:
-        """Write a case's labels (values on the scan's grid) as one DICOM SEG. Raises NotItsGrid."""
+    def write(self, path: Path, one: Exported, labels: Volume, table: LabelTable) -> list[str]:
+        """Write a case's labels (values on the scan's grid) as one DICOM SEG.
+
+        Returns:
+            tags of the series that are not as DICOM has them, and were left empty.
+
+        Raises:
+            NotItsGrid: the labels do not lie on the series' slices.
+            UnusableHeaders: the headers cannot be read, or carried over.
+        """
         import pydicom
 
         uids = one.case.source.get("instance_uids") or []
@@ -77,17 +99,46 @@ class SeriesOnDisk:
             raise NotItsGrid(f"the scan of {one.case.id} did not come from DICOM. {_OTHERWISE}")
         if missing := [uid for uid in uids if uid not in self._paths]:
             raise NotItsGrid(f"{len(missing)} of {len(uids)} slices of its series are not in the folder. {_OTHERWISE}")
-        sources = [pydicom.dcmread(self._paths[uid]) for uid in uids]
-        for source in sources:
-            for key in _MAY_BE_EMPTY:
-                if key not in source:
-                    setattr(source, key, "")
-        _require_own_grid(labels.geometry, sources)
         present = [label for label in table if (labels.array == label.value).any()]
         if not present:
             raise NotItsGrid(f"no label was found in {one.case.id}; an empty DICOM SEG is not written")
-        with files.atomic_path(path) as temporary:
-            _segmentation(one, labels, present, sources).save_as(temporary)
+        with warnings.catch_warnings(action="ignore"), files.atomic_path(path) as temporary:
+            try:
+                sources = [pydicom.dcmread(self._paths[uid]) for uid in uids]
+                emptied = sorted({key for source in sources for key in _emptied(source)})
+                _require_own_grid(labels.geometry, sources)
+                _segmentation(one, labels, present, sources).save_as(temporary)
+            except (NotItsGrid, OSError, MemoryError):
+                raise
+            except Exception as error:
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                where = f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}"
+                raise UnusableHeaders(
+                    f"the headers of its series are not as DICOM has them ({where}). {_OTHERWISE}"
+                ) from None
+        return emptied
+
+
+def _emptied(source: Any) -> list[str]:
+    """Tags that may be empty and are not as DICOM has them; they are emptied here, and those that lack are added."""
+    from pydicom.config import RAISE
+    from pydicom.valuerep import validate_value
+
+    wrong = []
+    for key in _MAY_BE_EMPTY:
+        element = source.get_item(key) if key in source else None
+        if element is not None:
+            try:
+                value = source[key].value
+                validate_value(source[key].VR, str(value or ""), RAISE)
+                if key == "PatientSex" and value not in _SEXES:
+                    raise ValueError
+            except (ValueError, TypeError, OverflowError):
+                wrong.append(key)
+                del source[key]
+        if key not in source:
+            setattr(source, key, "")
+    return wrong
 
 
 def _require_own_grid(grid: Geometry, sources: list[Any]) -> None:

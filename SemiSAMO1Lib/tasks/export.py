@@ -41,7 +41,9 @@ def export(job: JobFolder, reporter: Reporter) -> None:
         try:
             labels = one.read()
             if kind == "dicom-seg":
-                series.write(folder / name, one, labels, table)
+                if emptied := series.write(folder / name, one, labels, table):
+                    text = f"{one.case.id}: left empty, as its series has them in no way of DICOM: {', '.join(emptied)}"
+                    reporter.event("warning", text=text)
             else:
                 review = "accepted" if one.what == "label" else one.case.review
                 write_labels(folder / name, labels, table, kind, review)

@@ -70,7 +70,8 @@ def read_inputs(job: JobFolder) -> Inputs:
     listing = files.read_json(job.inputs / "cases.json")
     table = LabelTable.from_json(job.spec()["labels"])
     class_map, labelled = read_labelled(job)
-    cases, skipped = [], []
+    cases: list[EngineCase] = []
+    skipped: list[dict[str, str]] = list(listing.get("left_out", []))
     project = project_of(job)
     for row in listing["cases"]:
         try:

@@ -22,7 +22,7 @@ from job_helpers import (
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, State, observe
-from SemiSAMO1Lib.project import LabelError, Project, Role
+from SemiSAMO1Lib.project import LabelError, Project, ProjectError, Role
 from SemiSAMO1Lib.tasks import work
 from SemiSAMO1Lib.tasks.inputs import read_inputs
 from SemiSAMO1Lib.volume import Geometry, StoredVolume, Volume
@@ -150,6 +150,39 @@ def test_a_changed_template_scan_is_named(tmp_path: Path) -> None:
     change_image(image_of(project, names[0]))
     work(job.path)
     assert f"labelled case {names[0]} cannot be used: the image was changed" in observe(job).message
+
+
+@pytest.mark.parametrize("harm", ["changed", "missing"])
+def test_a_further_labelled_scan_that_cannot_be_used_is_left_out_and_named(tmp_path: Path, harm: str) -> None:
+    """A scan that somebody corrected and that is gone does not stop all further trainings."""
+    project, names = labelled_project(tmp_path)
+    project.add_label(names[1], truth_of(project, names[1]), role=Role.LABELLED)
+    if harm == "changed":
+        change_image(image_of(project, names[1]))
+    else:
+        image_of(project, names[1]).unlink()
+    inputs = read_inputs(make_training(project, **SHORT))
+    assert [one.id for one in inputs.labelled] == [names[0]]
+    assert [row["name"] for row in inputs.skipped] == [names[1]] and harm in inputs.skipped[0]["reason"]
+
+
+def test_the_results_say_which_labelled_scan_was_left_out(tmp_path: Path) -> None:
+    project, names = labelled_project(tmp_path)
+    project.add_label(names[1], truth_of(project, names[1]), role=Role.LABELLED)
+    image_of(project, names[1]).unlink()
+    job = make_training(project, **{**SHORT, "rounds": 0})
+    work(job.path)
+    assert observe(job).state is State.FINISHED, observe(job).message
+    assert [row["name"] for row in files.read_json(job.index)["skipped"]] == [names[1]]
+    assert [event["name"] for event in events_of(job, "skipped")] == [names[1]]
+
+
+def test_without_its_template_no_training_is_requested(tmp_path: Path) -> None:
+    project, names = labelled_project(tmp_path)
+    project.add_label(names[1], truth_of(project, names[1]), role=Role.LABELLED)
+    change_image(image_of(project, names[0]))
+    with pytest.raises(ProjectError, match=rf"image of case {names[0]} was changed"):
+        make_training(project)
 
 
 def test_a_failed_start_has_its_handshake_too(tmp_path: Path) -> None:

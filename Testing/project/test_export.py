@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,26 @@ NAMES = ("左心房", "appendage " * 8)
 
 
 class Listening(Silent):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warned: list[str] = []
+
     def handshake(self, **_: Any) -> None:
         pass
+
+    def event(self, kind: str, **fields: Any) -> None:
+        if kind == "warning":
+            self.warned.append(fields["text"])
+
+
+def tagged(series: Path, tag: str, value: str) -> None:
+    """Give every slice a tag as some scanners write it."""
+    for path in series.iterdir():
+        slice_ = pydicom.dcmread(path)
+        with warnings.catch_warnings(action="ignore"):
+            setattr(slice_, tag, value)
+            slice_.save_as(path)
 
 
 def project_of(folder: Path) -> Project:
@@ -84,9 +103,12 @@ def killed(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def run(project: Project, folder: Path, kind: str = "nrrd", dicom: Path | None = None) -> list[dict[str, str]]:
+def run(
+    project: Project, folder: Path, kind: str = "nrrd", dicom: Path | None = None, listening: Listening | None = None
+) -> list[dict[str, str]]:
     parameters = {"output": str(folder), "format": kind, "dicom": str(dicom) if dicom else None}
-    export(JobFolder.create(project.jobs, JobKind.EXPORT, parameters, []), Listening())  # type: ignore[arg-type]
+    job = JobFolder.create(project.jobs, JobKind.EXPORT, parameters, [])
+    export(job, listening or Listening())  # type: ignore[arg-type]
     return list(csv.DictReader((folder / "volumes.csv").open(encoding="utf-8")))
 
 
@@ -326,6 +348,48 @@ class TestDicomSeg:
         run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans")
         listed = dict(csv.reader((tmp_path / "out" / "left_out.csv").open(encoding="utf-8")))
         assert "1 of" in listed["p2"] and "not in the folder" in listed["p2"]
+
+    @pytest.mark.parametrize(
+        ("tag", "value"),
+        [
+            ("PatientBirthDate", "1964-08-12"),
+            ("PatientBirthDate", "12.08.1964"),
+            ("PatientSex", "Female"),
+            ("StudyTime", "12:30:00"),
+        ],
+    )
+    def test_a_tag_that_is_not_as_dicom_has_it_is_left_empty_and_named(
+        self, series: Project, tmp_path: Path, tag: str, value: str
+    ) -> None:
+        tagged(tmp_path / "scans" / "p2", tag, value)
+        listening = Listening()
+        run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans", listening)
+        assert str(self.read(tmp_path / "out" / "p2.dcm").get(tag) or "") == ""
+        (warned,) = listening.warned
+        assert warned.startswith("p2: ") and tag in warned and value not in warned
+
+    def test_headers_that_cannot_be_carried_over_are_refused_without_quoting_them(
+        self, series: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As its libraries quote what they refuse."""
+
+        def refuses(*_: object, **__: object) -> None:
+            raise ValueError("Mustermann cannot be written")
+
+        monkeypatch.setattr("highdicom.seg.Segmentation", refuses)
+        with pytest.raises(ValueError, match=r"headers of its series are not as DICOM has them.*NRRD") as refused:
+            run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans")
+        said = str(refused.value) + "".join(capsys.readouterr()) + (tmp_path / "out" / "left_out.csv").read_text()
+        assert "Mustermann" not in said
+
+    def test_a_name_of_one_part_is_in_the_file_and_in_nothing_that_is_printed(
+        self, series: Project, tmp_path: Path, recwarn: pytest.WarningsRecorder
+    ) -> None:
+        """highdicom warns of names without a caret, and quotes them."""
+        tagged(tmp_path / "scans" / "p2", "PatientName", "Erika Mustermann")
+        run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans")
+        assert b"Erika Mustermann" in (tmp_path / "out" / "p2.dcm").read_bytes()
+        assert not [one for one in recwarn if "Mustermann" in str(one.message)]
 
     def test_a_scan_that_was_no_dicom_is_refused(self, project: Project, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"nothing could be exported.*did not come from DICOM"):

@@ -220,6 +220,17 @@ class TestUndo:
         with pytest.raises(ProjectError, match="nothing was decided"):
             review.undo(project, "b")
 
+    @pytest.mark.parametrize("before", [(), (review.skip,)])
+    def test_what_was_decided_about_an_earlier_prediction_stays(self, project: Project, before: Any) -> None:
+        first = str(project.state.current_training)
+        for decide in (*before, review.reject):
+            decide(project, "b")
+        train(project)
+        assert project.refresh().case("b").review == Review.NOT_SEEN
+        with pytest.raises(ProjectError, match=f"about that of {first} stays"):
+            review.undo(project, "b")
+        assert decisions(project)["b"][-1].after == Review.REJECTED
+
     def test_every_decision_and_undo_is_a_line(self, project: Project) -> None:
         review.reject(project, "b", reviewer="ann")
         review.undo(project, "b")

@@ -705,8 +705,9 @@ def reviewed(story: Story, tmp_path: Path) -> Path:
 def test_the_queue_for_machines(reviewed: Path) -> None:
     rows = shell("queue", reviewed, "--json").json()
     assert {row["case"] for row in rows} == {"phantom_001", "phantom_002"}
-    keys = {"case", "state", "score", "level", "random", "training"}
+    keys = {"case", "state", "score", "level", "random", "error", "checked", "training"}
     assert all(set(row) == keys and row["state"] == "not_seen" and 0 <= row["score"] <= 1 for row in rows)
+    assert all(row["error"] > 0 and row["checked"] is False for row in rows), "a number stands with its error"
 
 
 def test_the_queue_for_people(reviewed: Path) -> None:
