@@ -260,6 +260,22 @@ class TestScore:
             held += result.low <= 0.88 <= result.high
         assert held >= 85, f"{held} of 100 intervals hold the mean"
 
+    def test_rare_failures_are_not_called_good(self, tmp_path: Path) -> None:
+        """One of ten predictions failed, the others were accepted: what eight drawn ones show is seldom too good."""
+        truth = {f"case_{n:02d}": 0.3 if n % 10 == 0 else 1.0 for n in range(60)}
+        project = predicted(tmp_path / "p", {case: found(0.5) for case in truth})
+        rated = quality(project, predictions(project))
+        too_good = 0
+        for seed in range(100):
+            training = f"{seed:04d}-train"
+            chosen = random_order(truth, training)[:8]
+            others = [case for case in truth if case not in chosen][: 8 * (EVERY - 1)]
+            pretend_decided(project, training, {case: truth[case] for case in (*chosen, *others)})
+            result = score(project, rated)
+            assert result is not None and result.reviewed == 8
+            too_good += result.low > np.mean(list(truth.values()))
+        assert too_good <= 5, f"{too_good} of 100 intervals lie above the mean"
+
     def test_a_drawn_case_that_is_skipped_is_not_passed_over(self, forty: Project) -> None:
         """The mean waits for it: leaving out the hard ones would raise it."""
         drawn = random_order((case.id for case in forty.state.cases), forty.state.current_training)[0]
@@ -326,6 +342,12 @@ class TestAdvice:
         for case in names(forty):
             decide(forty, case, 0.97, "accepted")
         assert self.verdict(forty).verdict == "enough"
+
+    def test_it_says_how_many_decisions_show_how_good_they_are(self, forty: Project) -> None:
+        for case in names(forty)[:3]:
+            decide(forty, case, 0.7)
+        found = self.verdict(forty)
+        assert found.verdict == "train" and f"a mean is shown after {FEWEST * EVERY} decisions" in found.reason
 
     def test_three_that_were_accepted_are_not_enough(self, forty: Project) -> None:
         """Accepted means Dice 1: three of them are alike by nature and know nothing of the others."""
