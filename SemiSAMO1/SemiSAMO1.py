@@ -162,7 +162,7 @@ class SemiSAMO1Logic(ScriptedLoadableModuleLogic):
         self.session.resume_training()
 
     def cases(self):
-        """Predicted cases, the least certain first."""
+        """Predicted cases, likely the worst first."""
         return self.session.rated().worst_first()
 
     def showCase(self, case):

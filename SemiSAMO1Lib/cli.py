@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def _with_allocator_settings() -> None:
-    """Start anew, with the worker's environment, what trains in this process (DESIGN section 8): `reproduce`, and a
+    """Start anew, with the worker's environment, what trains in this process: `reproduce`, and a
     training that torchrun or srun shares among several."""
     from .job.launcher import ALLOCATOR, WAITING
 

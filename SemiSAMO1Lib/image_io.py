@@ -44,7 +44,6 @@ class Header:
 
     size: tuple[int, ...]
     components: int
-    pixel_type: str
     metadata: dict[str, str]
 
 
@@ -68,7 +67,6 @@ def read_header(path: Path) -> Header:
     return Header(
         size=reader.GetSize(),
         components=reader.GetNumberOfComponents(),
-        pixel_type=sitk.GetPixelIDValueAsString(reader.GetPixelID()),
         metadata={key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()},
     )
 

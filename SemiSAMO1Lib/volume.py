@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Corners of two grids that lie closer than this are the same place, in voxels (DESIGN section 3).
+#: Corners of two grids that lie closer than this are the same place, in voxels.
 SAME_LATTICE_TOLERANCE = 0.01
 
 

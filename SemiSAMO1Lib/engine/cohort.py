@@ -188,7 +188,7 @@ class Cohort:
 
 
 def signed_distances(label: NDArray[Any], classes: int, spacing: tuple[float, float, float]) -> NDArray[np.float16]:
-    """Signed distance maps of the foreground classes (method, section 1.3, DTC).
+    """Signed distance maps of the foreground classes (SemiSAM-O1, DTC).
 
     Distance outside over its maximum minus distance inside over its maximum, zero on the inner boundary.
 

@@ -58,8 +58,7 @@ class FinishedRun:
         self.without = without
         parts = Surroundings.of(store)
         self.labelled = [parts.labelled(case) for case in labelled]
-        given = (labelled[0], classes, config, store, observer, without)
-        self._finder = Finder(*given) if parts.boxes else None
+        self._finder = Finder(labelled[0], config, store, observer, without) if parts.boxes else None
         self.classes, self.config = classes, config
         self.store, self.observer, self.features = store, observer, features
         self.plan = Plan.model_validate(store.json("plan.json"))

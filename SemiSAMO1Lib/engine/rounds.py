@@ -1,4 +1,4 @@
-"""The whole method, top to bottom: one labelled volume in, a segmented cohort out (method, section 1).
+"""The whole method, top to bottom: one labelled volume in, a segmented cohort out (after SemiSAM-O1).
 
     cut          where scans show much more than what is labelled: what lies around it
     plan         spacing, patch, network: computed from the pool's images and the template's label
@@ -125,7 +125,7 @@ def run(
     progress = Progress(observer, cohort, config, SHARE if parts.boxes else 0.0)
 
     def on_whole_scans(number: int) -> Iterator[CaseResult]:
-        for found in results(cohort, number, config, progress):
+        for found in results(cohort, number, progress):
             if number == config.rounds and parts.cuts_off(found, scans[found.case_id]):
                 text = f"{found.case_id}: the labels reach the edge of the part of the scan that was looked at"
                 observer.event("warning", text=text)
@@ -345,7 +345,7 @@ def look_again(
     ranks.once(lambda: store.once(joined, "labelled.json"))
 
 
-def results(cohort: Cohort, number: int, config: TrainingConfig, progress: Progress) -> Iterator[CaseResult]:
+def results(cohort: Cohort, number: int, progress: Progress) -> Iterator[CaseResult]:
     """A round's results on every case's own grid."""
     doubts = []
     for position, case in enumerate(cohort.cases):

@@ -15,7 +15,7 @@ def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 
 class Likeness:
-    """How alike some scans are: the cosine of their signatures, clipped at 0 (method, section 1.4).
+    """How alike some scans are: the cosine of their signatures, clipped at 0 (SemiSAM-O1).
 
     A signature is the encoder's global features, or with registration the descriptors in the template's space, means
     removed. Each is normalised once: a cohort asks for all pairs.

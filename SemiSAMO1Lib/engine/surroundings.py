@@ -223,7 +223,7 @@ class Finder:
 
     Args:
         template: as it is.
-        classes, config, store: of the run, which has cut its scans.
+        config, store: of the run, which has cut its scans.
         observer: gets warnings.
         without: cases whose predictions are not believed any more: nothing is carried through them.
     """
@@ -231,7 +231,6 @@ class Finder:
     def __init__(
         self,
         template: LabelledCase,
-        classes: int,
         config: TrainingConfig,
         store: Store,
         observer: Observer,

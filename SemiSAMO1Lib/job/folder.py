@@ -1,4 +1,4 @@
-"""The files of a job folder, `jobs/<id>/` in a project (DESIGN section 3)."""
+"""The files of a job folder, `jobs/<id>/` in a project."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Case:
         fingerprint: of the image file, see `fingerprint`.
         geometry: the image's grid.
         role: what the case is for.
-        review: review state (DESIGN section 3).
+        review: review state.
         label_version: number of the label in force, None when it has none.
         source: where a converted image came from (DICOM UIDs, HDF5 file); empty for a file used in place.
         name: what its file (without the ending) or DICOM folder is called; the id is made of it.

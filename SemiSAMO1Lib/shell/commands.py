@@ -176,7 +176,7 @@ def train(
     project: ProjectPath,
     preset: Annotated[
         str | None,
-        typer.Option(help="quick (a look), standard (when not given) or thorough (about ten times as long)."),
+        typer.Option(help="quick (a look), standard (when not given) or thorough (about ten times standard)."),
     ] = None,
     rounds: Annotated[int | None, typer.Option(help="Training rounds; 0 = no network is trained.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Optimizer steps a round.")] = None,
@@ -200,7 +200,7 @@ def train(
         bool | None,
         typer.Option(
             "--continue/--from-scratch",
-            help="Begin with the current training's weights, or anew; with them if they fit, not given.",
+            help="Begin with the current training's weights, or anew; when not given, with them where they fit.",
         ),
     ] = None,
     detach: Annotated[bool, typer.Option(help="Return at once; the training goes on in the background.")] = False,

@@ -260,7 +260,7 @@ def _card(card: dict[str, Any], table: LabelTable, plan: Plan, extent: Sequence[
         spacing = " × ".join(f"{mm:.2g}" for mm in reversed(plan.spacing))
         where = f"""
 It learned from what lies around the labels alone ({x} × {y} × {z} mm). In a scan that shows more it is asked twice:
-where it sees most of what it knows, and what it sees there. The first takes time and memory in a large scan (some 40
+where it sees most of what it knows, and what it sees there. The first takes time and memory in a large scan (some 35
 bytes a voxel of {spacing} mm), and is unsure where the scan shows what it has never seen. Elsewhere all is background.
 Cut out around the structures, a scan is segmented as the network learned to.
 """
@@ -278,8 +278,8 @@ Segment a scan: `python segment.py SCAN OUTPUT`. It needs Python 3.11, torch, MO
 `python -m monai.bundle run --config_file configs/inference.json` needs fire too.
 
 This is the network alone. Inside its project a prediction is joined with what registration carries over from the
-labelled scans and from cases that look like it, which are not in this file; there it is usually better. No scan and no
-patient's data are in this file.
+labelled scans and from cases that look like it, which are not in this file; there it may be better or worse. No scan
+and no patient's data are in this file.
 {where}
 {card["intended_use"]}
 """

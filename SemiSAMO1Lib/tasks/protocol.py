@@ -1,4 +1,4 @@
-"""The published protocol on the HDF5 layout: train by `reproduce`, measure by `measure_weights` (method, section 1)."""
+"""The published protocol on the HDF5 layout: train by `reproduce`, measure by `measure_weights` (SemiSAM-O1)."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def _remove_working_files(job: JobFolder) -> None:
     of_answers = ("links", "answers", "behind-by-case", "neighbours", "passes", "votes", "signals")
     of_checks = ("checks", "checks-of-answers", "uncertainty")
     of_labels = ("distances", "labelled", "looked-at")
-    for name in (*made_again, *of_answers, *of_checks, *of_labels, "voters"):  # the last is of earlier versions
+    for name in (*made_again, *of_answers, *of_checks, *of_labels):
         shutil.rmtree(job.work / name, ignore_errors=True)
 
 

@@ -142,7 +142,7 @@ class ByHand:
 
 
 def with_factors(progress):
-    """The factors of the terms by learner: method, section 1.3, λ(t) = 0.1 exp(-5 (1 - ½ t / t_max)²)."""
+    """The factors of the terms by learner: SemiSAM-O1, λ(t) = 0.1 exp(-5 (1 - ½ t / t_max)²)."""
     learned = {"supervised": 1.0, "pseudo": min(1.0, progress / 0.3)}
     ramp = {"consistency": 0.1 * math.exp(-5 * (1 - progress / 2) ** 2)}
     return {

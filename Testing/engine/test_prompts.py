@@ -281,7 +281,7 @@ def test_round_the_patch_the_mask_says_surely_not(prompts, seen):
 
 
 def test_first_question_comes_with_a_mask_of_zeros(prompts, seen):
-    """As officially with a first click (specification 5.1, step 6)."""
+    """As officially with a first click."""
     prompts.segment(patch_of((64, 64, 64)), [question((1, 2, 3))])
     assert seen["mask"][0].shape == (1, 1, 16, 16, 16) and not seen["mask"][0].any()
 

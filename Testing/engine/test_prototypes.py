@@ -287,7 +287,7 @@ def unit(vector):
 
 
 def test_prototype_is_the_normalised_mean_of_its_cells():
-    """Cells keep their length in the mean (method, section 1.2): (2, 0) and (0, 6) give (1, 3), not (1, 1)."""
+    """Cells keep their length in the mean (SemiSAM-O1): (2, 0) and (0, 6) give (1, 3), not (1, 1)."""
     case, known = on_a_line([0, 0, 1, 1], [(4, 0), (4, 0), (2, 0), (0, 6)])
     found = propagator(Given(known)).prepare([case]).vectors
     assert np.allclose(found[1], [unit((1, 3))], atol=1e-4)
@@ -523,7 +523,7 @@ def test_confidence_is_at_most_the_reliability(noisy):
 
 
 def test_signature_is_the_global_feature(noisy):
-    """f_g: the normalised mean over the cells (method, section 1.1)."""
+    """f_g: the normalised mean over the cells (SemiSAM-O1)."""
     mean = noisy[3].channels.astype(float).mean((1, 2, 3))
     assert np.allclose(carried(noisy)[1].signature, unit(mean), atol=1e-3)
 

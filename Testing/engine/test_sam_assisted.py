@@ -141,7 +141,7 @@ def test_factor_of_the_masks(register, name, phase, progress):
     [("semisam", lambda t: 1 - t), ("semisam_uncertainty", lambda t: 1 - t), ("semisam_plus", lambda t: (1 - t) ** 2)],
 )
 def test_factor_of_the_consistency(register, name, phase, progress):
-    """SemiSAM: 0.1 exp(-5 (1 - t)), method, section 2; SemiSAM+: the sigmoid ramp, 0.1 exp(-5 (1 - t)²)."""
+    """SemiSAM: 0.1 exp(-5 (1 - t)), SemiSAM; SemiSAM+: the sigmoid ramp, 0.1 exp(-5 (1 - t)²)."""
     register("fake", says(0.5))
     one, batch = learner(name), random_batch(0, classes=2)
     found = one.terms(batch, one.outputs(batch), progress, one.generators(batch, noise()))["consistency"].factor

@@ -189,7 +189,7 @@ def test_worker_without_arguments_says_how_it_is_used():
 
 @pytest.mark.parametrize("name", ["ReadImage(", "WriteImage(", "ImageSeriesReader("])
 def test_image_files_go_through_one_door(name):
-    """DESIGN section 3: readers and writers of SimpleITK appear in image_io.py alone."""
+    """Readers and writers of SimpleITK appear in image_io.py alone."""
     found = [
         str(path.relative_to(ROOT))
         for path in (ROOT / "SemiSAMO1Lib").rglob("*.py")

@@ -1,4 +1,4 @@
-"""Inputs nobody may crash with (DESIGN section 7): each is a listed skip with its reason, and the rest goes on."""
+"""Inputs nobody may crash with: each is a listed skip with its reason, and the rest goes on."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def actions(project: Project, mended: Path) -> dict[Review, Callable[[], Any]]:
 
 STEPS = [(now, to) for now in Review for to in (Review.ACCEPTED, Review.CORRECTED, Review.REJECTED, Review.SKIPPED)]
 
-#: The steps of DESIGN section 3 that are one action.
+#: The steps that are one action.
 POSSIBLE = {
     *((now, to) for now in (Review.NOT_SEEN, Review.SKIPPED) for to in TRANSITIONS[now] if to is not Review.DRAFT),
     (Review.DRAFT, Review.CORRECTED),

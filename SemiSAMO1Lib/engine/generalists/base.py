@@ -28,7 +28,7 @@ class FeatureMap:
     weight: NDArray[np.float32]
 
     def global_feature(self) -> NDArray[np.float32]:
-        """f_g of the method, section 1.1: the mean over the cells, L2-normalised; (c,)."""
+        """f_g of SemiSAM-O1: the mean over the cells, L2-normalised; (c,)."""
         mean = np.einsum("czyx,zyx->c", self.channels.astype(np.float32), self.weight)
         return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), np.float32)
 

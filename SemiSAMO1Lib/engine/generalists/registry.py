@@ -1,4 +1,4 @@
-"""Generalists by name. A new one is one file and one line here."""
+"""Generalists by name. A new one is a file, a line here and one in `choices.py`."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _AT_ONCE = 24_000_000
 
 
 def normalised_entropy(probabilities: Tensor) -> Tensor:
-    """-Σ p ln p / ln C over the first axis: 0 (sure) to 1 (all classes alike); method, section 1.4."""
+    """-Σ p ln p / ln C over the first axis: 0 (sure) to 1 (all classes alike); SemiSAM-O1."""
     p = probabilities.clamp(min=1e-7)
     return (-(p * p.log()).sum(0) / math.log(max(len(p), 2))).clamp(0, 1)
 

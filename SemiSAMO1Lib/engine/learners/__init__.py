@@ -1,4 +1,4 @@
-"""How specialists learn, by name. A new learner is one file and one line here."""
+"""How specialists learn, by name. A new learner is a file, a line here and one in `choices.py`."""
 
 from .adversarial import Adversarial
 from .averaged import AveragedLearner

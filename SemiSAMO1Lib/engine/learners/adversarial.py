@@ -1,6 +1,6 @@
 """DAN (Zhang et al. 2017): a discriminator cannot tell predictions of unlabelled scans from labelled ones.
 
-L_cons is the discriminator's cross-entropy on unlabelled predictions with the target "labelled" (method, section 1.3).
+L_cons is the discriminator's cross-entropy on unlabelled predictions with the target "labelled" (SemiSAM-O1).
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class AveragedLearner(Learner):
         return {}
 
     def learned(self, batch: Batch, outputs: Outputs, progress: float) -> dict[str, Term]:
-        """L_sup + w(t) L_pseudo of the method, section 1.3."""
+        """L_sup + w(t) L_pseudo of SemiSAM-O1."""
         pseudo = batch.pseudo
         factor = self.config.pseudo_weight * pseudo_ramp(progress, self.config.pseudo_ramp)
         return {

@@ -1,4 +1,4 @@
-"""DTC, dual-task consistency (Luo et al. 2021), for several classes: method, section 1.3.
+"""DTC, dual-task consistency (Luo et al. 2021), for several classes, as SemiSAM-O1 has it.
 
 The network gives logits and, for each foreground class c, a signed distance map d_c; sigmoid(-1500 d_c) is a second
 opinion on where the class is. The released code's faults are not copied: the true distances count, each class has its

@@ -17,8 +17,9 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 def dice_loss(probabilities: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean over samples and classes (background too) of 1 - (2 Σ w p q + s) / (Σ w p² + Σ w q² + s); method, section
-    1.3. Each sample by itself: the loss of a batch does not depend on how it is shared by processes."""
+    """Mean over samples and classes (background too) of 1 - (2 Σ w p q + s) / (Σ w p² + Σ w q² + s), as in
+    SemiSAM-O1. Each sample by itself: the loss of a batch does not depend on how it is shared by processes.
+    """
     axes = (2, 3, 4)
     overlap = (weight * probabilities * target).sum(axes)
     size = (weight * probabilities.square()).sum(axes) + (weight * target.square()).sum(axes)

@@ -1,4 +1,4 @@
-"""Mean teacher (Tarvainen and Valpola 2017) and its uncertainty-aware form (Yu et al. 2019): method, section 1.3.
+"""Mean teacher (Tarvainen and Valpola 2017) and its uncertainty-aware form (Yu et al. 2019), as in SemiSAM-O1.
 
 L = L_sup + λ(t) · L_cons + w(t) · L_pseudo
 """

@@ -32,7 +32,7 @@ SURELY_OUTSIDE = 0.1
 
 
 class SemiSam(MeanTeacher):
-    """Mean teacher beside λ_s(t) · MSE(student, mask of the generalist), λ_s falling (method, section 2)."""
+    """Mean teacher beside λ_s(t) · MSE(student, mask of the generalist), λ_s falling (SemiSAM)."""
 
     asks_generalists = True
 
@@ -110,7 +110,7 @@ class SemiSamUncertainty(SemiSam, UncertaintyMeanTeacher):
 
 
 class SemiSamPlus(SemiSam):
-    """Several answers of one or more generalists; where they disagree they count less (method, section 3)."""
+    """Several answers of one or more generalists; where they disagree they count less (SemiSAM+)."""
 
     def terms(self, batch: Batch, outputs: Outputs, progress: float, generators: Generators) -> dict[str, Term]:
         terms = super().terms(batch, outputs, progress, generators)

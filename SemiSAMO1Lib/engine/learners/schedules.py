@@ -11,7 +11,7 @@ def poly(progress: float, power: float = 0.9) -> float:
 
 
 def consistency_ramp(progress: float) -> float:
-    """exp(-5 (1 - ½ t / t_max)²): the published sigmoid ramp, which ends half-way up (method, section 1.3)."""
+    """exp(-5 (1 - ½ t / t_max)²): the published sigmoid ramp, which ends half-way up (SemiSAM-O1)."""
     return math.exp(-5 * (1 - 0.5 * progress) ** 2)
 
 
@@ -21,12 +21,12 @@ def sigmoid_ramp(progress: float) -> float:
 
 
 def steep_ramp(progress: float) -> float:
-    """exp(-5 (1 - t / t_max)): the consistency ramp of SemiSAM (method, section 2)."""
+    """exp(-5 (1 - t / t_max)): the consistency ramp of SemiSAM."""
     return math.exp(-5 * (1 - progress))
 
 
 def ramp_down(progress: float) -> float:
-    """exp(-5 t / t_max): the ramp of SemiSAM's masks (method, section 2)."""
+    """exp(-5 t / t_max): the ramp of SemiSAM's masks."""
     return math.exp(-5 * progress)
 
 

@@ -1,4 +1,4 @@
-"""Carry labels by features: every cell of a scan takes the class whose prototype it is most like (method, section 1.2).
+"""Carry labels by features: every cell of a scan takes the class whose prototype it is most like (SemiSAM-O1).
 
 A prototype is the mean feature of a class over the template's cells. Background has one too.
 """

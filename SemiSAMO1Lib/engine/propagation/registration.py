@@ -108,7 +108,7 @@ class _Ways:
 
 
 class RegistrationPropagator:
-    """The propagator of this module; see `Propagator` in DESIGN section 4."""
+    """The propagator of this module; see `propagation/base.py`."""
 
     def __init__(
         self,

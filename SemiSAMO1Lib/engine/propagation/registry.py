@@ -1,4 +1,4 @@
-"""Propagators by name: what `--generalist` chooses. A new one is one file and one line here.
+"""Propagators by name: what `--generalist` chooses. A new one is a file, a line here and one in `choices.py`.
 
 Every generalist that describes scans is one as well, by its prototypes.
 """

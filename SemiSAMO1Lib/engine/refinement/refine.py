@@ -1,4 +1,4 @@
-"""From one round's predictions to the next round's pseudo-labels (method, section 1.4, and its region version).
+"""From one round's predictions to the next round's pseudo-labels (SemiSAM-O1, and its region version).
 
 The new pseudo-label of a case is the argmax of the round's answer: network, registration and registered neighbours, the
 network weighted by how sure it is at a place. It is taken only if a check without labels does not get worse.
@@ -71,7 +71,7 @@ def region(situation: Situation, case_id: str) -> NDArray[Any]:
 
 
 def volume(situation: Situation, case_id: str) -> NDArray[Any]:
-    """As published: an uncertain volume is replaced as a whole by the vote of its neighbours (method, section 1.4)."""
+    """As published: an uncertain volume is replaced as a whole by the vote of its neighbours (SemiSAM-O1)."""
     answer = situation.cohort.answer(situation.number, case_id)
     chosen = [(other, s) for other, s in situation.neighbours[case_id] if s > 0]
     if case_id not in situation.uncertain or not chosen:
@@ -92,7 +92,7 @@ def none(situation: Situation, case_id: str) -> NDArray[Any]:
     return situation.cohort.probabilities(situation.number, case_id)
 
 
-#: How pseudo-labels are refined, by name. A new way is one function and one line here.
+#: How pseudo-labels are refined, by name. A new way is a function, a line here and its name in `config.py`.
 REFINERS: dict[str, Refiner] = {"region": region, "volume": volume, "none": none}
 
 

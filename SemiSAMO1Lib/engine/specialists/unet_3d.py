@@ -1,4 +1,4 @@
-"""The 3D U-Net of the published code, parameter for parameter, so that published weights load (method, section 1.3)."""
+"""The 3D U-Net of the published code, parameter for parameter, so that published weights load (SemiSAM-O1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a scan is brought to the model: two published ways, and where the windows lie (specification, section 5)."""
+"""How a scan is brought to the model: two published ways, and where the windows lie."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def prepare(volume: Volume, how: Preprocessing, coverage: Coverage, size: int, p
 
 
 def official_grid(geometry: Geometry) -> Geometry:
-    """1.5 mm voxels from the outer corner of the first voxel on, then axes turned to RAS+ (specification 5.1, 2-3)."""
+    """1.5 mm voxels from the outer corner of the first voxel on, then axes turned to RAS+."""
     shape = [
         int(np.ceil(round(n * s / OFFICIAL_SPACING, 6))) for n, s in zip(geometry.shape, geometry.spacing, strict=True)
     ]
