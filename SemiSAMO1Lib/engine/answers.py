@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from ..volume import Volume
 from .cases import LabelledCase
@@ -62,8 +63,8 @@ class _Judged:
 def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, progress: Progress) -> None:
     """Class probabilities that a round gives for every case: a weighted mean, voxel by voxel, of
 
-    - the networks' prediction, by its certainty (1 less its entropy); by 1 where there is nobody else than the
-      template; not in round 0;
+    - the networks' prediction, by its certainty (`certainty_of`); by 1 where there is nobody else than the template;
+      not in round 0;
     - what linked cases show there (prediction and propagation), by their share (`share_of`) times the trust in the
       links, over the number of labelled scans that were propagated;
     - the propagation, by `propagation_share` times its confidence: in full for each labelled scan besides the first,
@@ -103,15 +104,15 @@ def _answer(
     atlases = atlases_of(cohort.labelled, config, cohort.is_registered(case_id))
     image, spacing = cohort.image(case_id), cohort.plan.spacing
     if votes is None:
-        found = joined(predicted, propagated, confidence, None, config, atlases)
+        found = joined(predicted, propagated, confidence, None, config, spacing, atlases)
         return by_edges(found, image, spacing, config.edge_weight)
 
     share = config.neighbour_share
     if judged is not None and config.neighbour_gain > 0:
         share = share_of(behind_of(cohort.store, number), _behind(cohort, case_id, votes[0], judged), config)
-    found = joined(predicted, propagated, confidence, votes, config, atlases, share)
+    found = joined(predicted, propagated, confidence, votes, config, spacing, atlases, share)
     found = by_edges(found, image, spacing, config.edge_weight)
-    alone = joined(predicted, propagated, confidence, None, config, atlases)
+    alone = joined(predicted, propagated, confidence, None, config, spacing, atlases)
     cohort.save_with_neighbours(number, case_id, agreement(votes[0], alone, found))
     return found
 
@@ -230,6 +231,7 @@ def joined(
     confidence: NDArray[Any],
     votes: tuple[NDArray[np.float16], NDArray[np.float16]] | None,
     config: TrainingConfig,
+    spacing: Sequence[float],
     atlases: int = 1,
     share: float | None = None,
 ) -> NDArray[np.float16]:
@@ -240,6 +242,7 @@ def joined(
         confidence: of the propagation, (z, y, x).
         votes: from `carried`; None where nobody votes.
         config: the shares.
+        spacing: of the grid, (z, y, x) mm.
         atlases: labelled scans that were propagated.
         share: of the votes (`share_of`); None: `neighbour_share`.
     """
@@ -255,8 +258,24 @@ def joined(
     if predicted is None:
         return weighted_mean([*parts, (propagated, np.maximum(by_propagation, _LEAST))])
     alone = votes is None and atlases == 1
-    certainty = np.ones_like(by_propagation) if alone else 1 - voxel_entropy(predicted)
+    certainty = np.ones_like(by_propagation) if alone else certainty_of(predicted, config.certainty_around, spacing)
     return weighted_mean([*parts, (predicted, np.maximum(certainty, _LEAST)), (propagated, by_propagation)])
+
+
+def certainty_of(predicted: NDArray[Any], around: float, spacing: Sequence[float]) -> NDArray[np.float32]:
+    """How sure a network is: 1 less the entropy, of each voxel, or on average around it, where that is more.
+
+    A border that was drawn well is unsure for a voxel or two and no more; where a network does not know, it is unsure
+    all around.
+
+    Args:
+        predicted: class probabilities (C, z, y, x).
+        around: standard deviation of the surroundings, in voxels of the finest axis; 0: each voxel by itself.
+        spacing: (z, y, x) mm.
+    """
+    own = 1 - voxel_entropy(predicted)
+    sigma = [around * min(spacing) / mm for mm in spacing]
+    return np.maximum(own, ndimage.gaussian_filter(own, sigma, mode="nearest", truncate=3.0))
 
 
 def _own(cohort: Cohort, number: int, config: TrainingConfig, case_id: str, value: int) -> Volume:

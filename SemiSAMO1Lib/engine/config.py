@@ -24,6 +24,7 @@ BEFORE: dict[str, Any] = {
     "neighbour_share": 0.0,
     "neighbour_gain": 0.0,
     "match_volumes": False,
+    "certainty_around": 0.0,
     "edge_weight": 0.0,
     "surroundings": False,
 }
@@ -137,6 +138,11 @@ class TrainingConfig(_Strict):
         ge=0,
         description="how steeply the votes' weight beside a network rises, from 1/3 to 8/3 of neighbour_share, the "
         "further the network's check is behind theirs; 0: it is neighbour_share in every round",
+    )
+    certainty_around: float = Field(
+        1.5,
+        ge=0,
+        description="standard deviation, in finest voxels, of the surroundings by which a network is sure, too",
     )
     edge_weight: float = Field(
         1.0, ge=0, description="what grey values count that look like outside of a class, beside an answer's log odds"

@@ -104,7 +104,7 @@ class FinishedRun:
         if votes is not None and predicted is not None and config.neighbour_gain > 0:
             checks = [self._check.of(one, probabilities, grid, found.transforms[0]) for one in (votes[0], predicted)]
             share = share_of(behind_of(self.store, config.rounds), checks[0] - checks[1], config)
-        probabilities = joined(predicted, probabilities, confidence, votes, config, atlases, share)
+        probabilities = joined(predicted, probabilities, confidence, votes, config, self.plan.spacing, atlases, share)
         probabilities = by_edges(probabilities, image, self.plan.spacing, config.edge_weight)
         prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
         scores = case_scores(prediction, uncertainty, self.classes)

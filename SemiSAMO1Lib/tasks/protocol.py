@@ -93,6 +93,7 @@ class Protocol:
             "warm_start": False,
             "labels_first": False,
             "match_volumes": False,
+            "certainty_around": 0.0,
             "edge_weight": 0.0,
             "ensemble_rounds": False,
             "test_time_passes": 1,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from engine_helpers import dice, identity_deformation, smooth_noise, tiny_config, tiny_plan
 
-from SemiSAMO1Lib.engine.answers import agreement, answer, behind_of, joined, share_of
+from SemiSAMO1Lib.engine.answers import agreement, answer, behind_of, certainty_of, joined, share_of
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase, Propagation
 from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.data.grids import sample, space_points
@@ -319,26 +319,53 @@ def test_where_nobody_was_asked_no_agreement_is_known(cohort):
 # ---------------------------------------------------------------------- the mean
 
 
+#: Spacing, mm.
+MM = (1.0, 1.0, 1.0)
+
 #: Votes that nobody trusts.
 NOT_TRUSTED = probabilities(TRUTH), np.zeros(GRID.shape, np.float16)
 
 
 def test_a_network_that_does_not_know_leaves_it_to_others():
     unsure, other = probabilities(TRUTH, 0.5), probabilities(TRUTH, 0.9)
-    found = joined(unsure, other, np.ones(GRID.shape), NOT_TRUSTED, tiny_config(propagation_share=0.5))
+    found = joined(unsure, other, np.ones(GRID.shape), NOT_TRUSTED, tiny_config(propagation_share=0.5), MM)
     assert np.abs(found.astype(np.float32) - other).max() < 0.01, "its entropy is 1: it weighs next to nothing"
+
+
+def a_border(width):
+    """A sure network with an unsure layer, so many voxels wide."""
+    predicted = np.full((2, 20, 12, 12), 0.001, np.float16)
+    predicted[1, :10], predicted[0, 10:] = 0.999, 0.999
+    predicted[:, 10 : 10 + width] = 0.5
+    return predicted
+
+
+def test_a_thin_border_is_no_doubt_of_the_network_a_wide_one_is():
+    thin, wide = (certainty_of(a_border(width), 1.5, MM) for width in (1, 7))
+    assert thin[10].min() > 0.6, "one unsure layer between sure ones"
+    assert wide[13].max() < 0.05, "in the middle of seven unsure layers"
+
+
+def test_around_nothing_a_voxel_is_as_sure_as_its_entropy_says():
+    found = certainty_of(a_border(1), 0.0, MM)
+    assert found[10].max() < 1e-3 and found[5].min() > 0.98
+
+
+def test_surroundings_are_as_wide_in_mm_along_thick_slices():
+    """An unsure slice five times as thick as voxels are wide is its own surroundings."""
+    assert certainty_of(a_border(1), 1.5, (5.0, 1.0, 1.0))[10].max() < 0.05
 
 
 def test_where_nobody_votes_the_network_counts_in_full():
     """As before there were neighbours: trainings of then, and a single scan."""
     unsure, other = probabilities(TRUTH, 0.6), probabilities(0 * TRUTH, 1.0)
-    found = joined(unsure, other, np.ones(GRID.shape), None, tiny_config(propagation_share=0.5))
+    found = joined(unsure, other, np.ones(GRID.shape), None, tiny_config(propagation_share=0.5), MM)
     assert float(found[1][4, 5, 5]) == pytest.approx(0.6 / 1.5, abs=1e-3)
 
 
 def test_a_sure_network_weighs_as_its_certainty():
     sure, other = probabilities(TRUTH, 1.0), probabilities(0 * TRUTH, 1.0)
-    found = joined(sure, other, np.ones(GRID.shape), None, tiny_config(propagation_share=0.5))
+    found = joined(sure, other, np.ones(GRID.shape), None, tiny_config(propagation_share=0.5), MM)
     assert float(found[1][4, 5, 5]) == pytest.approx(1 / 1.5, abs=1e-3)
 
 
@@ -346,18 +373,18 @@ def test_a_sure_network_weighs_as_its_certainty():
 def test_the_propagation_counts_as_far_as_the_links_are_not_trusted(trust, expected):
     """Votes against the organ, propagation for it, no network: shares 1.5 · trust and 0.5 · (1 - trust)."""
     votes = probabilities(0 * TRUTH, 1.0), np.full(GRID.shape, trust, np.float16)
-    found = joined(None, probabilities(TRUTH, 1.0), np.ones(GRID.shape), votes, tiny_config())
+    found = joined(None, probabilities(TRUTH, 1.0), np.ones(GRID.shape), votes, tiny_config(), MM)
     assert float(found[1][4, 5, 5]) == pytest.approx(expected, abs=0.01)
 
 
 def test_with_no_share_the_prediction_is_the_answer():
     sure, other = probabilities(TRUTH, 0.8), probabilities(0 * TRUTH, 1.0)
-    assert np.array_equal(joined(sure, other, np.ones(GRID.shape), None, tiny_config(propagation_share=0)), sure)
+    assert np.array_equal(joined(sure, other, np.ones(GRID.shape), None, tiny_config(propagation_share=0), MM), sure)
 
 
 def test_where_the_template_saw_nothing_round_0_is_the_nearest_guess():
     guess = probabilities(TRUTH, 0.8)
-    found = joined(None, guess, np.zeros(GRID.shape), None, tiny_config())
+    found = joined(None, guess, np.zeros(GRID.shape), None, tiny_config(), MM)
     assert np.abs(found.astype(np.float32) - guess).max() < 1e-3
 
 
@@ -365,7 +392,7 @@ def at_a_voxel(atlases, trust, **changes):
     """The organ's probability where network and links say no (0.1) and the propagation of labels says yes (0.9)."""
     no, yes = probabilities(0 * TRUTH), probabilities(TRUTH)
     votes = no, np.full(GRID.shape, trust, np.float16)
-    found = joined(no, yes, np.ones(GRID.shape), votes, tiny_config(**changes), atlases)
+    found = joined(no, yes, np.ones(GRID.shape), votes, tiny_config(**changes), MM, atlases)
     return float(found[1][TRUTH > 0].mean())
 
 

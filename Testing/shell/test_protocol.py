@@ -178,6 +178,7 @@ def test_an_unknown_learner_is_named(published: Path, tmp_path: Path) -> None:
         ("warm_start", False),
         ("labels_first", False),
         ("match_volumes", False),
+        ("certainty_around", 0.0),
         ("edge_weight", 0.0),
         ("ema_decay", 0.99),
         ("consistency", 0.1),
