@@ -237,7 +237,8 @@ class ResultsStep:
         absent = ask_absent(self._dialogs, table, found.counts)
         if absent is not None:
             case, who, training = view.files.case, self._reviewer(), view.files.training
-            view.as_seen = reviews.accept(project, case, absent, who, training, view.as_seen)
+            with slicer.util.WaitCursor():
+                view.as_seen = reviews.accept(project, case, absent, who, training, view.as_seen)
             self._decided()
 
     def correct(self) -> None:

@@ -17,7 +17,7 @@ from ..image_io import write_volume
 from ..job.folder import JobFolder, JobKind
 from ..volume import Volume
 from .cases import Case, Role
-from .history import decided_by, seen_to_saved
+from .history import decided_by, left_out_by, seen_to_saved
 from .label_reader import read_labels
 from .label_table import LabelTable
 from .label_writer import write_segmentation
@@ -97,7 +97,7 @@ def _choose(
     project: Project, case: Case, row: dict[str, Any] | None, rated: Quality, predicted_labels: frozenset[int]
 ) -> Exported | str:
     if case.role is Role.EXCLUDED:
-        return "excluded"
+        return f"excluded{left_out_by(project, case)}"
     with suppress(MissingImage):  # of a changed image neither label nor prediction holds
         project.image_path(case)
     if case.label_version is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -52,11 +52,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class _History:
-    """What a reviews.jsonl of this size and time says, and how many of its lines say nothing."""
+    """What a reviews.jsonl of this size and time says, and how many of its lines say nothing.
+
+    `left_out`: who left a case out, and when.
+    """
 
     stamp: tuple[int, int]
     decisions: dict[str, list[Decision]]
     unreadable: int
+    left_out: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 #: Project -> its history as it was last read.
@@ -72,7 +76,17 @@ def decided_by(project: Project, case: Case) -> str:
     """` by NAME, TIME` of what a case's state says, for a sentence; empty where nobody decided, or it is not known."""
     made = decisions(project).get(case.id, ())
     known = bool(made) and made[-1].after == case.review
-    return f" by {made[-1].reviewer}, {made[-1].time[:16].replace('T', ' ')}" if known else ""
+    return _by(made[-1].reviewer, made[-1].time) if known else ""
+
+
+def left_out_by(project: Project, case: Case) -> str:
+    """The same of a case that was left out."""
+    found = _history(project).left_out.get(case.id)
+    return _by(*found) if found is not None else ""
+
+
+def _by(who: str, when: str) -> str:
+    return f" by {who}, {when[:16].replace('T', ' ')}"
 
 
 def seen_to_saved(project: Project, case: Case) -> Mapping[int, float]:
@@ -100,10 +114,15 @@ def _history(project: Project) -> _History:
 
 def _read(path: Path, stamp: tuple[int, int]) -> _History:
     found: dict[str, list[Decision]] = {}
+    left_out: dict[str, tuple[str, str]] = {}
     unreadable = 0
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
+            if "left_out" in line:  # no decision about a prediction
+                if line["left_out"]:
+                    left_out[line["case"]] = (line["reviewer"], line["time"])
+                continue
             mine = found.setdefault(line["case"], [])
             if not line.get("undo"):
                 mine.append(_decision(line))
@@ -111,7 +130,7 @@ def _read(path: Path, stamp: tuple[int, int]) -> _History:
                 mine.pop()
         except (KeyError, TypeError, ValueError, AttributeError):
             unreadable += 1
-    return _History(stamp, found, unreadable)
+    return _History(stamp, found, unreadable, left_out)
 
 
 def _decision(line: dict[str, Any]) -> Decision:

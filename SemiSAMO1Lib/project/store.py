@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import files
 from ..image_io import read_geometry, stem_of, suffix_of, write_volume
 from ..lock import identity, locked
-from ..volume import Geometry
+from ..volume import SAME_LATTICE_TOLERANCE, Geometry
 from .cases import Case, Role, Skipped, fingerprint, make_id, mentions, relative_path, same_name
 from .importing import Found
 from .label_reader import DoubtfulLabel, LabelError, LabelReading, read_labels
@@ -244,7 +246,9 @@ class Project:
 
     def exclude(self, case_id: str) -> Case:
         """Leave a case out: it is not trained on, predicted or exported. Its label and review stay, see `include`."""
-        return self.change(lambda s: _with_case(s, replace(s.case(case_id), role=Role.EXCLUDED))).case(case_id)
+        case = self.change(lambda s: _with_case(s, replace(s.case(case_id), role=Role.EXCLUDED))).case(case_id)
+        self.append_review(case.id, case.review, case.review, left_out=True)
+        return case
 
     def include(self, case_id: str) -> Case:
         """Take an excluded case in again, as what it was; other cases stay as they are."""
@@ -259,7 +263,9 @@ class Project:
                 role = Role.TEMPLATE if drawn and not state.with_role(Role.TEMPLATE) else Role.LABELLED
             return _with_case(state, replace(case, role=role))
 
-        return self.change(apply).case(case_id)
+        case = self.change(apply).case(case_id)
+        self.append_review(case.id, case.review, case.review, left_out=False)
+        return case
 
     def finish_training(self, job_id: str, not_learned: Iterable[str] = ()) -> None:
         """The predictions of a finished training count from now on.
@@ -586,6 +592,9 @@ class Project:
             files.append_line(self.reviews, {**row, **fields})
 
 
+#: Axes that differ by less are the same.
+_TURNED_DEGREES = 0.1
+
 #: Schema number -> function that lifts project.json by one version.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
@@ -620,8 +629,25 @@ def _doubts(labels_file: Path, reading: LabelReading, case: Case, state: State) 
         cropped = suffix_of(labels_file) == ".seg.nrrd" and not _same_size(grid, case.geometry)
         if not cropped and (away := grid.field_apart(case.geometry)) is not None:
             doubts.append(f"covers another part of space than the scan: their corners are {away:.3g} mm apart")
+        elif cropped and not reading.exact:
+            doubts += _beside(grid, case.geometry)
     found = [f"{labels_file.name} {' and '.join(doubts)}: is it the label of {case.id}?"] if doubts else []
     return [*found, *_contradictions(labels_file.name, reading, state.labels)]
+
+
+def _beside(cropped: Geometry, scan: Geometry) -> list[str]:
+    """What is odd about a cropped segmentation that is not on the scan's voxels: its axes are turned against the scan's
+    or voxels of the same size lie between them."""
+    turn = np.reshape(scan.direction, (3, 3)).T @ np.reshape(cropped.direction, (3, 3))
+    left = turn @ np.round(turn).T  # but for axes in another order, or the other way round
+    degrees = math.degrees(math.acos(min(max((float(np.trace(left)) - 1) / 2, -1.0), 1.0)))
+    if degrees > _TURNED_DEGREES:
+        return [f"is turned against the scan by {degrees:.3g}°"]
+    if not np.allclose(np.abs(np.round(turn)) @ cropped.spacing[::-1], scan.spacing[::-1], rtol=1e-3):
+        return []
+    origin = np.linalg.inv(scan.index_to_space) @ np.array([*cropped.origin, 1.0])
+    between = float(np.abs(origin[:3] - np.round(origin[:3])).max())
+    return [f"lies {between:.2g} voxels beside the scan's voxels"] if between > SAME_LATTICE_TOLERANCE else []
 
 
 def _same_size(one: Geometry, other: Geometry) -> bool:

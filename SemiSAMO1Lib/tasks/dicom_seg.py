@@ -67,7 +67,8 @@ class SeriesOnDisk:
             import pydicom
         except ImportError as error:
             raise ValueError(
-                f"DICOM SEG needs the extra 'export' ({error}): pip install 'semisamo1[export]'"
+                f"DICOM SEG needs the extra 'export' ({error}): pip install 'semisamo1[export]'; in Slicer the "
+                "environment that Set-up makes has it, Slicer's own Python has not"
             ) from error
         del highdicom
         if folder is None or not folder.is_dir():

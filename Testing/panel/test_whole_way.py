@@ -24,6 +24,7 @@ from slicer_harness import module
 from slicer_harness.views import SliceView
 
 from SemiSAMO1Lib import files
+from SemiSAMO1Lib.image_io import read_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind
 from SemiSAMO1Lib.project import Project, Role, read_labels, reviews
 from SemiSAMO1Lib.project.results import changes
@@ -195,6 +196,23 @@ def test_report_and_model_of_the_real_worker(
     wait(panel, lambda: "Writing the model is finished" in panel.banner.text, "the model")
     names = zipfile.ZipFile(tmp_path / "for a friend.zip").namelist()
     assert any(name.endswith("models/model.ts") for name in names), names
+
+
+def test_further_scans_are_segmented_by_the_button(
+    panel: Any, ui: Any, with_template: Path, cohort: Path, tmp_path: Path
+) -> None:
+    """By the real worker, with the training that is shown."""
+    train_really(panel)
+    further = tmp_path / "further"
+    further.mkdir()
+    shutil.copy(cohort / "images" / "phantom_003.nrrd", further / "a_new_one.nrrd")
+    ui.newScansPathEdit.currentPath, ui.exportPathEdit.currentPath = str(further), str(tmp_path / "segmented")
+    panel.tick()
+    assert ui.applyButton.enabled, ui.applyButton.toolTip
+    ui.applyButton.click()
+    wait(panel, lambda: "Segmenting further scans is finished" in panel.banner.text, "the further scan")
+    found = read_volume(tmp_path / "segmented" / "a_new_one.seg.nrrd")
+    assert found.geometry.same_grid(read_volume(further / "a_new_one.nrrd").geometry) and found.array.any()
 
 
 def dice_of(found: NDArray[Any], truth: NDArray[Any]) -> float:

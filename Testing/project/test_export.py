@@ -18,6 +18,7 @@ from SemiSAMO1Lib import files
 from SemiSAMO1Lib.engine.observer import Silent
 from SemiSAMO1Lib.image_io import write_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind
+from SemiSAMO1Lib.lock import identity
 from SemiSAMO1Lib.project import Project, ProjectError, Role, Skipped, read_labels, reviews
 from SemiSAMO1Lib.project.export import chosen, require_output
 from SemiSAMO1Lib.project.importing import candidates, look
@@ -127,7 +128,7 @@ class TestWhat:
         run(project, tmp_path / "out")
         listed = dict(csv.reader((tmp_path / "out" / "left_out.csv").open(encoding="utf-8")))
         assert listed["c"].startswith("its prediction was rejected by cem, 20")
-        assert {case: reason for case, reason in listed.items() if case != "c"} == {"case": "reason", "d": "excluded"}
+        assert listed["d"].startswith(f"excluded by {identity()['user']}, 20") and set(listed) == {"case", "c", "d"}
         assert not {"c.seg.nrrd", "d.seg.nrrd"} & {one.name for one in (tmp_path / "out").iterdir()}
 
     def test_a_case_that_a_person_labelled_is_exported_though_its_prediction_was_rejected(

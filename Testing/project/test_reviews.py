@@ -338,6 +338,28 @@ class TestDoubts:
         with pytest.raises(DoubtfulLabel, match="another part of space"):
             review.correct(project, "b", self.at(mended, replace(OBLIQUE, spacing=(1.4 * z, y, x))))
 
+    def cropped(self, mended: Path, degrees: float = 0.0, voxels: float = 0.0) -> Path:
+        """A segmentation cropped by a voxel on each side, turned about z, or moved along x."""
+        inner = two_labels(OBLIQUE).array[1:-1, 1:-1, 1:-1]
+        a, b = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        turn = np.array([[a, -b, 0], [b, a, 0], [0, 0, 1]]) @ np.reshape(OBLIQUE.direction, (3, 3))
+        origin = (OBLIQUE.index_to_space @ np.array([1 + voxels, 1, 1, 1.0]))[:3]
+        grid = Geometry(inner.shape, OBLIQUE.spacing, tuple(origin), tuple(turn.ravel()))
+        path = mended.with_name("mended.seg.nrrd")
+        write_segmentation(path, Volume(inner, grid), LabelTable((Label(1, "one"), Label(2, "two"))))
+        return path
+
+    def test_a_cropped_segmentation_on_the_scans_voxels_is_taken(self, project: Project, mended: Path) -> None:
+        assert review.correct(project, "b", self.cropped(mended)).review == "corrected"
+
+    def test_a_cropped_segmentation_that_is_turned(self, project: Project, mended: Path) -> None:
+        with pytest.raises(DoubtfulLabel, match="is turned against the scan by 10°"):
+            review.correct(project, "b", self.cropped(mended, degrees=10))
+
+    def test_a_cropped_segmentation_between_the_scans_voxels(self, project: Project, mended: Path) -> None:
+        with pytest.raises(DoubtfulLabel, match=r"lies 0\.5 voxels beside the scan's voxels"):
+            review.correct(project, "b", self.cropped(mended, voxels=0.5))
+
     @pytest.mark.parametrize("name", ["c_label", "c-seg", "label of c", "c"])
     def test_a_file_that_is_called_after_another_case(self, project: Project, mended: Path, name: str) -> None:
         named = mended.rename(mended.with_name(f"{name}.nrrd"))
