@@ -13,7 +13,7 @@ from ..project.drafts import find_draft, training_of
 from ..project.history import decided_by, decisions, unreadable_lines
 from ..project.label_table import LabelTable
 from ..project.label_writer import written
-from ..project.queue import Waiting
+from ..project.queue import Waiting, lets_through
 from ..project.results import Quality, asked_about, changes, predictions
 from ..project.reviews import Review
 from ..project.session import Session, template_gaps
@@ -118,7 +118,7 @@ class ResultsStep:
             estimate, state = rated.estimates.get(case), states.get(case, "not_seen")
             level = estimate.level if estimate is not None else ""
             to_decide = case in waiting or state == Review.DRAFT
-            if case != open_now and (case in left_out or not _lets_through(wanted, level, state, to_decide)):
+            if case != open_now and (case in left_out or not lets_through(wanted, level, state, to_decide)):
                 continue
             marks = [_("drawn at random")] if waiting.get(case) else []
             if estimate is not None:
@@ -489,7 +489,7 @@ def _require_seen(project: Project, view: CaseView) -> None:
 
 
 def filters() -> dict[str, str]:
-    """Name -> what a person may want to see of the queue."""
+    """Name (`FILTERS` of the queue) -> its words."""
     return {
         "all": _("all cases"),
         "waiting": _("waiting for a decision"),
@@ -500,12 +500,6 @@ def filters() -> dict[str, str]:
         "corrected": _("corrected"),
         "rejected": _("rejected"),
     }
-
-
-def _lets_through(wanted: str, quality: str, state: str, to_decide: bool) -> bool:
-    if wanted == "waiting":
-        return to_decide
-    return wanted in ("all", state) or (wanted == "low" and quality == "low")
 
 
 def _level(level: str) -> str:

@@ -37,6 +37,9 @@ SPREAD = 0.12
 #: Reviews of random cases below which nothing is said of the mean.
 FEWEST = 3
 
+#: What a person may want to see of the predictions: all, what waits for a decision, what is likely bad, or one state.
+FILTERS = ("all", "waiting", "low", "draft", "skipped", "accepted", "corrected", "rejected")
+
 _DECIDED = (Review.ACCEPTED, Review.CORRECTED, Review.REJECTED)
 
 #: 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond, 1.96 + 2.4 / n + 3 / n² is right to 0.01.
@@ -117,6 +120,20 @@ def queue(project: Project, rated: Quality | None = None) -> list[Waiting]:
         ordered.append(name)
         place += 1
     return [Waiting(name, waiting[name], rated.estimates[name].likely, name in drawn) for name in (*ordered, *later)]
+
+
+def lets_through(wanted: str, quality_level: str, state: str, waits: bool) -> bool:
+    """Whether a filter of `FILTERS` shows a case.
+
+    Args:
+        wanted: the filter.
+        quality_level: likely quality: low, medium or high.
+        state: of its review.
+        waits: whether it waits for a decision.
+    """
+    if wanted == "waiting":
+        return waits
+    return wanted in ("all", state) or (wanted == "low" and quality_level == "low")
 
 
 def _is_waiting(case: Case) -> bool:

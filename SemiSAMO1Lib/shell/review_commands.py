@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from ..project import Case, Project, ProjectError
 from ..project import reviews as review
 from ..project.drafts import find_draft
 from ..project.history import decisions, unreadable_lines
-from ..project.queue import Score, advice
+from ..project.queue import Score, advice, lets_through
 from ..project.queue import queue as waiting_cases
 from ..project.queue import score as honest_score
 from ..project.results import changes, is_as_made, predictions, quality
@@ -29,13 +30,28 @@ Seen = Annotated[
 Absent = Annotated[list[int] | None, typer.Option(help="A label value that is not in this scan (repeatable).")]
 
 
+class Shown(StrEnum):
+    """The filters of the queue that may let something through which waits for a decision."""
+
+    ALL = "all"
+    LOW = "low"
+    DRAFT = "draft"
+    SKIPPED = "skipped"
+
+
 @guarded
-def queue(project: ProjectPath, as_json: Json = False) -> None:
+def queue(
+    project: ProjectPath,
+    show: Annotated[
+        Shown, typer.Option(help="all that wait, those of low likely quality, drafts, or skipped ones.")
+    ] = Shown.ALL,
+    as_json: Json = False,
+) -> None:
     """List the predictions that wait for a decision, the worst first; every fifth is drawn at random."""
     opened = Project(project)
     _say_unreadable(opened)
     rated = quality(opened, predictions(opened))
-    waiting = waiting_cases(opened, rated)
+    waiting = [one for one in waiting_cases(opened, rated) if lets_through(show.value, one.level, one.state, True)]
     if as_json:
         keys = ("case", "state", "score", "level", "random")
         of_all = {"error": rated.error, "checked": rated.checked, "training": opened.state.current_training}
@@ -46,6 +62,9 @@ def queue(project: ProjectPath, as_json: Json = False) -> None:
         step = next_step("status" if busy else "train", project)
         text = f"{busy.id} is under way; its predictions are not there yet" if busy else "There are no predictions yet"
         out.print(f"{text}. {step}", highlight=False, soft_wrap=True)
+        return
+    if not waiting and show is not Shown.ALL:
+        out.print(f"Nothing of this kind ({show}) waits. {next_step('queue', project)}", highlight=False)
         return
     if not waiting:
         out.print(f"Nothing waits for a decision. {next_step('score', project)}", highlight=False, soft_wrap=True)

@@ -19,7 +19,7 @@ from SemiSAMO1Lib import files, lock
 from SemiSAMO1Lib.job import JobFolder, JobKind
 from SemiSAMO1Lib.project import Label, Project, Role, read_labels, reviews
 from SemiSAMO1Lib.project.drafts import find_draft
-from SemiSAMO1Lib.project.queue import queue
+from SemiSAMO1Lib.project.queue import FILTERS, queue
 from SemiSAMO1Lib.project.results import predictions
 from SemiSAMO1Lib.project.training import request_training
 from SemiSAMO1Lib.scene.segmentations import Drawn, drawn
@@ -315,7 +315,13 @@ class TestQueue:
             panel.tick()
         assert queue(Project(trained)) == [] and panel.view is not None
 
-    @pytest.mark.parametrize(("wanted", "count"), [("all", 3), ("waiting", 2), ("rejected", 1), ("accepted", 0)])
+    def test_every_filter_can_be_chosen(self, ui: Any, opened: str) -> None:
+        assert [ui.filterBox.itemData(row) for row in range(ui.filterBox.count)] == list(FILTERS)
+
+    @pytest.mark.parametrize(
+        ("wanted", "count"),
+        [("all", 3), ("waiting", 2), ("rejected", 1), ("accepted", 0), ("corrected", 0), ("draft", 0)],
+    )
     def test_filters(self, panel: Any, ui: Any, opened: str, wanted: str, count: int) -> None:
         ui.rejectButton.click()
         panel.close_case()

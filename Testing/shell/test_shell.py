@@ -710,6 +710,13 @@ def test_the_queue_for_machines(reviewed: Path) -> None:
     assert all(row["error"] > 0 and row["checked"] is False for row in rows), "a number stands with its error"
 
 
+def test_the_queue_shows_what_is_asked_for(reviewed: Path) -> None:
+    assert shell("skip", reviewed, "--case", "phantom_001").code == 0
+    skipped = shell("queue", reviewed, "--show", "skipped", "--json").json()
+    assert [row["case"] for row in skipped] == ["phantom_001"]
+    assert "Nothing of this kind (draft) waits" in shell("queue", reviewed, "--show", "draft").text
+
+
 def test_the_queue_for_people(reviewed: Path) -> None:
     text = shell("queue", reviewed).text
     assert "phantom_001" in text and "not yet checked on your scans: 0 of 10 are reviewed" in text
