@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,29 @@ def test_references_are_all_that_has_to_be_given(played: tuple[Path, dict[str, A
     assert list(done.json()["curves"]) == ["queue", "random", "entropy"]
     assert (tmp_path / "project-effort" / "effort.png").is_file()
     assert files.read_json(tmp_path / "project-effort" / "plan.json")["go_on"] is True
+
+
+DATA = Path(os.environ.get("SEMISAMO1_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+
+
+@pytest.mark.real_scans
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no real scans in {DATA}; set SEMISAMO1_DATA to test on them")
+def test_the_loop_on_real_scans(tmp_path: Path) -> None:
+    """Five hippocampi, registration alone: one is corrected, the others are carried from two labelled scans then."""
+    images = sorted((DATA / "hippocampus" / "images").iterdir())[:5]
+    labels, project = DATA / "hippocampus" / "labels", tmp_path / "project"
+    for path in images:
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "scans")
+    files.write_json(tmp_path / "tiny.json", {**TINY, "neighbours": 1})
+    shell("init", project, "--images", tmp_path / "scans")
+    shell("template", project, "--case", images[0].name.split(".")[0], "--labels", labels / images[0].name)
+    given = ("--references", labels, "--config", tmp_path / "tiny.json", "--orders", "queue")
+    done = shell("simulate", project, *given, "--steps", "1", "--rounds", 0, "--json")
+    assert done.code == 0, done.text
+    before, after = done.json()["curves"]["queue"]
+    assert (before["corrected"], after["corrected"]) == (0, 1)
+    assert after["common"] >= before["common"] > 0.6, f"{before} {after}: a second labelled scan does harm"
 
 
 def test_the_references_become_corrections(played: tuple[Path, dict[str, Any]]) -> None:
