@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from engine_helpers import identity_deformation, smooth_noise, tiny_config, tiny_plan
+from scipy import ndimage
 
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase, Propagation
 from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.data.store import Store
-from SemiSAMO1Lib.engine.evaluation.signals import cohort_signals
+from SemiSAMO1Lib.engine.evaluation.signals import _edge, cohort_signals
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.engine.ranks import Ranks
 from SemiSAMO1Lib.quality import DOUBTS
@@ -143,6 +144,27 @@ def test_rounds_are_compared_one_by_one_though_their_mean_is_kept(tmp_path):
     cohort.store.save_array(((first + second) / 2).astype(np.float16), "probabilities", "2", "a.npy")
     signals = cohort_signals(cohort, 2, tiny_config(ensemble_rounds=True), Silent(), Ranks())
     assert signals["a"][0]["between_rounds"] == 0
+
+
+def a_ball(radius):
+    z, y, x = np.ogrid[:24, :24, :24]
+    return (z - 12) ** 2 + (y - 12) ** 2 + (x - 12) ** 2 <= radius**2
+
+
+def test_a_border_on_an_edge_of_the_image_shows():
+    """A bright ball: its own border lies on the edge, that of a smaller or a larger ball beside it."""
+    gradient = ndimage.gaussian_gradient_magnitude(a_ball(7).astype(np.float32), 1.0)
+    on, smaller, larger = (_edge(gradient, a_ball(radius)) for radius in (7, 5, 9))
+    assert on > 2 * max(smaller, larger), (on, smaller, larger)
+
+
+@pytest.mark.parametrize("mine", [np.zeros((24, 24, 24), bool), np.ones((24, 24, 24), bool)])
+def test_what_has_no_border_lies_on_no_edge(mine):
+    assert _edge(np.ones((24, 24, 24), np.float32), mine) is None
+
+
+def test_an_image_without_edges_says_nothing():
+    assert _edge(np.zeros((24, 24, 24), np.float32), a_ball(7)) is None
 
 
 def test_a_stop_is_heard(tmp_path):
