@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..volume import Volume
 from .cohort import Cohort
 from .config import TrainingConfig
+from .data.grids import patient_aligned
 from .memory import or_on_cpu, usable_memory
 from .planning import Plan
 from .progress import Progress
@@ -39,7 +40,9 @@ def link(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progr
         return Volume(np.asarray(cohort.image(case_id), np.float32), grid)
 
     def links_on(where: torch.device) -> list[Link]:
-        linker = linkers.setdefault(where.type, linker_for(cohort.plan, where, described_at_once(cohort, where)))
+        if where.type not in linkers:
+            linkers[where.type] = linker_for(cohort.plan, where, described_at_once(cohort, where))
+        linker = linkers[where.type]
         own = cohort.deformation(case_id).start
 
         def start(other: str) -> NDArray[np.float64]:
@@ -61,7 +64,8 @@ def described_at_once(cohort: Cohort, device: torch.device) -> int:
     its memory holds."""
     if device.type == "cpu":
         return DESCRIBED
-    voxels = max(cohort.grid(case.geometry).voxels for case in cohort.cases)
+    grids = [cohort.grid(case.geometry) for case in cohort.cases]
+    voxels = max(patient_aligned(grid, min(grid.spacing)).voxels for grid in grids)
     return max(DESCRIBED, usable_memory(device) // 4 // (_DESCRIBED_BYTES * voxels))
 
 

@@ -16,7 +16,7 @@ T = TypeVar("T")
 LEFT_ON_GPU = 1 << 30
 
 #: What plain errors say when memory does not suffice: of the CPU; of CUDA and MONAI; of cuBLAS and cuFFT.
-_SAID = ("can't allocate memory", "out of memory", "OOM", "ALLOC_FAILED")
+_SAID = ("can't allocate memory", "out of memory", "Seems to be OOM", "ALLOC_FAILED")
 
 
 def usable_memory(device: torch.device, processes: int = 1) -> int:

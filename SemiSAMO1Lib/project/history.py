@@ -120,6 +120,7 @@ def _read(path: Path, stamp: tuple[int, int]) -> _History:
         try:
             line = json.loads(text)
             if "left_out" in line:  # no decision about a prediction
+                left_out.pop(line["case"], None)
                 if line["left_out"]:
                     left_out[line["case"]] = (line["reviewer"], line["time"])
                 continue

@@ -223,14 +223,16 @@ def advice(project: Project, rated: Quality | None = None) -> Advice:
 
 
 def _drawn_since(project: Project) -> list[str]:
-    """Cases whose label in force a person drew or mended, and that the current training does not know."""
+    """Cases whose label in force a person drew or mended, and that the current training does not know but could."""
     learned = labels_of_training(project, project.state.current_training)
     if not learned:  # an older program did not write down what it learned from
         return [case.id for case in project.state.with_role(Role.LABELLED) if case.review == Review.CORRECTED]
     return [
         case.id
         for case in project.state.with_role(Role.TEMPLATE, Role.LABELLED)
-        if case.review != Review.ACCEPTED and learned.get(case.id) != case.label_version
+        if case.review != Review.ACCEPTED
+        and learned.get(case.id) != case.label_version
+        and project.lies_somewhere(case)  # a training would leave it out
     ]
 
 

@@ -231,7 +231,7 @@ def undo(project: Project, case_id: str, reviewer: str | None = None, seen: Case
     if not made:
         raise ProjectError(f"nothing was decided about case {case.id}; there is nothing to undo")
     last = made[-1]
-    earlier = last.training != project.state.current_training
+    earlier = last.training is not None and last.training != project.state.current_training
     if case.review == Review.NOT_SEEN and last.after == Review.REJECTED and earlier:
         raise ProjectError(
             f"nothing was decided about the current prediction of case {case.id}; what was decided about that of "

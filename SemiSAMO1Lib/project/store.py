@@ -16,7 +16,7 @@ import numpy as np
 from .. import files
 from ..image_io import read_geometry, stem_of, suffix_of, write_volume
 from ..lock import identity, locked
-from ..volume import SAME_LATTICE_TOLERANCE, Geometry
+from ..volume import Geometry
 from .cases import Case, Role, Skipped, fingerprint, make_id, mentions, relative_path, same_name
 from .importing import Found
 from .label_reader import DoubtfulLabel, LabelError, LabelReading, read_labels
@@ -246,8 +246,10 @@ class Project:
 
     def exclude(self, case_id: str) -> Case:
         """Leave a case out: it is not trained on, predicted or exported. Its label and review stay, see `include`."""
+        was = self.refresh().case(case_id).role
         case = self.change(lambda s: _with_case(s, replace(s.case(case_id), role=Role.EXCLUDED))).case(case_id)
-        self.append_review(case.id, case.review, case.review, left_out=True)
+        if was is not Role.EXCLUDED:
+            self.append_review(case.id, case.review, case.review, left_out=True)
         return case
 
     def include(self, case_id: str) -> Case:
@@ -263,8 +265,10 @@ class Project:
                 role = Role.TEMPLATE if drawn and not state.with_role(Role.TEMPLATE) else Role.LABELLED
             return _with_case(state, replace(case, role=role))
 
+        was = self.refresh().case(case_id).role
         case = self.change(apply).case(case_id)
-        self.append_review(case.id, case.review, case.review, left_out=False)
+        if was is Role.EXCLUDED:
+            self.append_review(case.id, case.review, case.review, left_out=False)
         return case
 
     def finish_training(self, job_id: str, not_learned: Iterable[str] = ()) -> None:
@@ -342,11 +346,11 @@ class Project:
 
     def missing(self) -> list[Case]:
         """Cases whose image is in none of its places, excluded ones left out; contents are not looked at."""
+        return [case for case in self.state.cases if case.role is not Role.EXCLUDED and not self.lies_somewhere(case)]
 
-        def lies_somewhere(case: Case) -> bool:
-            return any(os.access(place, os.F_OK) for place in self._places(case))
-
-        return [case for case in self.state.cases if case.role is not Role.EXCLUDED and not lies_somewhere(case)]
+    def lies_somewhere(self, case: Case) -> bool:
+        """Whether a case's image, or another one of its name, is in one of its places."""
+        return any(os.access(place, os.F_OK) for place in self._places(case))
 
     def moved_scans(self, folder: Path) -> dict[str, Path]:
         """Look for missing and replaced images below a folder, by name and fingerprint: case id -> where it lies now.
@@ -592,8 +596,9 @@ class Project:
             files.append_line(self.reviews, {**row, **fields})
 
 
-#: Axes that differ by less are the same.
-_TURNED_DEGREES = 0.1
+#: Axes that differ by less are the same, and voxels that lie less beside the scan's, as a share of them: spacings that
+#: programs average from slices differ by some 0.0001.
+_TURNED_DEGREES, _BETWEEN = 0.1, 0.1
 
 #: Schema number -> function that lifts project.json by one version.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -639,15 +644,16 @@ def _beside(cropped: Geometry, scan: Geometry) -> list[str]:
     """What is odd about a cropped segmentation that is not on the scan's voxels: its axes are turned against the scan's
     or voxels of the same size lie between them."""
     turn = np.reshape(scan.direction, (3, 3)).T @ np.reshape(cropped.direction, (3, 3))
-    left = turn @ np.round(turn).T  # but for axes in another order, or the other way round
-    degrees = math.degrees(math.acos(min(max((float(np.trace(left)) - 1) / 2, -1.0), 1.0)))
+    squared = turn**2
+    off = math.sqrt(max(float((squared.sum(0) - squared.max(0)).max()), 0.0))  # of each axis beside its nearest one
+    degrees = math.degrees(math.asin(min(off, 1.0)))
     if degrees > _TURNED_DEGREES:
         return [f"is turned against the scan by {degrees:.3g}°"]
     if not np.allclose(np.abs(np.round(turn)) @ cropped.spacing[::-1], scan.spacing[::-1], rtol=1e-3):
         return []
     origin = np.linalg.inv(scan.index_to_space) @ np.array([*cropped.origin, 1.0])
     between = float(np.abs(origin[:3] - np.round(origin[:3])).max())
-    return [f"lies {between:.2g} voxels beside the scan's voxels"] if between > SAME_LATTICE_TOLERANCE else []
+    return [f"lies {between:.2g} voxels beside the scan's voxels"] if between > _BETWEEN else []
 
 
 def _same_size(one: Geometry, other: Geometry) -> bool:

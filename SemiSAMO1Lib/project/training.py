@@ -38,7 +38,7 @@ def reasons_against_training(project: Project, thorough: bool = True) -> list[st
         reasons.append("no scan is labelled: label one as the template")
     elif not state.with_role(Role.UNLABELLED):
         reasons.append("there is no unlabelled scan to segment: add scans")
-    for case in state.with_role(Role.TEMPLATE):
+    for case in state.with_role(Role.TEMPLATE) or state.with_role(Role.LABELLED)[:1]:  # it stands for the template
         if thorough:
             reasons += [reason] if (reason := _reason_against(project, case)) else []
         elif not any(path.is_file() for path in project.image_places(case)):

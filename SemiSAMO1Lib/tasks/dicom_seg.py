@@ -109,8 +109,10 @@ class SeriesOnDisk:
                 emptied = sorted({key for source in sources for key in _emptied(source)})
                 _require_own_grid(labels.geometry, sources)
                 _segmentation(one, labels, present, sources).save_as(temporary)
-            except (NotItsGrid, OSError, MemoryError):
+            except (NotItsGrid, MemoryError):
                 raise
+            except OSError as error:  # its folders may be called after patients
+                raise OSError(error.errno, f"{error.strerror or 'the files of its series cannot be read'}") from None
             except Exception as error:
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}"

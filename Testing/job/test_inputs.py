@@ -177,6 +177,15 @@ def test_the_results_say_which_labelled_scan_was_left_out(tmp_path: Path) -> Non
     assert [event["name"] for event in events_of(job, "skipped")] == [names[1]]
 
 
+def test_without_a_template_the_first_labelled_scan_stands_for_it(tmp_path: Path) -> None:
+    project, names = labelled_project(tmp_path)
+    project.add_label(names[1], truth_of(project, names[1]), role=Role.LABELLED)
+    project.exclude(names[0])
+    image_of(project, names[1]).unlink()
+    with pytest.raises(ProjectError, match=rf"image of case {names[1]}"):
+        make_training(project)
+
+
 def test_without_its_template_no_training_is_requested(tmp_path: Path) -> None:
     project, names = labelled_project(tmp_path)
     project.add_label(names[1], truth_of(project, names[1]), role=Role.LABELLED)

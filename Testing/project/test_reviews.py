@@ -352,9 +352,13 @@ class TestDoubts:
     def test_a_cropped_segmentation_on_the_scans_voxels_is_taken(self, project: Project, mended: Path) -> None:
         assert review.correct(project, "b", self.cropped(mended)).review == "corrected"
 
-    def test_a_cropped_segmentation_that_is_turned(self, project: Project, mended: Path) -> None:
-        with pytest.raises(DoubtfulLabel, match="is turned against the scan by 10°"):
-            review.correct(project, "b", self.cropped(mended, degrees=10))
+    @pytest.mark.parametrize(("degrees", "said"), [(10, 10), (31, 31), (45, 45), (59, 31)])
+    def test_a_cropped_segmentation_that_is_turned(
+        self, project: Project, mended: Path, degrees: float, said: float
+    ) -> None:
+        with pytest.raises(DoubtfulLabel, match=r"is turned against the scan by") as doubt:
+            project.add_label("b", self.cropped(mended, degrees=degrees), refuse_doubts=True)
+        assert float(str(doubt.value).split(" by ")[1].split("°")[0]) == pytest.approx(said, rel=0.2)
 
     def test_a_cropped_segmentation_between_the_scans_voxels(self, project: Project, mended: Path) -> None:
         with pytest.raises(DoubtfulLabel, match=r"lies 0\.5 voxels beside the scan's voxels"):

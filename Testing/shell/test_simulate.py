@@ -110,7 +110,7 @@ def test_the_loop_on_real_scans(tmp_path: Path) -> None:
     assert done.code == 0, done.text
     before, after = done.json()["curves"]["queue"]
     assert (before["corrected"], after["corrected"]) == (0, 1)
-    assert after["common"] >= before["common"] > 0.6, f"{before} {after}: a second labelled scan does harm"
+    assert after["common"] > before["common"] - 0.02 > 0.6, f"{before} {after}: a second labelled scan does harm"
 
 
 def test_the_references_become_corrections(played: tuple[Path, dict[str, Any]]) -> None:
