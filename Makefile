@@ -43,9 +43,10 @@ lint: install-test
 types: install-test
 	$(BIN)/mypy
 
-# two files at a time, each by one thread, as much of it waits for interpreters that start; what asserts times has the machine for itself
+# two files at a time, each by one thread, as much of it waits for interpreters that start; in their order: files of few tests
+# are the longest here, and would come last; what asserts times has the machine for itself
 tests: install-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not alone"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
 clean:

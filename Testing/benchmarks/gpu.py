@@ -3,11 +3,11 @@
     python Testing/benchmarks/gpu.py agree
     python Testing/benchmarks/gpu.py run left_atrium --cases 80 --preset quick --rounds 3 --folder FOLDER
 
-`agree` trains on phantoms with every learner and carries labels with every generalist, each on the CPU and on the GPU,
-both in float32, and compares answers and losses; then in the GPU's own precision. What is further apart than allowed
-is marked, and the command fails. `run` is the whole job through project and worker: seconds of its stages, and the
-share of them in which a kernel was running (nvidia-smi, five times a second); the template is the recommended scan.
-Results are scored against references that the job never saw.
+`agree` carries labels of phantoms with every generalist and trains with every learner, each on the CPU and on the GPU, in
+float32 and in the GPU's own precision. What is carried must be alike, or the command fails. Trainings draw dropout and
+noise on their device and differ by chance: how far their answers and losses are apart is shown. `run` is the whole job
+through project and worker: seconds of its stages, and the share of them in which a kernel was running (nvidia-smi, five
+times a second); the template is the recommended scan. Results are scored against references that the job never saw.
 """
 
 from __future__ import annotations
@@ -43,11 +43,8 @@ from SemiSAMO1Lib.phantoms import LABELS, PhantomSettings, make_phantom
 from SemiSAMO1Lib.project.advising import read_advice, request_advice
 from SemiSAMO1Lib.project.training import request_training
 
-#: Least Dice between the answers of CPU and GPU: before a network is trained, of networks in float32, in bfloat16.
-ALIKE = {"carried": 0.99, "float32": 0.97, "own precision": 0.95}
-
-#: Largest difference of the loss after the last iteration in float32, as a share of it.
-LOSS = 0.05
+#: Least Dice between what is carried on the CPU and on the GPU.
+ALIKE = 0.99
 
 #: A training of seconds. Grey values change a class or leave it as it is by a limit; they are left out, as in the tests
 #: of several processes (docs/scaling.md).
@@ -135,13 +132,12 @@ def agree(options: argparse.Namespace) -> None:
         }
         losses = {name: abs(gpu.losses[name] - value) for name, value in cpu.losses.items()}
         loss = max(losses.values()) / max(sum(map(abs, cpu.losses.values())), 1e-6)
-        wrong = [what for what, least in ALIKE.items() if not found[what] >= least] + ["loss"] * (not loss <= LOSS)
-        failed += [f"{learner}, {generalist}: {', '.join(wrong)}"] if wrong else []
+        failed += [f"{learner}, {generalist}"] if not found["carried"] >= ALIKE else []
         row = {"benchmark": "gpu agree", **changes, **{what: round(value, 4) for what, value in found.items()}}
         row |= {"loss": round(loss, 4), "seconds": [round(one.seconds, 1) for one in (cpu, gpu, own)]}
-        keep({**row, "too far": wrong, **_device()}, options.rows)
+        keep({**row, **_device()}, options.rows)
     if failed:
-        raise SystemExit("further apart than allowed: " + "; ".join(failed))
+        raise SystemExit("what is carried differs between CPU and GPU: " + "; ".join(failed))
 
 
 # ---------------------------------------------------------------------- a whole run

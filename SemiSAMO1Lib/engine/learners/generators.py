@@ -15,23 +15,27 @@ class Generators:
 
     Attributes:
         noise: on the CPU, of everything that is drawn there.
+        views: on the device of the networks, of the noise that images get; on a CPU the same as `noise`.
         dropout: on the device of the networks.
         labelled: how many samples are labelled.
     """
 
     noise: Sequence[torch.Generator]
+    views: Sequence[torch.Generator]
     dropout: Sequence[torch.Generator]
     labelled: int
 
     @property
     def of_labelled(self) -> Generators:
         """Those of the labelled samples alone."""
-        return Generators(self.noise[: self.labelled], self.dropout[: self.labelled], self.labelled)
+        labelled = self.labelled
+        return Generators(self.noise[:labelled], self.views[:labelled], self.dropout[:labelled], labelled)
 
     @property
     def of_pseudo(self) -> Generators:
         """Those of the pseudo-labelled samples alone."""
-        return Generators(self.noise[self.labelled :], self.dropout[self.labelled :], 0)
+        first = self.labelled
+        return Generators(self.noise[first:], self.views[first:], self.dropout[first:], 0)
 
 
 def generators_of(generator: torch.Generator, places: Sequence[int], labelled: int, device: torch.device) -> Generators:
@@ -42,7 +46,8 @@ def generators_of(generator: torch.Generator, places: Sequence[int], labelled: i
         seed = generator.initial_seed()
         return [torch.Generator(where).manual_seed(hash_key(seed, place, kind)) for place in places]
 
-    return Generators(made(0, torch.device("cpu")), made(1, device), labelled)
+    noise = made(0, torch.device("cpu"))
+    return Generators(noise, noise if device.type == "cpu" else made(2, device), made(1, device), labelled)
 
 
 def hash_key(*numbers: int) -> int:

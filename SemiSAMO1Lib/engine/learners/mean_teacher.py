@@ -34,7 +34,7 @@ class MeanTeacher(AveragedLearner):
     def consistency(self, said: Tensor, batch: Batch, progress: float, generators: Generators) -> Tensor:
         """L_cons between the student's probabilities and the teacher's on a noisy view."""
         del progress
-        view = with_noise(batch.pseudo.image, generators.of_pseudo.noise)
+        view = with_noise(batch.pseudo.image, generators.of_pseudo.views)
         return batch.pseudo_share * consistency_loss(said, self.taught(view, generators))
 
     def consistency_ramp(self, progress: float) -> float:
@@ -47,7 +47,7 @@ class UncertaintyMeanTeacher(MeanTeacher):
 
     def consistency(self, said: Tensor, batch: Batch, progress: float, generators: Generators) -> Tensor:
         passes = self.config.uncertainty_passes
-        views = torch.cat([with_noise(batch.pseudo.image, generators.of_pseudo.noise) for _ in range(passes + 1)])
+        views = torch.cat([with_noise(batch.pseudo.image, generators.of_pseudo.views) for _ in range(passes + 1)])
         wanted, *others = self.taught(views, generators).chunk(passes + 1)
         mean = torch.stack(others).mean(0)
         entropy = -(mean * (mean + 1e-6).log()).sum(1, keepdim=True)
@@ -64,6 +64,7 @@ def masked_consistency(said: Tensor, wanted: Tensor, sure: Tensor, count: Tensor
 
 def with_noise(image: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """The image (B, 1, z, y, x) plus clamp(0.1 · N(0, 1), ±0.2), each sample by its own generator."""
-    drawn = [torch.randn(one.shape, generator=generator) for one, generator in zip(image, generators, strict=True)]
+    pairs = zip(image, generators, strict=True)
+    drawn = [torch.randn(one.shape, generator=generator, device=generator.device) for one, generator in pairs]
     noise = torch.stack(drawn).to(image.device) * TEACHER_NOISE
     return image + noise.clamp(-2 * TEACHER_NOISE, 2 * TEACHER_NOISE)
