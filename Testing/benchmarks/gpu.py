@@ -3,7 +3,7 @@
     python Testing/benchmarks/gpu.py agree
     python Testing/benchmarks/gpu.py run left_atrium --cases 80 --preset quick --rounds 3 --folder FOLDER
 
-`agree` carries labels of phantoms with every generalist and trains with every learner, each on the CPU and on the GPU, in
+`agree` carries labels of phantoms with every generalist and trains with every learner, on the CPU and on the GPU, in
 float32 and in the GPU's own precision. What is carried must be alike, or the command fails. Trainings draw dropout and
 noise on their device and differ by chance: how far their answers and losses are apart is shown. `run` is the whole job
 through project and worker: seconds of its stages, and the share of them in which a kernel was running (nvidia-smi, five
