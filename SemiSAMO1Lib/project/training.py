@@ -79,8 +79,8 @@ def request_training(project: Project, parameters: dict[str, Any]) -> JobFolder:
     start = _start_of(project, parameters.get("continue_from"))
     job = JobFolder.create(project.jobs, JobKind.TRAIN, parameters, state.labels.to_json())
     labelled = [*state.with_role(Role.TEMPLATE), *state.with_role(Role.LABELLED)]
-    against = {case.id: _reason_against(project, case) for case in labelled}
-    rows = [_labelled_row(project, job, case) for case in labelled if not against[case.id]]
+    against = {case.id: _reason_against(project, case) for case in labelled[1:]}  # the first was looked at above
+    rows = [_labelled_row(project, job, case) for case in labelled if not against.get(case.id)]
     cases = [case_row(project, case) for case in state.with_role(Role.UNLABELLED)]
     left_out = [{"name": name, "reason": reason} for name, reason in against.items() if reason]
     files.write_json(job.inputs / "cases.json", {"labelled": rows, "cases": cases, "left_out": left_out})

@@ -42,7 +42,8 @@ def export(job: JobFolder, reporter: Reporter) -> None:
             labels = one.read()
             if kind == "dicom-seg":
                 if emptied := series.write(folder / name, one, labels, table):
-                    text = f"{one.case.id}: left empty, as its series has them in no way of DICOM: {', '.join(emptied)}"
+                    tags = ", ".join(emptied)
+                    text = f"{one.case.id}: left empty, as they are not written as DICOM has them: {tags}"
                     reporter.event("warning", text=text)
             else:
                 review = "accepted" if one.what == "label" else one.case.review
