@@ -122,7 +122,8 @@ def run(
         require_shares(plan, ranks.count)
         make_specialist(config.specialist, plan, learner_named(config.learner).with_distance)
     cohort = Cohort(cases, labelled, plan, store)
-    progress = Progress(observer, cohort, config, SHARE if parts.boxes else 0.0)
+    done, on_gpu = SHARE if parts.boxes else 0.0, fabric.device.type != "cpu"
+    progress = Progress(observer, cohort, config, done, on_gpu)
 
     def on_whole_scans(number: int) -> Iterator[CaseResult]:
         for found in results(cohort, number, progress):

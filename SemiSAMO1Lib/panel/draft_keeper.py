@@ -62,7 +62,8 @@ class DraftKeeper:
             return
         copied = snapshot(view.segmentation, view.scan, project.state.labels)
         view.mark_kept()
-        self._writing = self._writer.submit(self._write, project, view.files.case, view.files.training, copied)
+        files = view.files
+        self._writing = self._writer.submit(_write, project, files.case, files.training, copied, self._reviewer())
         self._unnoted = view.files.case if view.files.review else ""
         self._note()
 
@@ -76,7 +77,7 @@ class DraftKeeper:
         if view.unkept and view.segmentation.GetSegmentation().GetNumberOfSegments() > 0:
             with slicer.util.WaitCursor():
                 copied = snapshot(view.segmentation, view.scan, project.state.labels)
-                self._write(project, view.files.case, view.files.training, copied)
+                _write(project, view.files.case, view.files.training, copied, self._reviewer())
                 view.mark_kept()
             self._unnoted = view.files.case if view.files.review else ""
         try:
@@ -111,10 +112,6 @@ class DraftKeeper:
         show_status(view.segmentation, case.review)
         slicer.util.showStatusMessage(_("What you painted in {case} is kept.").format(case=case.id), 3000)
 
-    def _write(self, project: Project, case: str, training: str, copied: Snapshot) -> None:
-        labels, overlaps = copied.labels()
-        save_draft(project, case, labels, copied.table, training, copied.new, overlaps)
-
     def _take_result(self, wait: bool) -> None:
         if self._writing is None or not (wait or self._writing.done()):
             return
@@ -125,6 +122,11 @@ class DraftKeeper:
             if (view := self._view()) is not None:
                 view.mark_unkept()
             raise
+
+
+def _write(project: Project, case: str, training: str, copied: Snapshot, reviewer: str | None) -> None:
+    labels, overlaps = copied.labels()
+    save_draft(project, case, labels, copied.table, training, copied.new, overlaps, reviewer)
 
 
 def _painting() -> bool:

@@ -164,7 +164,7 @@ class Panel:
         draft = find_draft(project, files.case) if project is not None else None
         self.view = CaseView(replace(files, label=draft) if draft is not None else files, table)
         if project is not None and draft is not None:
-            who = by_whom(project, files.case)
+            who = by_whom(project, files.case, reviewer())
             text = _("Unfinished painting of {case}{who} was brought back.").format(case=files.case, who=who)
             for one, other, count in overlaps_of(project, files.case):
                 lost = _(" {one} and {other} shared {count} voxels; {other} has them.")

@@ -222,7 +222,8 @@ class TrainStep:
             return
         self._estimated = asked
         scans = [case.geometry for case in project.state.cases] if project is not None else []
-        seconds = estimate_seconds(scans, preset, step_s, *changes)
+        on_gpu = probe.get("device", "cpu") != "cpu"
+        seconds = estimate_seconds(scans, preset, step_s, *changes, on_gpu=on_gpu)
         unknown = _("not measured on this device") if other else in_words(seconds)
         ui.estimateLabel.text = unknown if scans else _("add scans first")
 

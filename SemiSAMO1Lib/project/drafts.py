@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def save_draft(
     training: str,
     new: Collection[int] = (),
     overlaps: Sequence[Overlap] = (),
+    reviewer: str | None = None,
 ) -> Path:
     """Write a draft, in place of an older one; another person's is put aside as `draft-of-<name>-<time>.seg.nrrd`.
 
@@ -44,14 +45,14 @@ def save_draft(
         new: values that the project has not given. It may give them to other labels before the draft is opened again,
             so their segments go by name.
         overlaps: what segments lost because a voxel has one label; told when the draft is brought back.
+        reviewer: who painted, as everywhere below; None: whoever has the account.
     """
     path = draft_file(project, case)
     written = path.with_name("draft-new.seg.nrrd")
     write_segmentation(written, labels, table, "draft", new)
-    _put_aside(project, case)
+    _put_aside(project, case, reviewer)
     written.replace(path)
-    lost = {"overlaps": list(overlaps)} if overlaps else {}
-    files.write_json(path.with_name("draft.json"), {"training": training, **identity(), **lost})
+    _write_record(path, training, reviewer, {"overlaps": list(overlaps)} if overlaps else {})
     return path
 
 
@@ -60,26 +61,36 @@ def drafts_put_aside(project: Project, case: str) -> list[Path]:
     return sorted(draft_file(project, case).parent.glob("draft-of-*.seg.nrrd"))
 
 
-def _put_aside(project: Project, case: str) -> None:
+def _put_aside(project: Project, case: str, reviewer: str | None) -> None:
     """Another person's draft is kept under a name of its own."""
     path = draft_file(project, case)
-    if path.exists() and (theirs := _another_person(project, case)):
+    if path.exists() and (theirs := _another_person(project, case, reviewer)):
         when = make_id(theirs["time"].replace(":", ""), ())
-        path.replace(path.with_name(f"draft-of-{make_id(theirs['user'], ())}-{when}.seg.nrrd"))
+        path.replace(path.with_name(f"draft-of-{make_id(theirs['who'], ())}-{when}.seg.nrrd"))
 
 
-def by_whom(project: Project, case: str) -> str:
-    """` by <user> on <host>, <time>` of another person's draft, for a sentence; empty for one's own."""
-    theirs = _another_person(project, case)
-    return " by {user} on {host}, {time}".format(**theirs) if theirs else ""
+def by_whom(project: Project, case: str, reviewer: str | None = None) -> str:
+    """` by <name> on <host>, <time>` of another person's draft, for a sentence; empty for one's own."""
+    theirs = _another_person(project, case, reviewer)
+    return " by {who} on {host}, {time}".format(**theirs) if theirs else ""
 
 
-def _another_person(project: Project, case: str) -> dict[str, str]:
-    """`user`, `host` and `time` of a draft that somebody else painted; empty where nobody else did."""
+def _another_person(project: Project, case: str, reviewer: str | None) -> dict[str, str]:
+    """`who`, `host` and `time` of a draft that somebody else painted: from another account or computer, or under
+    another name where both gave one; empty where nobody else did."""
     record, me = _record(project, case), identity()
-    found = {key: str(record.get(key)) for key in ("user", "host", "time")}
-    known = {"user", "host"} <= set(record)
-    return found if known and (found["user"], found["host"]) != (me["user"], me["host"]) else {}
+    if not {"user", "host"} <= set(record):
+        return {}
+    painter = record.get("reviewer")
+    elsewhere = (record["user"], record["host"]) != (me["user"], me["host"])
+    renamed = None not in (painter, reviewer) and painter != reviewer
+    found = {"who": painter or record["user"], "host": record["host"], "time": record.get("time")}
+    return {key: str(value) for key, value in found.items()} if elsewhere or renamed else {}
+
+
+def _write_record(path: Path, training: str, reviewer: str | None, facts: Mapping[str, Any]) -> None:
+    who = {"reviewer": reviewer} if reviewer is not None else {}
+    files.write_json(path.with_name("draft.json"), {"training": training, **identity(), **who, **facts})
 
 
 def _record(project: Project, case: str) -> dict[str, Any]:
@@ -100,14 +111,14 @@ def overlaps_of(project: Project, case: str) -> list[Overlap]:
     return [(str(one), str(other), int(n)) for one, other, n in _record(project, case).get("overlaps", ())]
 
 
-def restore_draft(project: Project, case: str, labels: Path, training: str | None) -> Path:
+def restore_draft(project: Project, case: str, labels: Path, training: str | None, reviewer: str | None) -> Path:
     """Make a draft of a saved label again: its correction was taken back. A draft that is there already stays."""
     path = draft_file(project, case)
     if path.exists():
         return path
     with files.atomic_path(path) as temporary:
         shutil.copyfile(labels, temporary)
-    files.write_json(path.with_name("draft.json"), {"training": training or "", **identity()})
+    _write_record(path, training or "", reviewer, {})
     return path
 
 
@@ -117,9 +128,9 @@ def find_draft(project: Project, case: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def discard_draft(project: Project, case: str) -> None:
+def discard_draft(project: Project, case: str, reviewer: str | None = None) -> None:
     """Remove a case's draft: it was saved as a label, or a person does not want it; another person's is put aside."""
-    _put_aside(project, case)
+    _put_aside(project, case, reviewer)
     path = draft_file(project, case)
     path.unlink(missing_ok=True)
     path.with_name("draft.json").unlink(missing_ok=True)

@@ -80,7 +80,7 @@ def accept(
             f"the file of {case.id}'s prediction is not as {row['training']} made it ({row['prediction']}). "
             "If you mended it, save it as a correction."
         )
-    _require_no_painting(project, case)
+    _require_no_painting(project, case, reviewer)
     origin, role, state = "accepted", Role.LABELLED, str(Review.ACCEPTED)
     project.add_label(
         case.id,
@@ -150,7 +150,7 @@ def correct(
     added = sorted(set(project.state.labels.values) - known)
     facts = {"added": added} if added else {}
     changed = _noted(project, case, reviewer, **_lesson(project, case.id, row, predicted), **facts)
-    drafts.discard_draft(project, case.id)
+    drafts.discard_draft(project, case.id, reviewer)
     return changed
 
 
@@ -162,7 +162,7 @@ def reject(
     seen: Case | None = None,
 ) -> Case:
     """The prediction is useless: the next training takes no pseudo-label from it. Arguments as of `accept`."""
-    case, row = _decide(project, case_id, Review.REJECTED, training, seen)
+    case, row = _decide(project, case_id, Review.REJECTED, reviewer, training, seen)
     return _noted(project, case, reviewer, training=row["training"], signals=_signals_of(row))
 
 
@@ -174,7 +174,7 @@ def skip(
     seen: Case | None = None,
 ) -> Case:
     """Decide later: the case goes to the end of the queue. Arguments as of `accept`."""
-    case, row = _decide(project, case_id, Review.SKIPPED, training, seen)
+    case, row = _decide(project, case_id, Review.SKIPPED, reviewer, training, seen)
     return _noted(project, case, reviewer, training=row["training"])
 
 
@@ -204,7 +204,7 @@ def discard_draft(project: Project, case_id: str, reviewer: str | None = None, s
         origin = project.label_record(case)["origin"] if case.label_version is not None else ""
         before = origin if origin in (Review.ACCEPTED, Review.CORRECTED) else Review.NOT_SEEN
         case = project.restore(case.id, str(before), case.role, case.label_version, seen=case)
-    drafts.discard_draft(project, case.id)
+    drafts.discard_draft(project, case.id, reviewer)
     return case
 
 
@@ -226,7 +226,7 @@ def undo(project: Project, case_id: str, reviewer: str | None = None, seen: Case
         labelled = case.role is Role.LABELLED and case.review in (Review.ACCEPTED, Review.CORRECTED)
         role, label = (Role.UNLABELLED, None) if labelled else (case.role, case.label_version)
         if labelled and case.review == Review.CORRECTED:
-            drafts.restore_draft(project, case.id, project.label_path(case), None)
+            drafts.restore_draft(project, case.id, project.label_path(case), None, reviewer)
         return project.restore(case.id, str(Review.NOT_SEEN), role, label, seen=case)
     if not made:
         raise ProjectError(f"nothing was decided about case {case.id}; there is nothing to undo")
@@ -238,7 +238,7 @@ def undo(project: Project, case_id: str, reviewer: str | None = None, seen: Case
             f"{last.training} stays: use that training again to take it back"
         )
     if last.after == Review.CORRECTED and case.label_version == last.label is not None:
-        drafts.restore_draft(project, case.id, project.label_path(case), last.training)
+        drafts.restore_draft(project, case.id, project.label_path(case), last.training, reviewer)
     return _take_back(project, case, last, reviewer)
 
 
@@ -269,12 +269,12 @@ def _take_back(project: Project, case: Case, last: Decision, reviewer: str | Non
 
 
 def _decide(
-    project: Project, case_id: str, to: Review, training: str | None, seen: Case | None
+    project: Project, case_id: str, to: Review, reviewer: str | None, training: str | None, seen: Case | None
 ) -> tuple[Case, dict[str, Any]]:
     """Change the state alone; returns the case before, and its row in the results."""
     case = _may(project, case_id, to, seen)
     row = _predicted(project, case, "review", training)
-    _require_no_painting(project, case)
+    _require_no_painting(project, case, reviewer)
     project.restore(case.id, str(to), case.role, case.label_version, seen=case)
     return case, row
 
@@ -318,11 +318,11 @@ def _read(case: Case, row: dict[str, Any]) -> NDArray[Any] | None:
         return None
 
 
-def _require_no_painting(project: Project, case: Case) -> None:
+def _require_no_painting(project: Project, case: Case, reviewer: str | None) -> None:
     """Raise ProjectError where a decision would leave a person's unfinished painting behind."""
     if drafts.find_draft(project, case.id) is not None:
         raise ProjectError(
-            f"there is unfinished painting of case {case.id}{drafts.by_whom(project, case.id)}. "
+            f"there is unfinished painting of case {case.id}{drafts.by_whom(project, case.id, reviewer)}. "
             "Save it as a correction, or discard it."
         )
 

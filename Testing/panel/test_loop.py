@@ -18,7 +18,7 @@ from panel_helpers import wait
 from SemiSAMO1Lib import files, lock
 from SemiSAMO1Lib.job import JobFolder, JobKind
 from SemiSAMO1Lib.project import Label, Project, Role, read_labels, reviews
-from SemiSAMO1Lib.project.drafts import find_draft
+from SemiSAMO1Lib.project.drafts import drafts_put_aside, find_draft
 from SemiSAMO1Lib.project.queue import FILTERS, queue
 from SemiSAMO1Lib.project.results import predictions
 from SemiSAMO1Lib.project.training import request_training
@@ -206,6 +206,20 @@ class TestDraftsByThemselves:
         ui.bannerButton.click()
         assert Project(trained).state.case(opened).review == "not_seen"
         assert find_draft(Project(trained), opened) is None
+
+    def test_on_one_account_a_draft_belongs_to_slicers_user(
+        self, panel: Any, app: Any, trained: Path, opened: str
+    ) -> None:
+        information = app.applicationLogic().GetUserInformation()
+        information.SetName("Ann Reader")
+        paint(panel)
+        panel.close_case()
+        information.SetName("Bob Reader")
+        panel.results.open()
+        assert f"painting of {opened} by Ann Reader on" in panel.banner.text
+        paint(panel, 7)
+        panel.close_case()
+        assert len(drafts_put_aside(Project(trained), opened)) == 1, "Bob's draft took the place of Ann's"
 
     def test_a_draft_that_is_being_written_does_not_come_back_after_saving(
         self, panel: Any, ui: Any, trained: Path, opened: str, clock: Clock, monkeypatch: pytest.MonkeyPatch

@@ -649,6 +649,19 @@ class TestTwoReviewers:
         save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
         assert [one.read_bytes() for one in drafts_put_aside(project, "b")] == [before]
 
+    def test_another_name_on_the_same_account_is_another_person(self, project: Project) -> None:
+        theirs = save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "", reviewer="ann")
+        before = theirs.read_bytes()
+        with pytest.raises(ProjectError, match="unfinished painting of case b by ann on"):
+            review.accept(project, "b", reviewer="bob")
+        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "", reviewer="bob")
+        assert [one.read_bytes() for one in drafts_put_aside(project, "b")] == [before]
+
+    @pytest.mark.parametrize("names", [("ann", "ann"), ("ann", None), (None, "ann")])
+    def test_who_gives_no_name_is_whoever_has_the_account(self, project: Project, names: tuple[Any, Any]) -> None:
+        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "", reviewer=names[0])
+        assert by_whom(project, "b", names[1]) == ""
+
     def test_anothers_draft_is_put_aside_when_one_corrects(self, project: Project, mended: Path) -> None:
         theirs = save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
         files.write_json(theirs.with_name("draft.json"), {"training": "", "user": "ann", "host": "lab", "time": "noon"})
