@@ -50,8 +50,9 @@ class Work:
         step: voxels that a training step sees; a patch that a teacher sees, too, counts `WITH_TEACHER`.
         rounds, iterations, passes: of the training; passes of the network over a case.
         links: cases that each case is registered with.
+        looked_at: labelled scans that are predicted in the end, to say what was learned of them.
         tried: cases whose votes are compared with the network before a round's answers.
-        registers: whether labels are carried by registration.
+        detours: whether what was carried badly is carried again.
         width: what the network costs beside one of 16 filters.
     """
 
@@ -65,7 +66,8 @@ class Work:
     passes: int
     links: int = 0
     tried: int = 0
-    registers: bool = True
+    looked_at: int = 0
+    detours: bool = True
     width: float = 1.0
 
 
@@ -84,7 +86,7 @@ def stage_seconds(work: Work, step_s: float = REFERENCE_STEP_S, on_gpu: bool = F
     looking = {"signals": SIGNALS.of(n, work.trained), "results": RESULTS.of(n, work.whole)}
     stages = {
         "propagation": around * carrying,
-        "detours": around * DETOURS * carrying if work.registers else 0.0,
+        "detours": around * DETOURS * carrying if work.detours else 0.0,
         "links": around * LINKING.of(n * work.links, work.trained * work.links),
         "answer 0": around * answering,
         **{f"{name} 0": around * seconds for name, seconds in looking.items()},
@@ -102,4 +104,7 @@ def stage_seconds(work: Work, step_s: float = REFERENCE_STEP_S, on_gpu: bool = F
         stages |= {f"{name} {number}": around * seconds for name, seconds in looking.items()}
         if number < work.rounds:
             stages[f"refinement {number}"] = around * REFINING.of(n, work.trained)
+    if work.rounds and work.looked_at:
+        one = (around * (carrying + answering) + one_pass * work.passes) / max(n, 1)
+        stages["looking again"] = one * work.looked_at
     return stages

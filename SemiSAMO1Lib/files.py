@@ -130,6 +130,14 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     return [json.loads(line) for line in content[:end].splitlines() if line.strip()], offset + end
 
 
+def is_there(path: Path) -> bool:
+    """Whether something is there; False where it cannot be told: a share or disk that is away."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
+
+
 def sha256(path: Path) -> str:
     """The file's SHA-256 as hexadecimal text."""
     with open(path, "rb") as stream:

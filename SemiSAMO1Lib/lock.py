@@ -16,6 +16,14 @@ from . import processes
 #: A lock file that is still empty after this many seconds was left by a process that died while making it.
 _HALF_MADE_S = 2.0
 
+#: So many seconds no two computers' clocks differ: a lock file that is older by its time is not watched first.
+_SURELY_OLD_S = 30.0
+
+_ON_WINDOWS = os.name == "nt"
+
+#: A folder that refuses a new file for this many seconds without holding one of the name is not writable.
+_REFUSED_S = 0.5
+
 
 class Locked(RuntimeError):
     """Somebody else holds the lock; `holder` says who (host, user, pid, time)."""
@@ -37,10 +45,14 @@ def locked(path: Path, patience_s: float = 10.0) -> Iterator[None]:
 
     Raises:
         Locked: it was not free within `patience_s` seconds.
+        PermissionError: nothing can be written there.
     """
-    deadline = time.monotonic() + patience_s
-    while not _take(path):
+    began = time.monotonic()
+    deadline = began + patience_s
+    while not _take(path, began):
         holder = _holder(path)
+        if holder is None and _was_left(path):
+            holder = {}
         if holder is not None and _is_dead(holder):
             _break(path, holder)
         elif time.monotonic() > deadline:
@@ -61,13 +73,33 @@ def break_lock_of(path: Path, who: Mapping[str, Any]) -> None:
         _break(path, holder)
 
 
-def _take(path: Path) -> bool:
+#: Lock files that say nothing: inode, and when it was first seen by this process.
+_silent: dict[Path, tuple[int, float]] = {}
+
+
+def _was_left(path: Path) -> bool:
+    """Whether a lock file that says nothing was left so: it is old, or has been watched for long enough. Its time alone
+    does not tell where it lies on another computer."""
+    try:
+        found = path.stat()
+    except OSError:
+        _silent.pop(path, None)
+        return False
+    now = time.monotonic()
+    if _silent.get(path, (None,))[0] != found.st_ino:
+        _silent[path] = (found.st_ino, now)
+    return now - _silent[path][1] > _HALF_MADE_S or time.time() - found.st_mtime > _SURELY_OLD_S
+
+
+def _take(path: Path, began: float) -> bool:
+    """Whether the lock is ours now. `began`: when it was first asked for."""
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
         return False
     except PermissionError:
-        if os.name == "nt":  # Windows says so while the old lock file is being deleted
+        # Windows says so, too, while the old lock file is being deleted
+        if _ON_WINDOWS and (path.exists() or time.monotonic() - began < _REFUSED_S):
             return False
         raise
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
@@ -94,17 +126,12 @@ def _user() -> str:
 
 
 def _holder(path: Path) -> dict[str, Any] | None:
-    """What the lock says; {} for one that was never finished, None when it is gone or still being written."""
+    """What the lock says; {} for what is no lock's, None when it is gone or still being written."""
     try:
-        text = path.read_text(encoding="utf-8")
-        age = time.time() - path.stat().st_mtime
-    except (FileNotFoundError, PermissionError):
+        holder = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, PermissionError, ValueError):
         return None
-    try:
-        holder = json.loads(text)
-        return dict(holder) if isinstance(holder, dict) and "pid" in holder else {}
-    except ValueError:
-        return {} if age > _HALF_MADE_S else None
+    return dict(holder) if isinstance(holder, dict) and "pid" in holder else {}
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
@@ -123,7 +150,11 @@ def _break(path: Path, holder: dict[str, Any]) -> None:
     except (FileNotFoundError, PermissionError):
         return
     now = _holder(grave)
-    if now is None or (now != holder and not _is_dead(now)):
+    if now is None:
+        same = not holder and grave.stat().st_ino == _silent.pop(path, (None,))[0]
+    else:
+        same = now == holder or _is_dead(now)
+    if not same:
         os.replace(grave, path)  # it changed hands meanwhile: give it back
         return
     grave.unlink(missing_ok=True)

@@ -157,7 +157,7 @@ def _find_how_far_behind(
     """Keep how far the networks' check values are behind those of the votes: the median of some cases, evenly spread.
     Rejected predictions do not count, as long as there are others; 0 where nobody has a vote."""
     number, store, ranks, observer = judged.number, cohort.store, Ranks(fabric), progress.observer
-    useful = [case_id for case_id in cohort.ids if cohort.case(case_id).trainable] or cohort.ids
+    useful = cohort.trainable_ids or cohort.ids
     chosen = useful[:: -(-len(useful) // ASKED)]
     for position, case_id in ranks.share(chosen, observer):
         names = ("behind-by-case", str(number), f"{case_id}.json")

@@ -49,7 +49,7 @@ def propagate(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: 
         if not cohort.store.has("propagation", f"{case.id}.json"):
             cohort.save_propagation(case.id, carried(case))
         progress.step("propagation", position + 1, len(cohort.cases))
-    ranks.once(lambda: cohort.store.once(lambda: asdict(_chosen(cohort)), *DETOURS_FILE))
+    ranks.once(lambda: cohort.store.once(lambda: asdict(_chosen(cohort, config)), *DETOURS_FILE))
     detours = Detours(**cohort.store.json(*DETOURS_FILE))
     through = functools.cache(lambda: [_helper(cohort, one) for one in detours.through])  # often nobody needs them
     for position, case in ranks.share(cohort.cases, observer):  # each by the process whose case it is
@@ -62,8 +62,10 @@ def propagate(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: 
     ranks.wait()
 
 
-def _chosen(cohort: Cohort) -> Detours:
+def _chosen(cohort: Cohort, config: TrainingConfig) -> Detours:
     """Which cases are carried again, and through which; a rejected prediction helps nobody."""
+    if not config.detours:
+        return Detours([], [], None)
     facts = {case: cohort.store.json("propagation", f"{case}.json") for case in cohort.ids}
     judged = {case: one["misfit"] for case, one in facts.items() if "misfit" in one}
     return chosen_detours(judged, [case for case in judged if cohort.case(case).trainable])

@@ -11,20 +11,18 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from .config import TrainingConfig
 from .data.patches import TrainingCase
 from .evaluation.metrics import dice
-from .inference.sliding import predict_probabilities
+from .inference.ensemble import predicted_where_it_fits
 from .learners import Learner
 from .learners.generators import hash_key
-from .memory import is_out_of_memory, or_on_cpu
 from .observer import Observer, stop_if_asked
+from .out_of_memory import is_out_of_memory
 from .planning import Plan
-from .training import make_fabric
 
 #: Scans that are predicted to measure it: of the labelled ones at most half.
 SCANS = 8
@@ -81,18 +79,14 @@ def measured_shift(
     some = [whole[n] for n in generator.permutation(len(whole))[: SCANS // 2 if pseudo else SCANS]]
     some += [pseudo[n] for n in generator.permutation(len(pseudo))[: SCANS - len(some)]]
     model = learner.inference_model()
-
-    def predict_on(where: torch.device) -> NDArray[np.float16]:
-        runner = fabric if where.type == fabric.device.type else make_fabric("cpu", "32-true")
-        return predict_probabilities(model.to(where), image, plan, runner, 1, config.seed)
-
     most = min(MOST_VOXELS, MOST_LOGITS // (plan.classes * max(len(some), 1)))
     logits, targets = [], []
     try:
         for position, case in enumerate(some):
             stop_if_asked(observer)
             image = np.asarray(case.image, np.float32)
-            found = or_on_cpu(predict_on, fabric.device, observer, "prediction").reshape(plan.classes, -1)
+            said, _ = predicted_where_it_fits(model, image, plan, fabric, 1, config.seed, observer, "prediction")
+            found = said.reshape(plan.classes, -1)
             target = np.asarray(case.target)
             target = (target.argmax(0) if target.ndim == 4 else target).reshape(-1)
             known = np.flatnonzero(np.asarray(case.weight).reshape(-1) > 0)

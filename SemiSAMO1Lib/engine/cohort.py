@@ -33,6 +33,11 @@ class Cohort:
     def ids(self) -> list[str]:
         return [case.id for case in self.cases]
 
+    @property
+    def trainable_ids(self) -> list[str]:
+        """Cases whose prediction nobody rejected: they may teach, vote and help."""
+        return [case.id for case in self.cases if case.trainable]
+
     def case(self, case_id: str) -> EngineCase:
         return next(case for case in self.cases if case.id == case_id)
 
@@ -43,17 +48,18 @@ class Cohort:
     # ------------------------------------------------------------------ images
 
     def image(self, case_id: str) -> NDArray[Any]:
-        """Scaled intensities on the training grid, float16, mapped from disk; made on first use."""
+        """Scaled intensities on the training grid (`scaled`), mapped from disk; made on first use."""
         names = ("images", f"{case_id}.npy")
         if not self.store.has(*names):
             case = self.case(case_id)
             self.store.save_array(self.scaled(case.load(), self.grid(case.geometry)), *names)
         return self.store.array(*names)
 
-    def scaled(self, volume: Volume, grid: Geometry) -> NDArray[np.float16]:
-        """A scan as the network sees it, on a training grid."""
+    def scaled(self, volume: Volume, grid: Geometry) -> NDArray[np.floating[Any]]:
+        """A scan as the network sees it, on a training grid: float16, or float32 where grey values stay as they are."""
         scaled = Volume(scale_intensities(volume, self.plan.intensity), volume.geometry)
-        return resample_image(scaled, grid).astype(np.float16)
+        kind = np.float32 if self.plan.intensity.scheme == "none" else np.float16  # that ends at 65,504
+        return resample_image(scaled, grid).astype(kind)
 
     # ------------------------------------------------------------------ propagation
 

@@ -12,13 +12,19 @@ from ..choices import PRESETS
 Preset = Literal["quick", "standard", "thorough"]
 
 
-def _known_device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+def split_device(name: str) -> tuple[str, str]:
+    """'auto', 'cpu' or 'cuda', and the number of a GPU, '' for any. Raises ValueError for other names."""
+    if not (found := re.fullmatch(r"(auto|cpu|cuda)(?:(?<=cuda):(\d+))?", name)):
         raise ValueError(f"unknown device {name!r}; possible: auto, cpu, cuda, cuda:0, ...")
+    return found[1], found[2] or ""
+
+
+def _known_device(name: str) -> str:
+    split_device(name)
     return name
 
 
-#: What configurations that were written before these parameters stand for.
+#: Values for configurations that were saved before these parameters existed.
 BEFORE: dict[str, Any] = {
     "labels_first": False,
     "neighbour_share": 0.0,
@@ -27,6 +33,7 @@ BEFORE: dict[str, Any] = {
     "certainty_around": 0.0,
     "edge_weight": 0.0,
     "surroundings": False,
+    "detours": False,
 }
 
 
@@ -127,6 +134,7 @@ class TrainingConfig(_Strict):
         True,
         description="where the template's label fills a small part of its scan, use of each scan what lies around it",
     )
+    detours: bool = Field(True, description="carry again what registration carried badly, through other cases")
     propagation_share: float = Field(0.5, ge=0, description="weight of the propagation beside a round's prediction")
     test_time_passes: int = Field(2, ge=1, le=16)
     neighbours: int = Field(8, ge=1, description="cases that vote on another: K, 5 as published")

@@ -18,6 +18,7 @@ from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
 from .data.store import Store
+from .devices import make_fabric
 from .edges import by_edges
 from .inference.ensemble import predicted_by_all
 from .inference.uncertainty import case_scores, to_case_grid
@@ -29,7 +30,6 @@ from .propagation.base import Propagator
 from .propagation.registry import Request, make_propagator
 from .refinement.check import Check, check_of
 from .surroundings import Finder, Surroundings, in_whole
-from .training import make_fabric
 
 
 class FinishedRun:

@@ -34,13 +34,15 @@ INDEX = ("library.json",)
 
 
 def keep_library(cohort: Cohort, number: int, config: TrainingConfig, observer: Observer, ranks: Ranks) -> None:
-    """Keep image, label and signature of the cases whose answer of a round can best be believed."""
+    """Keep image, label and signature of the cases whose answer of a round can best be believed; where cases do not
+    vote, of those that help others by detours."""
     if ranks.as_first(ranks.first and cohort.store.has(*INDEX)):
         return
-    chosen: list[str] = []
-    if ranks.as_first(has_links(cohort, config)):
-        judged = partial(cohort.answer, number)
-        chosen = believed(cohort, checks_of(cohort, number, "checks-of-answers", judged, observer, ranks))[:SIZE]
+    if not ranks.as_first(has_links(cohort, config)):
+        keep_helpers(cohort, cohort.ids, ranks)
+        return
+    judged = partial(cohort.answer, number)
+    chosen = believed(cohort, checks_of(cohort, number, "checks-of-answers", judged, observer, ranks))[:SIZE]
     ranks.once(
         lambda: cohort.store.save_json([_kept(cohort, one, cohort.answer(number, one)) for one in chosen], *INDEX)
     )
@@ -83,7 +85,7 @@ class Library:
     def __init__(
         self, store: Store, plan: Plan, config: TrainingConfig, device: torch.device, without: Collection[str] = ()
     ) -> None:
-        kept = store.json(*INDEX) if config.neighbour_share > 0 and store.has(*INDEX) else []
+        kept = store.json(*INDEX) if store.has(*INDEX) else []
         rows = [row for row in kept if row["id"] not in without]
         self._store, self._plan, self._config = store, plan, config
         self._misfits = {row["id"]: row["misfit"] for row in rows if row.get("misfit") is not None}
@@ -98,7 +100,8 @@ class Library:
             image: the scan's intensities on its training grid.
             propagated: of the scan.
         """
-        if not self._grids or not propagated.transforms or propagated.signature is None:
+        asked = self._config.neighbour_share > 0 and self._grids
+        if not asked or not propagated.transforms or propagated.signature is None:
             return None
         signatures = {one: np.asarray(self._store.array("library", f"{one}-signature.npy")) for one in self._grids}
         signatures[""] = propagated.signature

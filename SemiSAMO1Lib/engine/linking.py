@@ -18,7 +18,7 @@ from .propagation.links import DESCRIBED, Link, Linker
 from .ranks import Ranks
 from .similarity import Likeness
 
-#: Most of what a described scan takes, bytes per voxel of its training grid.
+#: Most of what a described scan takes, bytes per voxel of its grid for registration.
 _DESCRIBED_BYTES = 60
 
 
@@ -32,7 +32,7 @@ def link(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: Progr
         return
     likeness = Likeness({case: cohort.signature(case) for case in cohort.ids})
     # a rejected prediction tells its neighbours nothing
-    useful = [case for case in cohort.ids if cohort.case(case).trainable]
+    useful = cohort.trainable_ids
     linkers: dict[str, Linker] = {}
 
     def image(case_id: str) -> Volume:

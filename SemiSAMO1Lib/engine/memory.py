@@ -9,14 +9,12 @@ from typing import TypeVar
 import torch
 
 from .observer import Observer
+from .out_of_memory import is_out_of_memory
 
 T = TypeVar("T")
 
 #: GPU memory left to others (the screen, Slicer's views), bytes.
 LEFT_ON_GPU = 1 << 30
-
-#: What plain errors say when memory does not suffice: of the CPU; of CUDA and MONAI; of cuBLAS and cuFFT.
-_SAID = ("can't allocate memory", "out of memory", "Seems to be OOM", "ALLOC_FAILED")
 
 
 def usable_memory(device: torch.device, processes: int = 1) -> int:
@@ -32,13 +30,6 @@ def usable_memory(device: torch.device, processes: int = 1) -> int:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // processes
     return (4 << 30) // processes
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for what torch and Python raise when memory does not suffice, on a GPU or a CPU."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID)
 
 
 def or_on_cpu(work: Callable[[torch.device], T], device: torch.device, observer: Observer, what: str) -> T:

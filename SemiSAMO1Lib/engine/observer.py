@@ -32,6 +32,20 @@ class Silent:
         return False
 
 
+class PartOfMore:
+    """An observer of a part of some work whose progress is another one's: it tells that one everything else."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def event(self, kind: str, **fields: Any) -> None:
+        if kind != "progress":
+            self._observer.event(kind, **fields)
+
+    def should_stop(self) -> bool:
+        return self._observer.should_stop()
+
+
 def stop_if_asked(observer: Observer) -> None:
     """Raise Stopped when the observer asks for it."""
     if observer.should_stop():

@@ -116,6 +116,19 @@ def make_plan(
     )
 
 
+def taken_over(plan: Plan, config: TrainingConfig, device_type: str, memory_bytes: int, processes: int = 1) -> Plan:
+    """An earlier training's plan for one that goes on from it: the same network on the same grid, with the batch and
+    the precision of this device. Arguments as of `make_plan`."""
+    each = max(1, plan.batch // plan.labelled)  # a training that ran out of memory has a smaller one
+    each = min(each, batch_size(math.prod(plan.patch), config, device_type, memory_bytes))
+    changes = {
+        "batch": config.batch or each * processes,
+        "labelled": config.labelled_batch or processes,
+        "precision": precision_for(config.precision, device_type, plan.patch, plan.strides),
+    }
+    return plan.model_copy(update=changes)
+
+
 def batch_size(patch_voxels: int, config: TrainingConfig, device_type: str, memory_bytes: int) -> int:
     """Pseudo-labelled patches a step, 1 to 4: on a GPU as many as half of its memory holds; on a CPU, where time counts
     and not memory, as many small patches as make up half of the patch budget."""
@@ -204,27 +217,49 @@ def network_shape(
     if fixed is not None:
         strides, kernels = list(fixed), [(3, 3, 3)] * len(fixed)
     total = np.prod(strides, axis=0)
-    if fixed is not None:  # its coarsest level needs more than one voxel: instance norm
-        size[int(np.argmax(size))] = max(size.max(), 2 * total.max())
     patch = np.maximum(1, np.floor(size / total + 0.5)) * total
-    while np.prod(patch) > 1.3 * budget and (patch > total).any():
-        axis = int(np.argmax(np.where(patch > total, patch / np.array(shape), 0)))
-        patch[axis] -= total[axis]
+    if not fits_network(_ints(patch), strides):
+        patch[int(np.argmax(size))] *= 2
+    while np.prod(patch) > 1.3 * budget:
+        less = [patch - total * (np.arange(3) == axis) for axis in range(3)]
+        possible = [fits_network(_ints(one), strides) for one in less]
+        if not any(possible):
+            break
+        patch = less[int(np.argmax(np.where(possible, patch / np.array(shape), 0)))]
     return _ints(patch), tuple(strides), tuple(_ints(k) for k in kernels)
 
 
-def smaller(plan: Plan) -> Plan | None:
-    """The plan with a smaller batch or patch, for a device whose memory did not suffice; None when none is left."""
+def fits_network(patch: tuple[int, int, int], strides: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether a network with these strides can be trained on a patch: its sides are multiples of all strides together,
+    and its coarsest map has more than one voxel, which instance norm needs."""
+    total = np.prod(strides, axis=0)
+    return not (np.array(patch) % total).any() and bool(np.prod(np.array(patch) // total) > 1)
+
+
+def require_patch(specialist: str, plan: Plan) -> None:
+    """Raise ValueError where a network whose strides are built in cannot have the plan's patch."""
+    if not fits_network(plan.patch, BUILT_IN_STRIDES[specialist]):
+        raise ValueError(
+            f"{specialist} needs patch sides that are multiples of 16, one at least 32; the plan has {plan.patch}"
+        )
+
+
+def smaller(plan: Plan, config: TrainingConfig, device_type: str) -> Plan | None:
+    """The plan with a smaller batch or patch, for a device whose memory did not suffice; None when none is left.
+
+    With `quarter_turns` a patch stays as wide as it is deep.
+    """
     if plan.batch > 1 or plan.labelled > 1:  # several processes may have begun with many of both
         return plan.model_copy(update={"batch": max(1, plan.batch // 2), "labelled": max(1, plan.labelled // 2)})
-    total = np.prod(plan.strides, axis=0)
-    patch = np.array(plan.patch)
-    candidates = np.where(patch >= 2 * total, patch, 0)
-    if not candidates.any():
-        return None
-    axis = int(np.argmax(candidates))
-    patch[axis] = max(total[axis], patch[axis] // 2 // total[axis] * total[axis])
-    return plan.model_copy(update={"patch": _ints(patch)})
+    total, patch = np.prod(plan.strides, axis=0), np.array(plan.patch)
+    for axis in np.argsort(-patch, kind="stable"):
+        axes = [1, 2] if config.augmentation.quarter_turns and axis > 0 else [axis]
+        less = patch.copy()
+        less[axes] = (patch // 2 // total * total)[axes]
+        if fits_network(_ints(less), plan.strides):
+            precision = precision_for(config.precision, device_type, _ints(less), plan.strides)
+            return plan.model_copy(update={"patch": _ints(less), "precision": precision})
+    return None
 
 
 def intensity_plan(template: Volume, label: NDArray[Any]) -> IntensityPlan:

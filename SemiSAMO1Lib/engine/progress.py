@@ -78,7 +78,8 @@ def _work(cohort: Cohort, config: TrainingConfig) -> Work:
         passes=config.test_time_passes,
         links=min(config.neighbours, count - 1) if votes else 0,
         tried=ASKED if votes and config.neighbour_gain > 0 else 0,
-        registers=config.generalist in REGISTERING,
+        looked_at=len(cohort.labelled) - 1,
+        detours=config.detours and config.generalist in REGISTERING,
         width=(plan.filters[0] / 16) ** 2,
     )
 

@@ -35,16 +35,19 @@ from .cohort import Cohort
 from .config import TrainingConfig
 from .data.intensities import scale_intensities
 from .data.store import Store
+from .devices import make_fabric
 from .evaluation.metrics import dice
 from .evaluation.signals import cohort_signals
 from .further import FinishedRun
-from .inference.sliding import Agreement, predict_probabilities
+from .inference.ensemble import predicted_where_it_fits
+from .inference.sliding import predict_probabilities
 from .inference.uncertainty import case_scores, to_case_grid
 from .learners import Learner, learner_named
 from .library import keep_library
 from .linking import link
-from .memory import is_out_of_memory, or_on_cpu, usable_memory
-from .observer import Observer, Silent
+from .memory import usable_memory
+from .observer import Observer, PartOfMore
+from .out_of_memory import is_out_of_memory
 from .planning import Plan, make_plan, plan_to_json, smaller
 from .progress import Progress
 from .propagation.descriptors import working_spacing
@@ -55,7 +58,7 @@ from .refinement.fusion import running_mean
 from .sampling import PatchSource, require_shares
 from .specialists import make_specialist, require_specialist
 from .surroundings import SHARE, find_surroundings
-from .training import make_fabric, train_round
+from .training import train_round
 
 #: Weights below `weights` of an earlier run that the first round (without `warm_start`: every one) begins with;
 #: absent: from scratch.
@@ -106,7 +109,7 @@ def run(
     if not cases:
         raise ValueError("no unlabelled case to segment: add scans to the project")
     require_generalists(config)
-    fabric = make_fabric(config.device, "32-true" if config.precision == "auto" else config.precision, together)
+    fabric = make_fabric(config.device, "32-true", together)  # the plan knows the precision
     ranks = Ranks(fabric)
     if config.rounds:  # unknown names and absent checkpoints are refused before anything is written
         learner_named(config.learner).check(config, fabric.device, observer)
@@ -151,7 +154,7 @@ def run(
             refine(cohort, number, config, ranks, progress)
     keep_library(cohort, config.rounds, config, observer, ranks)
     if config.rounds:
-        look_again(cohort, whole, config, fabric, observer, features)
+        look_again(cohort, whole, config, fabric, progress, features)
     progress.finish()
 
 
@@ -234,27 +237,29 @@ def train(
         learner.shift_logits(cohort.store.json(*names))
 
     start_from = _weights_to_begin_with(cohort.store, number, config)
+    judged, matched = None if judge is None else value_of, match_volumes if config.match_volumes else None
     while True:
         source = PatchSource(labelled, pseudo, cohort.plan, config, number, fabric.world_size)
         try:
-            judged = None if judge is None else value_of
-            arguments = (number, source, cohort.plan, config, cohort.store, fabric, observer, start_from, judged)
-            learner = train_round(*arguments, match_volumes if config.match_volumes else None)
-            if judge is not None:
-                learner.load_state_dict(cohort.store.tensors("judged", f"{number}.pt")["learner"])
-            return learner
+            learner = train_round(
+                number, source, cohort.plan, config, cohort.store, fabric, observer, start_from, judged, matched
+            )
+            break
         except (RuntimeError, MemoryError) as error:
-            plan = smaller(cohort.plan)
+            plan = smaller(cohort.plan, config, fabric.device.type)
             if plan is None or not is_out_of_memory(error) or fabric.world_size > 1:
                 raise
-            observer.event(
-                "warning",
-                text=f"out of memory ({error}); going on with batch {plan.batch}, {plan.labelled} labelled, "
-                f"patch {plan.patch}",
-            )
-            cohort.plan = plan
-            cohort.store.save_json(plan_to_json(plan), "plan.json")
-            torch.cuda.empty_cache()
+            less = f"batch {plan.batch}, {plan.labelled} labelled, patch {plan.patch}"
+            text = f"out of memory ({error}); going on with {less}"
+        observer.event("warning", text=text)
+        torch.cuda.empty_cache()  # only now: while an error is handled, its traceback holds what did not fit
+        if plan.precision != cohort.plan.precision:
+            fabric = make_fabric(str(fabric.device), plan.precision)
+        cohort.plan = plan
+        cohort.store.save_json(plan_to_json(plan), "plan.json")
+    if judge is not None:
+        learner.load_state_dict(cohort.store.tensors("judged", f"{number}.pt")["learner"])
+    return learner
 
 
 def learns_from_labels_alone(number: int, config: TrainingConfig, goes_on: bool) -> bool:
@@ -277,20 +282,13 @@ def predict(
     cohort: Cohort, number: int, learner: Learner, config: TrainingConfig, fabric: Fabric, progress: Progress
 ) -> None:
     """Class probabilities of every case by the running average; with `ensemble_rounds` averaged with earlier rounds."""
-
-    def predict_on(where: torch.device) -> tuple[NDArray[np.float16], Agreement]:
-        runner = fabric if where.type == fabric.device.type else make_fabric("cpu", "32-true")
-        model = learner.inference_model().to(where)
-        seed, agreement = config.seed + position, Agreement(cohort.plan.classes)
-        passes = config.test_time_passes
-        return predict_probabilities(model, image, cohort.plan, runner, passes, seed, agreement=agreement), agreement
-
+    plan, observer, passes = cohort.plan, progress.observer, config.test_time_passes
     for position, case_id in Ranks(fabric).share(cohort.ids, progress.observer):
         names = ("probabilities", str(number), f"{case_id}.npy")
         if not cohort.store.has(*names):
-            image = cohort.image(case_id)
-            what = f"prediction of {case_id}"
-            found, agreement = or_on_cpu(predict_on, fabric.device, progress.observer, what)
+            image, model = cohort.image(case_id), learner.inference_model()
+            seed, what = config.seed + position, f"prediction of {case_id}"
+            found, agreement = predicted_where_it_fits(model, image, plan, fabric, passes, seed, observer, what)
             if config.ensemble_rounds and number > 1:
                 found = running_mean(np.asarray(cohort.probabilities(number - 1, case_id)), found, number)
             cohort.store.save_json(agreement.dice, "passes", str(number), f"{case_id}.json")
@@ -320,7 +318,7 @@ def look_again(
     labelled: Sequence[LabelledCase],
     config: TrainingConfig,
     fabric: Fabric,
-    observer: Observer,
+    progress: Progress,
     features: Path | None,
 ) -> None:
     """Predict the labelled cases (as they are) besides the template, to say what was learned: Dice with their labels.
@@ -329,16 +327,17 @@ def look_again(
     `labelled.json` in the store: case -> Dice of the classes 1 .. C - 1; None for a class that the label says nothing
     about.
     """
-    ranks, store, classes = Ranks(fabric), cohort.store, cohort.plan.classes
+    ranks, store, classes, observer = Ranks(fabric), cohort.store, cohort.plan.classes, progress.observer
     here = config.model_copy(update={"device": str(fabric.device)})  # each process has a device of its own
-    run = FinishedRun(labelled[:1], classes, here, store, Silent(), features)
-    for _, case in ranks.share(labelled[1:], observer):
+    run = FinishedRun(labelled[:1], classes, here, store, PartOfMore(observer), features)
+    for position, case in ranks.share(labelled[1:], observer):
         if not store.has("looked-at", f"{case.id}.json"):
             answer, label = run.segment(case.image).prediction.array, case.label.array
             found = [
                 None if value in case.unknown else dice(answer == value, label == value) for value in range(1, classes)
             ]
             store.save_json(found, "looked-at", f"{case.id}.json")
+        progress.step("looking again", position + 1, len(labelled) - 1)
 
     def joined() -> dict[str, list[float | None]]:
         return {case.id: store.json("looked-at", f"{case.id}.json") for case in labelled[1:]}

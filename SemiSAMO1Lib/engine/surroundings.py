@@ -281,8 +281,8 @@ def _without_label(one: LabelledCase) -> EngineCase:
 
 
 def _for_the_search(config: TrainingConfig) -> TrainingConfig:
-    """Registration alone, which goes through well-fitting cases whether these vote on others or not."""
-    return config.model_copy(update={"generalist": "registration", "neighbour_share": 1.0})
+    """Registration alone."""
+    return config.model_copy(update={"generalist": "registration", "neighbour_share": 0.0})
 
 
 def _plan(cases: Sequence[EngineCase], template: LabelledCase, classes: int, config: TrainingConfig) -> Plan:

@@ -1,20 +1,15 @@
-"""The one training loop for all learners: device, precision, checkpoints, events. It knows no learner by name."""
+"""The one training loop for all learners: checkpoints, events, the wish to stop. It knows no learner by name."""
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning_fabric.strategies.ddp import DDPStrategy
 
 from .config import TrainingConfig
 from .data.store import Store
@@ -22,7 +17,7 @@ from .learners import Learner, learner_named
 from .learners.generators import hash_key
 from .observer import Observer, Stopped
 from .planning import Plan
-from .ranks import Ranks, by_torchrun, started_together
+from .ranks import Ranks
 from .sampling import Sample, drawing_threads, drawn_ahead
 
 #: Says how good a learner's network is, larger is better.
@@ -30,9 +25,6 @@ Judge = Callable[[Learner], float]
 
 #: What a process wishes between two iterations; the largest wish of all is done by all.
 _NOTHING, _SAVE, _STOP = 0, 1, 2
-
-#: How long a process waits for another.
-LONGEST_WAIT = timedelta(days=1)
 
 #: Iterations between two judgements, as published.
 JUDGED_EVERY = 200
@@ -130,7 +122,7 @@ def _finish(
     config: TrainingConfig,
     ranks: Ranks,
 ) -> None:
-    """It may be stopped: then no iteration is done again."""
+    """Do what comes after the last iteration; where that is stopped, a resumed run repeats it and no iteration."""
     if finish is None:
         return
     if ranks.first:
@@ -167,61 +159,6 @@ def _of_this_architecture(store: Store, *names: str) -> Iterator[None]:
             f"{store.path(*names)} belongs to another network than plan.json describes. Resume with the configuration "
             f"it was made with, or start a new training. ({' '.join(reason)})"
         ) from error
-
-
-def make_fabric(device: str, precision: str, together: bool = False) -> Fabric:
-    """A Fabric on one named device: 'auto', 'cpu', 'cuda' or 'cuda:0'.
-
-    Args:
-        device: its name.
-        precision: '32-true' or 'bf16-mixed'.
-        together: connect the processes that torchrun or srun started with this one; each has a device of its own.
-
-    Raises:
-        ValueError: there is no such device here, or one GPU was named for several processes.
-    """
-    kind, number = require_device(device)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the precision stands in the plan
-    count, here = started_together() if together else (1, 1)
-    if count == 1:
-        devices: Any = [int(number)] if number else 1
-        # named, or inside a SLURM allocation Fabric would look for processes that nobody started
-        alone = LightningEnvironment()
-        return Fabric(accelerator=kind, devices=devices, precision=precision, plugins=[alone])  # type: ignore[arg-type]
-    if number:
-        raise ValueError(
-            f"{count} processes cannot share {device}; give --device cuda, and each takes a GPU of its own"
-        )
-    # one waits for another as long as the slowest case takes, not half an hour
-    strategy = DDPStrategy(
-        cluster_environment=None if by_torchrun() else SLURMEnvironment(),
-        process_group_backend="nccl" if kind == "cuda" else "gloo",
-        timeout=LONGEST_WAIT,
-    )
-    nodes = count // here
-    fabric = Fabric(
-        accelerator=kind,
-        strategy=strategy,
-        devices=here,
-        num_nodes=nodes,
-        precision=precision,  # type: ignore[arg-type]
-    )
-    fabric.launch()
-    return fabric
-
-
-def require_device(device: str) -> tuple[str, str]:
-    """Kind and number ('' for any) of a named device. Raises ValueError: there is no such device here."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f"unknown device {device!r}; possible: auto, cpu, cuda, cuda:0, ...")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r}: no CUDA GPU can be used here. Use --device cpu, or see: semisamo1 doctor")
-    if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
-        raise ValueError(f"device {device!r}: there are {torch.cuda.device_count()} GPUs, counted from 0")
-    return kind, number
 
 
 def _snapshot(learner: Learner, iteration: int) -> dict[str, Any]:

@@ -43,8 +43,11 @@ class JobFolder:
             kind: what it does.
             parameters: every parameter, JSON-able.
             labels: the label table at this moment.
+
+        Raises:
+            FileNotFoundError: the project's folder is away.
         """
-        jobs.mkdir(parents=True, exist_ok=True)
+        jobs.mkdir(exist_ok=True)
         number = max([_number(one) for one in jobs.iterdir()], default=0) + 1
         while True:
             job = cls(jobs / f"{number:04d}-{kind}")

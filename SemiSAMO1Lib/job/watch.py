@@ -125,8 +125,12 @@ def all_jobs(jobs: Path) -> list[JobFolder]:
 
 
 def is_under_way(job: JobFolder) -> bool:
-    """Whether somebody works on a job; on one that nobody has started yet nobody does."""
-    return job.status.exists() and observe(job).state.active
+    """Whether somebody works on a job. On one that nobody has started yet nobody does; of one whose status cannot be
+    read nobody knows, and a second worker would find its lock."""
+    try:
+        return job.status.exists() and observe(job).state.active
+    except (OSError, ValueError):
+        return False
 
 
 def running_training(jobs: Path) -> JobFolder | None:

@@ -12,14 +12,16 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from ..files import is_there
 from ..lock import Locked
-from ..project import Project, ProjectError, reviews
+from ..project import Case, Project, ProjectError, reviews
 from ..project.drafts import save_draft
 from ..scene.case_view import CaseView
 from ..scene.segmentations import Snapshot, show_status, snapshot
+from .time_for_threads import TimeForThreads
 
-#: Seconds between the last change and the draft.
-PAUSE_S = 20.0
+#: Seconds between the last change and the draft; and between the first and a draft where somebody paints on and on.
+PAUSE_S, LONGEST_S = 20.0, 120.0
 
 
 class DraftKeeper:
@@ -42,30 +44,41 @@ class DraftKeeper:
         self._view, self._project, self._reviewer, self._clock = view, project, reviewer, clock
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="SemiSAMO1 draft")
         self._writing: Future[Any] | None = None
+        self._time = TimeForThreads()
         self._seen: object = None
-        self._changed_at = 0.0
-        self._unnoted = ""
+        self._changed_at = self._first_at = 0.0
+        self._unnoted: dict[str, Case | None] = {}
+        self._note_at = self._note_pause = 0.0
 
     def tick(self) -> None:
-        """Look for changes; write the draft when there were none for a while. Raises what a write in the thread met."""
+        """Look for changes; write the draft when there were none for a while, or when somebody has been painting for
+        long. Raises what a write in the thread met."""
         self._take_result(wait=False)
         view, project = self._view(), self._project()
         if view is None or project is None:
             return
         self._note()
-        if not view.unkept or self._writing is not None:
+        if not view.unkept:
+            self._seen = None
             return
-        if view.marks != self._seen:
-            self._seen, self._changed_at = view.marks, self._clock()
+        if self._writing is not None or not self._is_due(view.marks) or _painting():
             return
-        if self._clock() - self._changed_at < PAUSE_S or _painting():
-            return
-        copied = snapshot(view.segmentation, view.scan, project.state.labels)
+        files, copied = view.files, snapshot(view.segmentation, view.scan, project.state.labels)
         view.mark_kept()
-        files = view.files
+        self._seen = None
         self._writing = self._writer.submit(_write, project, files.case, files.training, copied, self._reviewer())
-        self._unnoted = view.files.case if view.files.review else ""
+        self._time.give()
+        self._to_be_noted(view)
         self._note()
+
+    def _is_due(self, marks: object) -> bool:
+        """Whether what is painted is to be written now."""
+        now = self._clock()
+        if self._seen is None:
+            self._first_at = now
+        if marks != self._seen:
+            self._seen, self._changed_at = marks, now
+        return now - self._changed_at >= PAUSE_S or now - self._first_at >= LONGEST_S
 
     def flush(self) -> None:
         """Write now what was not written yet, and wait for it: the case, the module or Slicer is about to be closed."""
@@ -79,37 +92,57 @@ class DraftKeeper:
                 copied = snapshot(view.segmentation, view.scan, project.state.labels)
                 _write(project, view.files.case, view.files.training, copied, self._reviewer())
                 view.mark_kept()
-            self._unnoted = view.files.case if view.files.review else ""
+            self._to_be_noted(view)
+        self._note_at = 0.0
         try:
             self._note()
-        except (ProjectError, Locked) as error:  # what was painted is kept all the same
+        except ProjectError as error:  # what was painted is kept all the same
             slicer.util.showStatusMessage(str(error), 10_000)
 
     def settle(self) -> None:
         """Wait for a write that is under way: what is on the screen is about to be saved, or discarded."""
         with suppress(Exception):  # its draft is not needed any more
             self._take_result(wait=True)
-        self._unnoted = ""
+        if (view := self._view()) is not None:
+            self._unnoted.pop(view.files.case, None)
 
     def close(self) -> None:
         """No further draft is written."""
+        self._time.keep()
         self._writer.shutdown(wait=True)
 
-    def _note(self) -> None:
-        """The case is a draft from now on; tried again on the next tick where the project is locked.
+    def _to_be_noted(self, view: CaseView) -> None:
+        if view.files.review:
+            self._unnoted[view.files.case] = view.as_seen
 
-        Raises ProjectError, once, where somebody else decided about the case meanwhile; what was painted is kept.
+    def _note(self) -> None:
+        """Cases whose painting was kept are drafts from now on; while somebody else holds the project, or it is away,
+        it is tried again, less and less often.
+
+        Raises ProjectError, once, where somebody else decided about a case meanwhile; what was painted is kept.
         """
-        view, project = self._view(), self._project()
-        if not self._unnoted or view is None or project is None or view.files.case != self._unnoted:
+        project, now = self._project(), self._clock()
+        if not self._unnoted or project is None or now < self._note_at:
             return
         try:
-            case = view.as_seen = reviews.begin_draft(project, self._unnoted, self._reviewer(), view.as_seen)
+            for name, seen in list(self._unnoted.items()) if is_there(project.file) else ():
+                self._begin(project, name, seen)
+        except Locked:
+            pass
+        self._note_pause = min(60.0, 2 * self._note_pause + 5.0) if self._unnoted else 0.0
+        self._note_at = now + self._note_pause
+
+    def _begin(self, project: Project, name: str, seen: Case | None) -> None:
+        try:
+            case = reviews.begin_draft(project, name, self._reviewer(), seen)
         except ProjectError:
-            self._unnoted = ""
+            del self._unnoted[name]
             raise
-        self._unnoted = ""
-        show_status(view.segmentation, case.review)
+        del self._unnoted[name]
+        view = self._view()
+        if view is not None and view.files.case == name:
+            view.as_seen = case
+            show_status(view.segmentation, case.review)
         slicer.util.showStatusMessage(_("What you painted in {case} is kept.").format(case=case.id), 3000)
 
     def _take_result(self, wait: bool) -> None:
@@ -117,11 +150,13 @@ class DraftKeeper:
             return
         writing, self._writing = self._writing, None
         try:
-            writing.result()
+            writing.result()  # waiting lets the thread run
         except Exception:
             if (view := self._view()) is not None:
                 view.mark_unkept()
             raise
+        finally:
+            self._time.keep()
 
 
 def _write(project: Project, case: str, training: str, copied: Snapshot, reviewer: str | None) -> None:

@@ -12,6 +12,7 @@ from slicer.i18n import tr as _
 from ..project import Project
 from .banner import Banner
 from .dialogs import Dialogs
+from .time_for_threads import TimeForThreads
 
 
 class MovedScans:
@@ -30,6 +31,7 @@ class MovedScans:
         self._banner, self._dialogs, self._project, self._found = banner, dialogs, project, found
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="SemiSAMO1 search")
         self._search: tuple[Project, Future[dict[str, Path]]] | None = None
+        self._time = TimeForThreads()
 
     def tell(self) -> None:
         """A banner for scans that are not where they were: the project or the scans were moved."""
@@ -44,6 +46,7 @@ class MovedScans:
         if self._search is None or not self._search[1].done():
             return
         (project, search), self._search = self._search, None
+        self._time.keep()
         if project is not self._project():
             return  # another project was opened meanwhile
         places = search.result()
@@ -59,6 +62,7 @@ class MovedScans:
     def close(self) -> None:
         """A search that is under way is not taken in any more."""
         self._search = None
+        self._time.keep()
         self._reader.shutdown(wait=False, cancel_futures=True)
 
     def _offer(self, text: str) -> None:
@@ -70,4 +74,5 @@ class MovedScans:
         if project is None or folder is None:
             return
         self._search = (project, self._reader.submit(project.moved_scans, folder))
+        self._time.give()
         self._banner.show(_("Looking for the scans in {folder}...").format(folder=folder))

@@ -213,8 +213,18 @@ class Panel:
         self._show_all()
 
     def close_case(self) -> None:
+        """Close the open case, its painting kept; where that cannot be, a person may still leave it.
+
+        Raises what stood against it, where the person would rather go back.
+        """
         self.editor.rest()
-        self.keep_work()
+        try:
+            self.keep_work()
+        except (RuntimeError, ValueError, OSError) as error:
+            text = _("What was painted in {case} could not be kept: {error}")
+            shown = text.format(case=self.view.files.case if self.view is not None else "", error=error)
+            if self.dialogs.choose(_("Close"), shown, [_("Go back to it"), _("Close it, and lose it")]) != 1:
+                raise
         self.editor.release()
         if self.view is not None:
             self.view.close()
@@ -302,21 +312,26 @@ class Panel:
 
     def _tell_of_recent(self) -> None:
         """No project is open: a banner for a training of a recent one that runs, or that ended since it was seen."""
-        seen = self.settings.get("seen", {})
         for folder in self.settings.recent:
-            found = trainings(Path(folder) / "jobs")
-            if not found:
+            try:
+                text = self._of_training(Path(folder))
+            except (OSError, ValueError):  # it cannot be read: opening it says why
                 continue
-            state = observe(found[-1]).state
-            name = Path(folder).name
-            if state.active:
-                text = _("A training of {name} is under way.").format(name=name)
-            elif seen.get(folder) != found[-1].id:
-                text = _("A training of {name} has ended.").format(name=name)
-            else:
-                continue
-            self.banner.show(text, _("Open {name}").format(name=name), partial(self.project.open, Path(folder)))
-            return
+            if text:
+                again = partial(self.project.open, Path(folder))
+                self.banner.show(text, _("Open {name}").format(name=Path(folder).name), again)
+                return
+
+    def _of_training(self, folder: Path) -> str:
+        """What is new of a project's training; empty for nothing."""
+        found = trainings(folder / "jobs")
+        if not found:
+            return ""
+        if observe(found[-1]).state.active:
+            return _("A training of {name} is under way.").format(name=folder.name)
+        if self.settings.get("seen", {}).get(str(folder)) != found[-1].id:
+            return _("A training of {name} has ended.").format(name=folder.name)
+        return ""
 
     def _tell_of_jobs(self) -> None:
         """A banner for a training that runs, or that ended since the project was last open."""
@@ -331,6 +346,8 @@ class Panel:
             self.banner.show(ended_in_words(watched))
         if watched is not None and not watched.seen.state.active:
             self.settings.put("seen", {**seen, str(project.folder.resolve()): watched.job.id})
+        for job, reason in self.session.unreadable.items():
+            self.banner.show(_("{job} cannot be read, and is left aside: {reason}").format(job=job, reason=reason))
 
     def _python_changed(self) -> None:
         self.session.python = self.setup.python

@@ -16,7 +16,7 @@ from ..project.label_writer import written
 from ..project.queue import Waiting, lets_through
 from ..project.results import Quality, asked_about, changes, predictions
 from ..project.reviews import Review
-from ..project.session import Session, template_gaps
+from ..project.session import Session, in_sentences
 from ..quality import ENOUGH
 from ..quality import level as level_of
 from ..scene.case_view import CaseFiles, CaseView
@@ -185,7 +185,12 @@ class ResultsStep:
         """Show the chosen case: scan, label or else prediction, uncertainty, at its most uncertain place."""
         if identity := chosen(self._ui.resultCaseBox):
             self._came_by_itself = False
-            self._open(identity)
+            try:
+                self._open(identity)
+            except Exception:
+                if (view := self.view) is not None:  # what is decided about is what the list names
+                    choose(self._ui.resultCaseBox, view.files.case)
+                raise
 
     def _open(self, identity: str) -> None:
         project = self._session.project
@@ -248,7 +253,7 @@ class ResultsStep:
             return
         found = drawn(view.segmentation, view.scan, project.state.labels)
         if found.overlaps:
-            raise ProjectError(" ".join(template_gaps(found.counts, found.table, list(found.overlaps))))
+            raise ProjectError(" ".join(in_sentences(found.overlaps)))
         known_labels = project.state.labels
         known = known_labels.values
         new = [label for label in found.table if label.value not in known and found.counts.get(label.value)]

@@ -8,6 +8,8 @@ from typing import Any
 
 import qt
 
+from ..files import is_there
+
 PREFIX = "SemiSAMO1/"
 
 #: Projects that are remembered.
@@ -30,7 +32,7 @@ class Settings:
     @property
     def recent(self) -> list[str]:
         """Folders of recent projects that are still there, the newest first."""
-        return [one for one in self.get("recent", []) if (Path(one) / "project.json").is_file()]
+        return [one for one in self.get("recent", []) if is_there(Path(one) / "project.json")]
 
     def remember(self, folder: Path) -> None:
         newest = str(Path(folder).resolve())

@@ -12,6 +12,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from ..files import is_there
 from ..job import environment
 from ..job.environment import Command, NoPython
 from .dialogs import Dialogs
@@ -58,7 +59,7 @@ class SetupSection:
     def probe(self) -> dict[str, Any]:
         """What the last probe of the worker's Python found; empty before one."""
         found = self._settings.get("probe", {})
-        return found if isinstance(found, dict) and Path(found.get("executable", "")).exists() else {}
+        return found if isinstance(found, dict) and is_there(Path(found.get("executable", ""))) else {}
 
     @property
     def ready(self) -> bool:

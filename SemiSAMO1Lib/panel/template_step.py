@@ -17,10 +17,11 @@ from ..project.drafts import discard_draft
 from ..project.label_reader import DoubtfulLabel
 from ..project.label_writer import written
 from ..project.reviews import Review
-from ..project.session import Session, template_gaps
+from ..project.session import Session, in_sentences, template_gaps
 from ..project.store import require_as_seen
 from ..scene.case_view import CaseFiles, CaseView
 from ..scene.segmentations import Drawn, drawn, replace_content
+from ..scene.volumes import SceneError
 from .banner import Banner
 from .dialogs import Dialogs, ask_absent
 from .widgets import chosen, explain, fill_box, guarded, say, silent
@@ -161,6 +162,11 @@ class TemplateStep:
         if node is None or view is None:
             return
         found = drawn(node, view.scan, self._table)
+        if found.overlaps:
+            raise SceneError(" ".join(in_sentences(found.overlaps)))
+        if not any(found.counts.values()):
+            text = _("Nothing of {name} lies in the scan of {case}: is it another scan's?")
+            raise SceneError(text.format(name=node.GetName(), case=view.files.case))
         self._take(found)
 
     def take_file(self) -> None:

@@ -81,7 +81,8 @@ class TrainStep:
         )
         if ui.continueCheckBox.checked:
             parameters["continue_from"] = LAST
-        self._session.train(parameters)
+        with slicer.util.WaitCursor():  # labels are read once more, and copied
+            self._session.train(parameters)
         self._banner.show(_("Training has begun. You may close Slicer; training goes on."))
         self.show()
 
@@ -90,9 +91,12 @@ class TrainStep:
         watched = self._session.training
         if watched is None:
             return
-        if watched.seen.state is State.STOPPING:
+        silent_here = watched.seen.state is State.NOT_RESPONDING and watched.seen.here
+        if silent_here or watched.seen.state is State.STOPPING:
             answers = [_("Wait"), _("End it now")]
             text = _("The training stops at the next safe point. Ending it now loses at most the last seconds.")
+            if silent_here:
+                text = _("The training does not answer. Ended now, it can be resumed from its last checkpoint.")
             if self._dialogs.choose(_("Stop"), text, answers) == 1:
                 self._session.end_training()
         else:

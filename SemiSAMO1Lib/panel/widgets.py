@@ -134,16 +134,12 @@ def append_lines(view: Any, lines: Sequence[str]) -> None:
 
 def guarded(show: Callable[[str], None]) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """Wrap a button's function: an error becomes a message that names what to do, never a traceback."""
-    from ..job import JobError
-    from ..lock import Locked
-    from ..project import LabelError, ProjectError
-    from ..scene.volumes import SceneError
 
     def wrap(function: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
             try:
                 function()
-            except (JobError, Locked, LabelError, ProjectError, SceneError, OSError, ValueError) as error:
+            except (RuntimeError, OSError, ValueError) as error:  # ours, and those of slicer.util
                 show(str(error))
 
         return run

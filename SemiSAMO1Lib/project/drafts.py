@@ -46,7 +46,11 @@ def save_draft(
             so their segments go by name.
         overlaps: what segments lost because a voxel has one label; told when the draft is brought back.
         reviewer: who painted, as everywhere below; None: whoever has the account.
+
+    Raises:
+        ProjectError: the project's folder is away.
     """
+    project.require_there()
     path = draft_file(project, case)
     written = path.with_name("draft-new.seg.nrrd")
     write_segmentation(written, labels, table, "draft", new)

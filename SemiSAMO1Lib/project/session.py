@@ -5,7 +5,8 @@ No window is known here: the panel shows what the session says, another front en
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ _WHAT = {
 
 #: Jobs that write something for people outside of the project; one at a time.
 _OUTPUTS = (JobKind.EXPORT, JobKind.PREDICT, JobKind.REPORT, JobKind.BUNDLE)
+
+#: How long a change waits for somebody else's: a window would be frozen meanwhile.
+PATIENCE_S = 1.0
+
+#: Seconds after which it is looked again why no training can be started: scans may have come back.
+_REASONS_HOLD_S = 5.0
 
 #: Events and lines that are kept for somebody who takes them late.
 MOST_KEPT = 20_000
@@ -90,6 +97,7 @@ class Session:
     Attributes:
         python: the worker's Python; None: this one.
         environment: variables for the worker; None: those of this process.
+        unreadable: jobs whose files are damaged or cannot be read, and why: they are not watched.
     """
 
     python: Path | None = None
@@ -99,9 +107,11 @@ class Session:
     training: Watched | None = None
     advice_job: Watched | None = None
     output_job: Watched | None = None
+    unreadable: dict[str, str] = field(default_factory=dict)
     _stamp: tuple[int, int] | None = None
     _jobs_stamp: int | None = None
     _reasons: list[str] | None = None
+    _reasons_at: float = 0.0
     _ranking: list[Ranked] = field(default_factory=list)
     _results_stamp: tuple[Any, ...] | None = None
     _standing: tuple[Score | None, Advice | None] | None = None
@@ -115,11 +125,12 @@ class Session:
         """Open a project, or make one in a folder that is empty or not there. Raises ProjectError."""
         folder = Path(folder)
         if (folder / "project.json").exists():
-            project = Project(folder)
+            project = Project(folder, PATIENCE_S)
         elif folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise ProjectError(f"{folder} holds other files. Choose an empty folder for the project, or a project.")
         else:
-            project = Project.create(folder)
+            Project.create(folder)
+            project = Project(folder, PATIENCE_S)
         self.close()
         self.project = project
         self._stamp = self._file_stamp()
@@ -129,7 +140,7 @@ class Session:
     def close(self) -> None:
         self.project = self.import_job = self.training = self.advice_job = None
         self.output_job = self._results_stamp = None
-        self._ranking = []
+        self._ranking, self.unreadable = [], {}
         self._stamp = self._jobs_stamp = self._reasons = self._waiting = None
 
     # ------------------------------------------------------------------ look again
@@ -173,19 +184,25 @@ class Session:
             return
         self._jobs_stamp = stamp
         for job in all_jobs(jobs):
-            kind = job.id.partition("-")[2]
-            if kind == JobKind.TRAIN and (self.training is None or self.training.job.id < job.id):
-                self.training = self._watch(job)
-            elif kind == JobKind.IMPORT and (self.import_job is None or self.import_job.job.id < job.id):
-                self.import_job = self._watch(job)
-            elif kind == JobKind.ADVISE and (self.advice_job is None or self.advice_job.job.id < job.id):
-                self.advice_job = self._watch(job)
-                self._ranking = read_advice(self._opened)
-            elif kind in _OUTPUTS and (self.output_job is None or self.output_job.job.id < job.id):
-                found = self._watch(job)
-                silent_elsewhere = found.seen.state is State.NOT_RESPONDING and not found.seen.here
-                if found.seen.state.active and not silent_elsewhere:  # what has ended was told of when it did
-                    self.output_job = found
+            try:
+                self._take_in(job)
+            except (OSError, ValueError) as error:
+                self.unreadable[job.id] = str(error)
+
+    def _take_in(self, job: JobFolder) -> None:
+        kind = job.id.partition("-")[2]
+        if kind == JobKind.TRAIN and (self.training is None or self.training.job.id < job.id):
+            self.training, self._reasons = self._watch(job), None
+        elif kind == JobKind.IMPORT and (self.import_job is None or self.import_job.job.id < job.id):
+            self.import_job = self._watch(job)
+        elif kind == JobKind.ADVISE and (self.advice_job is None or self.advice_job.job.id < job.id):
+            self.advice_job = self._watch(job)
+            self._ranking = read_advice(self._opened)
+        elif kind in _OUTPUTS and (self.output_job is None or self.output_job.job.id < job.id):
+            found = self._watch(job)
+            silent_elsewhere = found.seen.state is State.NOT_RESPONDING and not found.seen.here
+            if found.seen.state.active and not silent_elsewhere:  # what has ended was told of when it did
+                self.output_job = found
 
     def _file_stamp(self) -> tuple[int, int] | None:
         try:
@@ -270,10 +287,11 @@ class Session:
     # ------------------------------------------------------------------ training
 
     def reasons_against_training(self) -> list[str]:
-        """Why Train cannot be pressed; looked up anew only after a change."""
+        """Why Train cannot be pressed; looked up anew after a change, and every few seconds."""
         if self.project is None:
             return ["Open or make a project first."]
-        if self._reasons is None:
+        if self._reasons is None or time.monotonic() - self._reasons_at > _REASONS_HOLD_S:
+            self._reasons_at = time.monotonic()
             self._reasons = [_sentence(reason) for reason in reasons_against_training(self.project, thorough=False)]
         return self._reasons
 
@@ -484,7 +502,12 @@ def template_gaps(counts: Mapping[int, int], table: LabelTable, overlaps: list[t
     if not table.labels:
         return ["There is no label. Add one for each structure."]
     gaps = [f"{label.name} is not painted." for label in table if not counts.get(label.value)]
-    return gaps + [f"{a} and {b} share {n} voxels; a voxel has one label." for a, b, n in overlaps]
+    return gaps + in_sentences(overlaps)
+
+
+def in_sentences(overlaps: Sequence[tuple[str, str, int]]) -> list[str]:
+    """Pairs of labels' names with the voxels that both claim."""
+    return [f"{a} and {b} share {n} voxels; a voxel has one label." for a, b, n in overlaps]
 
 
 def training_parameters(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -89,10 +90,16 @@ class State:
 
 
 class Project:
-    """A project folder. `state` is read afresh by every call that changes something."""
+    """A project folder. `state` is read afresh by every call that changes something.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of the project.
+        patience_s: how long a change waits for somebody else's.
+    """
+
+    def __init__(self, folder: Path, patience_s: float = 10.0) -> None:
         self.folder = Path(folder)
+        self.patience_s = patience_s
         self._read_at = self._stamp()
         self.state = self._read()
 
@@ -115,6 +122,13 @@ class Project:
     def file(self) -> Path:
         return self.folder / "project.json"
 
+    def require_there(self) -> None:
+        """Raise ProjectError where the folder is away: what is written meanwhile would not be in the project."""
+        if not self.file.is_file():
+            raise ProjectError(
+                f"{self.folder} is not there at the moment, or no project any more. Connect its disk or share again."
+            )
+
     @property
     def reviews(self) -> Path:
         """Every decision, one a line."""
@@ -127,6 +141,8 @@ class Project:
     def refresh(self) -> State:
         """Read project.json again where another process may have changed it; an unchanged file is not read twice."""
         stamp = self._stamp()
+        if stamp is None:
+            self.require_there()
         if stamp is None or stamp != self._read_at:
             self.state = self._read()
             self._read_at = stamp
@@ -181,7 +197,7 @@ class Project:
             ProjectError: the folder cannot be written.
         """
         try:
-            with locked(self.folder / "project.lock"):
+            with locked(self.folder / "project.lock", self.patience_s):
                 before = self._read()
                 after = apply(before)
                 after = replace(after, revision=before.revision + 1)
@@ -196,6 +212,9 @@ class Project:
     def add(self, found: Found) -> Case | Skipped:
         """Make a case of a checked scan; the same file again is a listed skip."""
         made: list[Case | Skipped] = []
+        new = self.folder / "images" / f".new-{uuid4().hex}.nrrd"
+        if found.converted is not None:  # before the project is locked: a large series takes seconds
+            write_volume(new, found.converted)
 
         def apply(state: State) -> State:
             known = {case.fingerprint: case.id for case in state.cases}
@@ -209,19 +228,23 @@ class Project:
             if same:
                 made.append(Skipped(found.name, f"the same series as case {same[0]}"))
                 return state
-            case = self._new_case(found, [case.id for case in state.cases])
+            case = self._new_case(found, new, [case.id for case in state.cases])
             made.append(case)
             return replace(state, cases=(*state.cases, case))
 
-        self.change(apply)
+        try:
+            self.change(apply)
+        finally:
+            new.unlink(missing_ok=True)
         return made[0]
 
-    def _new_case(self, found: Found, taken: Sequence[str]) -> Case:
+    def _new_case(self, found: Found, new: Path, taken: Sequence[str]) -> Case:
+        """A case of a scan; `new`: where a converted one was written."""
         case_id = make_id(found.name, taken)
         path = found.path
         if found.converted is not None:
-            path = self.folder / "images" / f"{case_id}.nrrd"
-            write_volume(path, found.converted)
+            path = new.with_name(f"{case_id}.nrrd")
+            files.replace(new, path)
         assert path is not None, "a found scan has a file or a converted volume"
         path = path.resolve()
         return Case(
@@ -591,7 +614,8 @@ class Project:
         """Write one decision to reviews.jsonl, with the state before it."""
         who = identity()
         row = {"time": who["time"], "reviewer": who["user"], "case": case_id, "before": before, "after": after}
-        with locked(self.folder / "project.lock"):  # half a line of somebody else's is not to be mended
+        # half a line of somebody else's is not to be mended
+        with locked(self.folder / "project.lock", self.patience_s):
             files.mend_last_line(self.reviews)
             files.append_line(self.reviews, {**row, **fields})
 

@@ -10,8 +10,8 @@ from typing import Any
 from ..project import Case, Project
 from ..project.label_table import Label, LabelTable
 from . import overlay
-from .nodes import group, remove, ungroup
-from .segmentations import apply_labels, load_segmentation, new_segmentation
+from .nodes import group, items_of, remove, ungroup
+from .segmentations import apply_labels, load_segmentation, new_segmentation, terminology_of
 from .volumes import load_scan, show_scan
 
 _LABELMAP = "Binary labelmap"
@@ -109,14 +109,15 @@ class CaseView:
 
     @property
     def marks(self) -> dict[str, Any]:
-        """Changes whenever a segment is painted, added, removed, renamed or coloured."""
+        """Changes whenever a segment is painted, added, removed, renamed, coloured or given another terminology."""
         segmentation = self.segmentation.GetSegmentation()
         found = {}
         for identity in segmentation.GetSegmentIDs():
             segment = segmentation.GetSegment(identity)
             labelmap = segment.GetRepresentation(_LABELMAP)
             painted = labelmap.GetMTime() if labelmap is not None else 0
-            found[identity] = (segment.GetName(), segment.GetColor(), painted)
+            codes = repr(terminology_of(segment))
+            found[identity] = (segment.GetName(), segment.GetColor(), codes, painted)
         return found
 
     @property
@@ -148,10 +149,9 @@ class CaseView:
         """Remove the case's nodes; safe after the scene was closed."""
         if self.uncertainty is not None and self.uncertainty.GetScene() is not None:
             overlay.hide(self.uncertainty)
-        alive = self.scan is not None and self.scan.GetScene() is not None
+        items = items_of(self.nodes)
         self._remove_nodes()
-        if alive:
-            ungroup(self._folder)
+        ungroup(self._folder, items)
 
     def _remove_nodes(self) -> None:
         for node in self.nodes:

@@ -83,15 +83,37 @@ def sweep_hierarchy() -> None:
             hierarchy.RemoveItem(item, False, False)
 
 
-def ungroup(folder: int) -> None:
-    """Remove a folder of the subject hierarchy and the items of our nodes; what a person put there moves up."""
+def items_of(nodes: list[Any]) -> set[int]:
+    """The items of nodes in the subject hierarchy."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
-    children = vtk.vtkIdList()
+    if hierarchy is None:
+        return set()
+    return {int(hierarchy.GetItemByDataNode(node)) for node in nodes if node.GetScene() is not None}
+
+
+def ungroup(folder: int, items: set[int]) -> None:
+    """Remove a folder of the subject hierarchy, if it is still there, and items of ours; what a person put there, or
+    made as a copy of ours, moves up.
+
+    Args:
+        folder: of `group`.
+        items: of the nodes that were in it (`items_of`, before they were removed).
+    """
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    every, children = vtk.vtkIdList(), vtk.vtkIdList()
+    if hierarchy is not None:
+        hierarchy.GetItemChildren(hierarchy.GetSceneItemID(), every, True)
+    if every.IsId(folder) < 0 or hierarchy.GetItemAttribute(folder, MARK) != "1":
+        return  # the scene was closed since then
     hierarchy.GetItemChildren(folder, children)
     for item in [children.GetId(number) for number in range(children.GetNumberOfIds())]:
         node = hierarchy.GetItemDataNode(item)
-        if node is not None and is_own(node):
+        if item in items or node is None:
             hierarchy.RemoveItem(item, False, False)
-        else:
-            hierarchy.SetItemParent(item, hierarchy.GetSceneItemID())
+            continue
+        if is_own(node):  # Slicer copies attributes with a node
+            node.RemoveAttribute(MARK)
+            node.SetSaveWithScene(True)
+        hierarchy.RemoveItemAttribute(item, MARK)
+        hierarchy.SetItemParent(item, hierarchy.GetSceneItemID())
     hierarchy.RemoveItem(folder, False, False)

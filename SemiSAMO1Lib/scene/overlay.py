@@ -9,6 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 import slicer
 import vtk
+from numpy.typing import NDArray
 
 from .nodes import own
 from .volumes import load_scan
@@ -104,15 +105,20 @@ def most_uncertain_place(node: Any, threshold: float) -> tuple[float, float, flo
     where there is none.
     """
     array = slicer.util.arrayFromVolume(node)
-    weight = np.where((array >= max(threshold, 1)) & (array < UNSEEN), array, 0).astype(np.float64)
-    per_slice = weight.sum((1, 2))
+
+    def counted(k: int) -> NDArray[np.float64]:
+        one = array[k]
+        return np.where((one >= max(threshold, 1)) & (one < UNSEEN), one, 0).astype(np.float64)
+
+    per_slice = np.array([counted(k).sum() for k in range(len(array))])  # a map is large: never all of it in floats
     if not per_slice.any():
         return None
     k = int(per_slice.argmax())
-    regions = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray((weight[k] > 0).astype(np.uint8))))
-    sums = np.bincount(regions.ravel(), weights=weight[k].ravel())
+    weight = counted(k)
+    regions = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray((weight > 0).astype(np.uint8))))
+    sums = np.bincount(regions.ravel(), weights=weight.ravel())
     rows, columns = np.nonzero(regions == 1 + int(sums[1:].argmax()))
-    amounts = weight[k][rows, columns]
+    amounts = weight[rows, columns]
     middle = (np.average(columns, weights=amounts), np.average(rows, weights=amounts))
     nearest = int(np.argmin((columns - middle[0]) ** 2 + (rows - middle[1]) ** 2))
     matrix = vtk.vtkMatrix4x4()

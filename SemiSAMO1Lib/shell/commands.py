@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +34,8 @@ from .console import (
     guarded,
     next_step,
     out,
+    read_parameters,
+    run_job,
     say,
 )
 
@@ -73,9 +76,7 @@ def init(
     one = _opened_or_made(project, images)
     before = {case.id for case in one.state.cases}
     parameters = {"images": str(images.resolve())}
-    job = JobFolder.create(one.jobs, JobKind.IMPORT, parameters, [])
-    start(job)
-    exit_for(job, follow(job, as_json))
+    run_job(JobFolder.create(one.jobs, JobKind.IMPORT, parameters, []), as_json)
     state = one.refresh()
     known = ("the same file as case", "the same series as case")
     skipped = [{"name": s.name, "reason": s.reason} for s in state.skipped]
@@ -138,8 +139,8 @@ def template(
         order = None if priority is None else [int(word) for word in priority.split(",")]
     except ValueError as error:
         raise fail(f"--priority {priority}: give label values with commas between, e.g. 2,1", WRONG_USE) from error
-    volume = _as_volume_file(labels, one, case)
-    reading = one.add_label(case, volume, "template", role, absent or (), add_labels, order, refuse_doubts=not sure)
+    with _as_volume_file(labels) as volume:
+        reading = one.add_label(case, volume, "template", role, absent or (), add_labels, order, refuse_doubts=not sure)
     found = one.state.case(case)
     names = {label.value: label.name for label in one.state.labels}
     value = {
@@ -156,18 +157,21 @@ def template(
     say(value, as_json, "\n".join([*lines, next_step("train", project)]))
 
 
-def _as_volume_file(labels: Path, project: Project, case: str) -> Path:
-    """The label file itself, or the labels of a file of the HDF5 layout, written beside the project's cache."""
+@contextmanager
+def _as_volume_file(labels: Path) -> Iterator[Path]:
+    """The label file itself, or the labels of a file of the HDF5 layout, written elsewhere for as long as they are
+    read."""
     if labels.suffix != ".h5":
-        return labels
-    from ..engine.data.hdf5_layout import read_case
+        yield labels
+        return
     from ..image_io import write_volume
+    from ..tasks.layout import read_labelled_file
 
-    read = read_case(labels, with_label=True)
-    assert read.label is not None, "asked for"
-    path = project.folder / "cache" / f"{project.state.case(case).id}-label.nrrd"
-    write_volume(path, read.label)
-    return path
+    _, label = read_labelled_file(labels)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"{labels.stem}.nrrd"
+        write_volume(path, label)
+        yield path
 
 
 @app.command(epilog="Example: semisamo1 train ~/hippocampus --preset quick --device auto --seed 1")
@@ -209,17 +213,15 @@ def train(
 ) -> None:
     """Train on the labelled scans and segment all others; it goes on when the shell is closed."""
     from ..engine.config import make_config
+    from ..engine.devices import require_device
     from ..engine.learners import full_name, learner_named
     from ..engine.propagation.registry import require_generalists
     from ..engine.ranks import started_together
     from ..engine.specialists import require_specialist
-    from ..engine.training import require_device
     from ..project.training import LAST, request_training
     from ..tasks.report import current_training
 
-    parameters: dict[str, Any] = files.read_json(config) if config else {}
-    if not isinstance(parameters, dict):
-        raise fail(f'{config} must hold one JSON object, for example {{"rounds": 2}}', WRONG_USE)
+    parameters = read_parameters(config)
     given: dict[str, Any] = {"preset": preset, "rounds": rounds, "iterations": iterations, "learner": learner}
     given |= {"device": device, "seed": seed, "generalist": generalist}
     frozen = {"checkpoint": checkpoint, "preprocessing": preprocessing, "coverage": coverage}
@@ -275,6 +277,8 @@ def resume_command(
         job,
         lambda seen: seen.state in ended or (seen.state is State.NOT_RESPONDING and not seen.here),
     )
+    if found.spec()["kind"] != JobKind.TRAIN:
+        raise ProjectError(f"{found.id} is no training. Give its command again")
     if (processes := started_together()[0]) > 1:
 
         def ready() -> JobFolder:
@@ -351,7 +355,8 @@ def status(
     if seen.eta_s is not None and seen.state.active:
         text += f", {in_words(seen.eta_s)} left"
     if seen.state is State.INTERRUPTED:
-        text += f". {next_step('resume', project)}"
+        training = found.spec()["kind"] == JobKind.TRAIN
+        text += f". {next_step('resume', project, '--job', found.id) if training else 'Give its command again'}"
     if seen.message:
         text += f"\n{seen.message}"
     if seen.state is State.FINISHED and found.index.exists():

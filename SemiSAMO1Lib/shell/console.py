@@ -16,8 +16,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .. import files
 from ..image_io import UnreadableImage
-from ..job import JobError, JobFolder, Observed, State, observe, start
+from ..job import JobError, JobFolder, JobKind, Observed, State, observe, start
 from ..lock import Locked
 from ..project import LabelError, ProjectError
 from ..project.label_reader import DoubtfulLabel
@@ -122,6 +123,14 @@ def existing_file(path: Path) -> Path:
     return path
 
 
+def read_parameters(config: Path | None) -> dict[str, Any]:
+    """The parameters that a JSON file gives; none without a file. Raises the exit for what is no JSON object."""
+    found = files.read_json(existing_file(config)) if config is not None else {}
+    if not isinstance(found, dict):
+        raise fail(f'{config} must hold one JSON object, for example {{"rounds": 2}}', WRONG_USE)
+    return found
+
+
 def next_step(*words: object) -> str:
     """The command that comes next, quoted as a shell needs it."""
     return "Next: " + shlex.join(["semisamo1", *map(str, words)])
@@ -219,9 +228,9 @@ def exit_for(job: JobFolder, seen: Observed) -> None:
     if seen.state is State.FINISHED:
         return
     if seen.stopped:
-        raise fail(
-            f"{job.id} was stopped; go on with: {shlex.join(['semisamo1', 'resume', str(job.project)])}", STOPPED
-        )
+        again = f"go on with: {shlex.join(['semisamo1', 'resume', str(job.project), '--job', job.id])}"
+        training = job.spec()["kind"] == JobKind.TRAIN
+        raise fail(f"{job.id} was stopped; {again if training else 'give the command again'}", STOPPED)
     raise fail(f"{job.id} {seen.state}: {seen.message}", FAILED)
 
 

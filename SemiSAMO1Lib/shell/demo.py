@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..job import JobFolder, JobKind, start
+from ..job import JobFolder, JobKind
 from ..phantoms import write_cohort
 from ..project import Project
 from ..project.training import request_training
 from ..tasks.compare import compare, label_files
 from ..tasks.report import predictions_of, write_report
-from .console import exit_for, follow
+from .console import run_job
 
 #: Scans of the demo, the template included.
 CASES = 8
@@ -36,14 +36,12 @@ def run_demo(folder: Path, quiet: bool) -> dict[str, Any]:
     importing = JobFolder.create(
         project.jobs, JobKind.IMPORT, {"images": str((folder / "phantoms/images").resolve())}, []
     )
-    start(importing)
-    exit_for(importing, follow(importing, quiet))
+    run_job(importing, quiet)
     references = folder / "phantoms" / "labels"
     project.refresh()
     project.add_label(names[0], references / f"{names[0]}.nrrd")
     job = request_training(project, PARAMETERS)
-    start(job)
-    exit_for(job, follow(job, quiet))
+    run_job(job, quiet)
     measures = compare(predictions_of(project), label_files(references), distances=False)
     first = {row["case"]: job.results / "0" / row["case"] / "prediction.seg.nrrd" for row in measures["cases"]}
     registration = compare(first, label_files(references), distances=False)

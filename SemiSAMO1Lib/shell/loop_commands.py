@@ -26,6 +26,7 @@ from .console import (
     guarded,
     next_step,
     out,
+    read_parameters,
     register,
     run_job,
     say,
@@ -63,11 +64,11 @@ def simulate(
     ] = None,
     orders: Annotated[str, typer.Option(help="Orders, with commas between.")] = "queue,random,entropy",
     steps: Annotated[str, typer.Option(help="Corrected cases before each further training.")] = "3,10",
-    preset: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "quick",
+    preset: Annotated[str | None, typer.Option(help="quick (when not given), standard or thorough.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Training rounds.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Optimizer steps a round.")] = None,
-    seed: Annotated[int, typer.Option(help="Of every training.")] = 0,
-    config: Annotated[Path | None, typer.Option(help="JSON file with further parameters.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every training; 0 when not given.")] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON file with further parameters; options win.")] = None,
     go_on: Annotated[
         bool, typer.Option("--continue/--from-scratch", help="Begin with the weights of the training before, or anew.")
     ] = True,
@@ -90,8 +91,9 @@ def simulate(
         raise ProjectError(
             f"{output} holds other files. Give the copies an empty folder, or that of an earlier simulation."
         )
-    parameters = {**(files.read_json(config) if config else {}), "preset": preset, "seed": seed}
-    parameters |= {key: value for key, value in (("rounds", rounds), ("iterations", iterations)) if value is not None}
+    given = {"preset": preset, "seed": seed, "rounds": rounds, "iterations": iterations}
+    parameters = {"preset": "quick", "seed": 0, **read_parameters(config)}
+    parameters |= {key: value for key, value in given.items() if value is not None}
     plan = Plan(orders.split(","), counts, parameters, go_on)
     with Bar("simulate", as_json) as bar:
         found = play(Project(project), references, output, plan, bar)

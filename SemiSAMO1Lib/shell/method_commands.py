@@ -9,9 +9,9 @@ import typer
 from rich.table import Table
 
 from .. import files
-from ..job import JobFolder, JobKind, start
+from ..job import JobFolder, JobKind
 from ..project import Project
-from .console import WRONG_USE, Bar, Json, exit_for, fail, follow, guarded, out, say
+from .console import Bar, Json, guarded, out, read_parameters, run_job, say
 
 Root = Annotated[Path, typer.Option("--root", help="Folder with data/<case>.h5, train.txt, test.txt.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")]
@@ -63,9 +63,7 @@ def reproduce(
 
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is not a folder")
-    further: dict[str, Any] = files.read_json(config) if config else {}
-    if not isinstance(further, dict):
-        raise fail(f'{config} must hold one JSON object, for example {{"optimizer": "adamw"}}', WRONG_USE)
+    further = read_parameters(config)
     generalists: dict[str, Any] = {"coverage": coverage}
     if coverage != "centre":
         generalists |= {"label_cells": "share", "upsampling": "trilinear"}
@@ -75,9 +73,19 @@ def reproduce(
     further["generalists"] = {**generalists, **named} if isinstance(named, dict) else named
     further.setdefault("device", device)
     protocol = Protocol(
-        root, learner, rounds, iterations, patch, knn_k, uncertainty_quantile, labeled_num, seed, generalist,
-        further, validate,
-    )  # fmt: skip
+        root=root,
+        learner=learner,
+        rounds=rounds,
+        iterations=iterations,
+        patch=patch,
+        neighbours=knn_k,
+        uncertain_quantile=uncertainty_quantile,
+        labelled=labeled_num,
+        seed=seed,
+        generalist=generalist,
+        further=further,
+        validate=validate,
+    )
     protocol.config()  # wrong values are named before anything is written
     folder = output or Path(f"reproduce-{learner}-{seed}")
     with Lines("reproduce", as_json, folder / "log.jsonl") as lines:
@@ -154,9 +162,7 @@ def import_h5(
         raise NotADirectoryError(f"{root / 'data'} is not a folder; expected data/<case>.h5 and train.txt in {root}")
     names = labelled_names(root, labeled_num)  # what is wrong is named before anything is written
     one = Project.create(project)
-    job = JobFolder.create(one.jobs, JobKind.IMPORT, {"images": str(root.resolve())}, [])
-    start(job)
-    exit_for(job, follow(job, as_json))
+    run_job(JobFolder.create(one.jobs, JobKind.IMPORT, {"images": str(root.resolve())}, []), as_json)
     labelled = label_imported(one, root, names)
     state = one.refresh()
     skipped = [{"name": s.name, "reason": s.reason} for s in state.skipped]

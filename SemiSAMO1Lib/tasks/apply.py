@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, files
-from ..engine.observer import Silent, stop_if_asked
+from ..engine.observer import PartOfMore, stop_if_asked
 from ..image_io import write_volume
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project, Skipped
@@ -35,7 +35,7 @@ def apply(job: JobFolder, reporter: Reporter) -> None:
     folder, kind = Path(parameters["output"]), parameters["format"]
     training = JobFolder(job.path.parent / parameters["training"])
     table = LabelTable.from_json(training.spec()["labels"])
-    run, class_map = finished_run(training, parameters["device"], Silent())
+    run, class_map = finished_run(training, parameters["device"], PartOfMore(reporter))
     rows: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
     listed = list(candidates(Path(parameters["images"]), Project(job.project).folder))

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from .. import __version__, files
 from ..engine.config import TrainingConfig
 from ..engine.data.store import Store
-from ..engine.learners import learner_named
+from ..engine.devices import make_fabric
+from ..engine.inference.ensemble import predicting
 from ..engine.planning import Plan
 from ..engine.surroundings import Surroundings
-from ..engine.training import load_weights, make_fabric
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project, ProjectError
 from .inputs import ClassMap
@@ -140,14 +140,8 @@ def _put(bundle: zipfile.ZipFile, name: str, text: str) -> None:
 
 def _networks(config: TrainingConfig, plan: Plan, store: Store) -> list[nn.Module]:
     """The specialists that the last round used."""
-    fabric = make_fabric("cpu", "32-true")
-    networks = []
-    for number in range(1 if config.ensemble_rounds else config.rounds, config.rounds + 1):
-        learner = learner_named(config.learner)(plan, config)
-        learner.setup(fabric)
-        load_weights(learner, store, f"round-{number}.pt")
-        networks.append(learner.inference_model().eval())
-    return networks
+    learners = predicting(plan, config, make_fabric("cpu", "32-true"), store)
+    return [learner.inference_model().eval() for learner in learners]
 
 
 def _traced(networks: list[nn.Module], plan: Plan) -> torch.jit.ScriptModule:

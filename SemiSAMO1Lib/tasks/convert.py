@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -102,14 +101,12 @@ def label_imported(project: Project, root: Path, names: Sequence[str]) -> list[s
         if case is None:
             raise ProtocolError(f"{name} of train.txt could not be imported; the skipped scans say why")
         _, label = read_labelled(root, name)
-        folder = Path(tempfile.mkdtemp())
-        try:
-            write_volume(folder / "label.nrrd", label)
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "label.nrrd"
+            write_volume(path, label)
             role = Role.LABELLED if done else Role.TEMPLATE
             origin = "imported" if done else "template"
             absent = sorted(set(project.refresh().labels.values) - set(np.unique(label.array).tolist()))
-            project.add_label(case.id, folder / "label.nrrd", origin, role, absent, add_labels=True)
-        finally:
-            shutil.rmtree(folder)
+            project.add_label(case.id, path, origin, role, absent, add_labels=True)
         done.append(case.id)
     return done

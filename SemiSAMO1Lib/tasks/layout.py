@@ -75,9 +75,14 @@ def labelled_case(root: Path, name: str) -> tuple[str, Volume, Volume]:
 
 
 def read_labelled(root: Path, name: str) -> tuple[Volume, Volume]:
-    """Image and label of a case with their geometry; label values are whole numbers, and no prediction. Raises
+    """Image and label of a case: see `read_labelled_file`."""
+    return read_labelled_file(case_file(root, name))
+
+
+def read_labelled_file(path: Path) -> tuple[Volume, Volume]:
+    """Image and label of a file with their geometry; label values are whole numbers, and no prediction. Raises
     ProtocolError."""
-    found = _checked(root, name, with_label=True)
+    found, name = _checked(path, with_label=True), path.stem
     if found.predicted:
         raise ProtocolError(
             f"{name}.h5: its label is a prediction (export-h5 --predictions); nothing is measured against it, it is "
@@ -94,14 +99,16 @@ def read_labelled(root: Path, name: str) -> tuple[Volume, Volume]:
     return found.image, Volume(label.astype(np.uint8 if label.max() <= 255 else np.uint16), found.label.geometry)
 
 
-def _checked(root: Path, name: str, with_label: bool) -> Hdf5Case:
+def _checked(path: Path, with_label: bool) -> Hdf5Case:
     try:
-        found = read_case(case_file(root, name), with_label)
+        found = read_case(path, with_label)
         check_voxels(found.image)
     except (KeyError, OSError, ValueError) as error:
-        wanted = "image and label" if with_label else "an image"
+        wanted, reason = "image and label" if with_label else "an image", error
+        if isinstance(error, KeyError):  # as text it is in quotes
+            reason = error.args[0]
         raise ProtocolError(
-            f"{name}.h5 cannot be used: {error.args[0] if isinstance(error, KeyError) else error}. Expected: {wanted} "
+            f"{path.name} cannot be used: {reason}. Expected: {wanted} "
             "as 3D arrays of one size. Mend the file, or name another case in the list"
         ) from error
     return found
@@ -109,7 +116,7 @@ def _checked(root: Path, name: str, with_label: bool) -> Hdf5Case:
 
 def _image(root: Path, name: str) -> Volume:
     """The image of a case; its label is not read."""
-    array = _checked(root, name, with_label=False).image.array
+    array = _checked(case_file(root, name), with_label=False).image.array
     return Volume(array, Geometry(array.shape))
 
 

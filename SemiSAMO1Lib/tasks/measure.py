@@ -15,6 +15,7 @@ from .. import files
 from ..engine.config import BEFORE, TrainingConfig, make_config
 from ..engine.data.grids import resample_image, with_spacing
 from ..engine.data.intensities import IntensityPlan, scale_intensities
+from ..engine.devices import make_fabric
 from ..engine.evaluation.metrics import case_metrics
 from ..engine.generalists.sam_med3d.checkpoint import read_weights
 from ..engine.inference.sliding import predict_probabilities
@@ -24,7 +25,6 @@ from ..engine.observer import Observer
 from ..engine.planning import BUILT_IN_STRIDES, Plan
 from ..engine.specialists import make_specialist
 from ..engine.specialists.heads import LogitsOnly
-from ..engine.training import make_fabric
 from ..image_io import write_volume
 from ..volume import Geometry, Volume
 from .inputs import ClassMap

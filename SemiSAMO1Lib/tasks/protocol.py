@@ -17,12 +17,12 @@ from .. import files
 from ..engine.cases import CaseResult, EngineCase, LabelledCase
 from ..engine.config import BEFORE, TrainingConfig, make_config
 from ..engine.data.store import Store
+from ..engine.devices import require_device
 from ..engine.evaluation.metrics import case_metrics
 from ..engine.learners import full_name, learner_named
 from ..engine.learners.averaged import LONGEST_GRADIENT
 from ..engine.observer import Observer
 from ..engine.propagation.registry import require_generalists
-from ..engine.training import require_device
 from ..files import atomic_path
 from ..project import LabelError
 from ..volume import Volume
@@ -90,6 +90,7 @@ class Protocol:
             "training_voxels": _NO_LIMIT,
             "normalise": False,
             "surroundings": False,
+            "detours": False,
             "warm_start": False,
             "labels_first": False,
             "match_volumes": False,

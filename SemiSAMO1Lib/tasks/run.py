@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import traceback
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from .. import processes
 from ..engine.observer import Stopped
+from ..engine.out_of_memory import is_out_of_memory
 from ..job.folder import JobFolder, JobKind
 from ..job.watch import State
 from ..lock import Locked, locked
@@ -76,12 +80,15 @@ def _alone(task: Callable[[JobFolder, Reporter], None]) -> Callable[[JobFolder, 
 
     def run(job: JobFolder, reporter: Reporter) -> None:
         if isinstance(reporter, Follower):
-            return task(job, reporter)  # the first process holds the lock for all
-        try:
-            with locked(job.path.parent / ".trainer.lock", patience_s=5.0):
-                task(job, reporter)
-        except Locked as error:
-            raise RuntimeError(f"another training of this project is under way ({error.holder})") from error
+            task(job, reporter)  # the first process holds the lock for all
+            return
+        with ExitStack() as held:
+            try:  # other locks are waited for inside of the task
+                held.enter_context(locked(job.path.parent / ".trainer.lock", patience_s=5.0))
+            except Locked as error:
+                who = "{user} on {host}, process {pid}".format_map(defaultdict(lambda: "?", error.holder))
+                raise RuntimeError(f"another training of this project is under way ({who})") from error
+            task(job, reporter)
 
     return run
 
@@ -96,9 +103,9 @@ def _another_failed(error: Exception) -> bool:
 def _explained(error: Exception) -> str:
     """What happened, the likely cause, what to do."""
     text = str(error).strip() or type(error).__name__
-    if "out of memory" in text.lower() or isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return f"Out of memory ({text}). Choose the preset quick, a smaller patch_voxels, or --device cpu."
-    if isinstance(error, OSError) and error.errno == 28:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"The disk is full ({text}). Make room and resume the job; nothing finished is lost."
     if isinstance(error, PermissionError):
         return f"No permission to write ({text}). Make the project folder writable and resume."

@@ -34,8 +34,8 @@ def work_together(prepare: Callable[[], JobFolder], device: str) -> tuple[JobFol
     Raises:
         what `prepare` raises, in the first process.
     """
+    from ..engine.devices import make_fabric
     from ..engine.ranks import Ranks
-    from ..engine.training import make_fabric
 
     fabric = make_fabric(device, "32-true", together=True)
     ranks, refused = Ranks(fabric), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
@@ -38,8 +39,9 @@ _BYTES_PER_LINK = 10
 #: Parameters of a training job that are not the engine's.
 _NOT_OF_THE_ENGINE = ("keep_rounds", "continue_from", "if_possible")
 
-#: Settings that decide the shape of the network and what it sees: a training goes on from one that has the same.
-_SHAPE = ("learner", "specialist", "filters", "training_voxels", "patch_voxels", "patch", "normalise")
+#: Settings that decide the shape of the network, what it sees and what its optimizer remembers: a training goes on from
+#: one that has the same.
+_SHAPE = ("learner", "specialist", "optimizer", "filters", "training_voxels", "patch_voxels", "patch", "normalise")
 
 
 class ResumeError(RuntimeError):
@@ -48,8 +50,8 @@ class ResumeError(RuntimeError):
 
 def train(job: JobFolder, reporter: Reporter) -> None:
     """Run or resume a training job."""
+    from ..engine.devices import make_fabric
     from ..engine.ranks import Ranks
-    from ..engine.training import make_fabric
 
     spec = job.spec()
     config = config_of(job)
@@ -133,13 +135,20 @@ def _begin_with(job: JobFolder, inputs: Inputs, config: TrainingConfig, processe
     Raises:
         ResumeError: its network is another one; with the parameter `if_possible` the training begins from scratch.
     """
+    import torch
+
+    from ..engine.devices import require_device
+    from ..engine.memory import usable_memory
+    from ..engine.planning import Plan, plan_to_json, taken_over
+    from ..engine.rounds import EARLIER
+
     start = job.inputs / "start"
     if not start.is_dir() or (job.work / "plan.json").exists():
         return
     earlier = TrainingConfig.model_validate({**BEFORE, **files.read_json(start / "config.json")})
-    plan = files.read_json(start / "plan.json")
+    plan = Plan.model_validate(files.read_json(start / "plan.json"))
     pairs = {name: (getattr(earlier, name), getattr(config, name)) for name in _SHAPE}
-    pairs["number of labels"] = (plan["classes"] - 1, inputs.class_map.classes - 1)
+    pairs["number of labels"] = (plan.classes - 1, inputs.class_map.classes - 1)
     pairs["what is seen"] = what_is_seen(start.joinpath(*FILE).exists(), inputs.labelled, config)
     differences = [f"{name} {was}, now {now}" for name, (was, now) in pairs.items() if was != now]
     if differences and job.spec()["parameters"].get("if_possible"):
@@ -150,13 +159,11 @@ def _begin_with(job: JobFolder, inputs: Inputs, config: TrainingConfig, processe
             f"this training cannot go on from the earlier one: {'; '.join(differences)}. Give the same preset and "
             "parameters as then, or train from scratch."
         )
-    from ..engine.rounds import EARLIER
-
-    each = max(1, plan["batch"] // plan.get("labelled", 1))  # the batch is that of as many processes as there are now
-    shared = {"labelled": config.labelled_batch or processes, "batch": config.batch or each * processes}
     with files.atomic_path(job.work / "weights" / EARLIER) as temporary:
         shutil.copyfile(start / "weights.pt", temporary)
-    files.write_json(job.work / "plan.json", {**plan, **shared})
+    kind, number = require_device(config.device)
+    memory = usable_memory(torch.device(f"{kind}:{number}" if number else kind), processes)
+    files.write_json(job.work / "plan.json", plan_to_json(taken_over(plan, config, kind, memory, processes)))
 
 
 def what_is_seen(was_cut: bool, labelled: Sequence[LabelledCase], config: TrainingConfig) -> tuple[str, str]:
@@ -196,7 +203,7 @@ def config_of(job: JobFolder) -> TrainingConfig:
     """
     path = job.work / "config.json"
     if path.exists():
-        # a training of before cases voted on each other, or before volumes were matched, goes on without that
+        # a training that began before some parameters existed goes on without what they do
         return TrainingConfig.model_validate({**BEFORE, **files.read_json(path)})
     return make_config(**{k: v for k, v in job.spec()["parameters"].items() if k not in _NOT_OF_THE_ENGINE})
 
@@ -363,4 +370,4 @@ def _require_disk(job: JobFolder, inputs: Inputs, config: TrainingConfig) -> Non
     need -= sum(path.stat().st_size for path in job.path.rglob("*") if path.is_file())  # a resumed run has them already
     free = files.free_bytes(job.path)
     if free < need:
-        raise OSError(28, f"the training needs about {need >> 20} MiB, the disk has {free >> 20} MiB free")
+        raise OSError(errno.ENOSPC, f"the training needs about {need >> 20} MiB, the disk has {free >> 20} MiB free")

@@ -21,6 +21,9 @@ from SemiSAMO1Lib.volume import Volume
 #: Folder with `hippocampus` and `left_atrium`, each with images/ and labels/.
 DATA = Path(os.environ.get("SEMISAMO1_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 
+#: Cohort -> scans of the pool (the template is one of them) and of the test, by sorted names.
+SPLITS = {"left_atrium": (60, 20), "left_atrium_80": (80, 0), "hippocampus": (100, 95), "phantoms": (16, 10)}
+
 
 def scans(cohort: str, count: int | None = None) -> list[Path]:
     """The first `count` scans of a cohort by name."""
@@ -30,14 +33,25 @@ def scans(cohort: str, count: int | None = None) -> list[Path]:
     return found[:count]
 
 
+def pool_of(cohort: str) -> list[Path]:
+    """The scans of a cohort on which something may be chosen."""
+    return scans(cohort, SPLITS[cohort][0])
+
+
+def loaded(volume: Volume) -> Volume:
+    """A scan that is in memory, for those who load it when they need it."""
+    return volume
+
+
 def reference_of(scan: Path) -> Path:
     return scan.parent.parent / "labels" / scan.name
 
 
 def machine() -> dict[str, Any]:
     """The machine in words, for the tables."""
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older torch
     return {
-        "cpu": getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", platform.processor()),
+        "cpu": able.get("cpu_name", platform.processor()),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import keep, machine, reference_of, scans
+from common import keep, loaded, machine, reference_of, scans
 
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
 from SemiSAMO1Lib.engine.config import make_config
@@ -64,7 +65,7 @@ def main() -> None:
         LabelledCase(f"template {n}", v, Volume(labels[n], v.geometry)) for n, v in enumerate(volumes[:MOST_LABELLED])
     ]
     # the same scans are scored in every row, whether the further labels are used or not
-    cases = [EngineCase(str(n), v.geometry, lambda v=v: v) for n, v in enumerate(volumes) if n >= MOST_LABELLED]
+    cases = [EngineCase(str(n), v.geometry, partial(loaded, v)) for n, v in enumerate(volumes) if n >= MOST_LABELLED]
     for generalist, settings, count in variants(options.checkpoint):
         row = {"benchmark": "generalists", "generalist": generalist, **settings, "cases": options.cases}
         try:

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 from cohorts import wait
-from common import commit, machine, reference_of, scans
+from common import SPLITS, commit, machine, reference_of, scans
 from numpy.typing import NDArray
 
 from SemiSAMO1Lib import files
@@ -55,12 +55,10 @@ from SemiSAMO1Lib.tasks.compare import compare
 from SemiSAMO1Lib.tasks.portable import segment_file
 from SemiSAMO1Lib.volume import Geometry, Volume
 
-#: Cohort -> scans of the pool (the template is one of them) and of the test.
-SPLITS = {"left_atrium": (60, 20), "left_atrium_80": (80, 0), "hippocampus": (100, 95), "phantoms": (16, 10)}
-
-
 #: Thick slices, five times as far apart as their voxels are wide, through a tilted head of the scanner.
 THICK = PhantomSettings(spacing_mm=(4.0, 0.8, 0.8), spacing_variation=0.05, oblique_degrees=20.0)
+#: Rows in the order in which they are run: one that sees as many patches as the whole method comes after it.
+ROWS = ("ours", "registration", "detours", "voted", "edged", "supervised", "mt", "bound", "resized", "convexadam")
 
 #: Scores of one case by label value.
 Scores = dict[str, dict[str, float]]
@@ -119,12 +117,15 @@ def rows_for(preset: str) -> dict[str, Row]:
     return {
         "resized": Row("template label resized", None, resized),
         "convexadam": Row("convexAdam 0.2.0", None, by_convex_adam),
-        "registration": Row("registration alone", {"rounds": 0, "neighbour_share": 0.0, "edge_weight": 0.0}),
+        "registration": Row("registration alone", {"rounds": 0, **BEFORE}),
+        "detours": Row("... and detours", {"rounds": 0, **BEFORE, "detours": True}),
         "voted": Row("registration, and the vote of like scans", {"rounds": 0, "edge_weight": 0.0}),
         "edged": Row("... and their grey values near borders", {"rounds": 0}),
         "supervised": Row("supervised only", supervised, as_many_patches=True),
-        # its unlabelled patches lie where registration saw something: half of them are centred on structures
-        "mt": Row("mean teacher, no pseudo-labels", alone(preset, learner="mean_teacher", pseudo_weight=0.0)),
+        "mt": Row(
+            "mean teacher, no pseudo-labels (half of its unlabelled patches lie where registration saw a label)",
+            alone(preset, learner="mean_teacher", pseudo_weight=0.0),
+        ),
         "ours": Row("SemiSAMO1"),
         "bound": Row("the same network, all labels of the pool", supervised, None, True, True),
     }
@@ -283,7 +284,7 @@ class Setting:
             row["final"] = True
             files.write_json(self.file, row)
         if self.row.changes is None:
-            row["test"] = self.carried(self.cohort.test)
+            scores = self.carried(self.cohort.test)
         else:
             output = self.cohort.place / "tested" / self.name  # not in the project
             shutil.rmtree(output, ignore_errors=True)
@@ -291,10 +292,9 @@ class Setting:
             start(job)
             wait(job)
             made = {name_of(scan): output / f"{name_of(scan)}.seg.nrrd" for scan in self.cohort.test}
-            row["test"] = scored(made, {name_of(scan): reference_of(scan) for scan in self.cohort.test})
-        row["test_commit"] = commit()
-        files.write_json(self.file, row)
-        print(self.name, f"test {mean(row['test']):.4f}", flush=True)
+            scores = scored(made, {name_of(scan): reference_of(scan) for scan in self.cohort.test})
+        files.write_json(self.file, {**row, "test": scores, "test_commit": commit()})
+        print(self.name, f"test {mean(scores):.4f}", flush=True)
 
     def bundle(self) -> None:
         """Segment the test scans with the trained networks alone, as one who was given the portable file does."""
@@ -376,11 +376,11 @@ def table(cohort: Cohort, rows: dict[str, Row]) -> None:
             if len(kinds) > 1:
                 print(f"    these runs differ in {what}: {', '.join(kinds)}")
         if alone := [run for run in runs if run.get("bundle")]:
-            lost = [paired_difference(by_case(run["test"]), by_case(run["bundle"])) for run in alone]
-            less = np.mean([[one.mean, one.low, one.high] for one in lost], axis=0)
+            with_votes, without = (over_runs([run[part] for run in alone]) for part in ("test", "bundle"))
+            lost = paired_difference(with_votes, without)
             found_alone = np.mean([mean(run["bundle"]) for run in alone])
-            text = "    its networks alone, on the test scans: {:.4f}, less by {:.4f} ({:.4f} to {:.4f})"
-            print(text.format(found_alone, *less))
+            text = f"    its networks alone, on the test scans: {found_alone:.4f}, less by {lost.mean:.4f}"
+            print(f"{text} ({lost.low:.4f} to {lost.high:.4f})")
     print("intervals are over cases; what another template or seed would change is not in them")
     ours = {
         key: runs for key, runs in found.items() if key.startswith("ours ") or any(run.get("final") for run in runs)
@@ -413,14 +413,17 @@ def averaged(
     """Each case's mean over the runs (template and seed) that both have; the upper bound has one for all."""
     keys = [{(run["template"], run["seed"]): run for run in runs if run[part]} for runs in (mine, theirs)]
     shared = sorted(set(keys[0]) & set(keys[1]))
-    found = []
-    for runs in keys:
-        values: dict[str, list[float]] = {}
-        for key in shared:
-            for case, dice in by_case(runs[key][part]).items():
-                values.setdefault(case, []).append(dice)
-        found.append({case: float(np.mean(some)) for case, some in values.items()})
-    return found[0], found[1]
+    one, other = (over_runs([runs[key][part] for key in shared]) for runs in keys)
+    return one, other
+
+
+def over_runs(scores: list[Scores]) -> dict[str, float]:
+    """Each case's mean over runs."""
+    values: dict[str, list[float]] = {}
+    for run in scores:
+        for case, dice in by_case(run).items():
+            values.setdefault(case, []).append(dice)
+    return {case: float(np.mean(some)) for case, some in values.items()}
 
 
 def main() -> None:
@@ -429,7 +432,7 @@ def main() -> None:
     parser.add_argument("cohort", choices=tuple(SPLITS))
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--preset", default="standard", choices=tuple(PRESETS))
-    parser.add_argument("--rows", default="ours,registration,voted,supervised,mt,bound,resized,convexadam")
+    parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--ablation", metavar="NAME=JSON", help="a row of its own: ours with these parameters changed")
     parser.add_argument("--final", action="store_true", help="test: the ablation was chosen on the pool")
     parser.add_argument("--templates", type=int, default=3)

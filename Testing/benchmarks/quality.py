@@ -255,7 +255,8 @@ def alone(name: str, rows: list[dict[str, Any]]) -> str:
         pairs = [(one, row["dice"]) for row in some if (one := row["signals"].get(name)) is not None]
         if len(pairs) < 3 or len({one for one, _ in pairs}) < 2:
             return float("nan")
-        return float(spearmanr(*zip(*pairs, strict=True))[0]) * (-1 if name in DOUBTS else 1)
+        said, true = (np.array(one) for one in zip(*pairs, strict=True))
+        return float(spearmanr(said, true)[0]) * (-1 if name in DOUBTS else 1)
 
     inside = [rank([row for row in rows if row["run"] == run]) for run in dict.fromkeys(row["run"] for row in rows)]
     known = [one for one in inside if not np.isnan(one)]

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import keep, machine, reference_of, scans
+from common import keep, machine, pool_of, reference_of
 from numpy.typing import NDArray
 
 from SemiSAMO1Lib.engine.cases import LabelledCase
@@ -48,8 +48,8 @@ def prepared_pair(
     if whole:
         grid = _as_large_as(grid, patient_aligned(moving.geometry, spacing).shape)
     shift = moving.geometry.centre - fixed.geometry.centre
-    origin = tuple(float(v) for v in np.array(grid.origin) + shift)
-    there = Geometry(grid.shape, grid.spacing, origin, grid.direction)
+    x, y, z = (float(v) for v in np.array(grid.origin) + shift)
+    there = Geometry(grid.shape, grid.spacing, (x, y, z), grid.direction)
     pair = [Volume(resample_image(moving, there), grid), Volume(_labels(template, there), grid)]
     pair += [Volume(resample_image(fixed, grid), grid), Volume(_labels(case, grid), grid)]
     return pair[0], pair[1], pair[2], pair[3]
@@ -131,13 +131,13 @@ def convex_adam_after_affine(fixed: Volume, moving: Volume, label: Volume, class
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cohorts", nargs="+", choices=sorted(SPACING))
-    parser.add_argument("--cases", type=int, default=20, help="scans after the template")
+    parser.add_argument("--cases", type=int, default=20, help="scans of the pool after the template")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for cohort in options.cohorts:
-        template, *others = scans(cohort)
+        template, *others = pool_of(cohort)
         others = others[:: max(1, len(others) // options.cases)][: options.cases]
         figures: dict[str, list[tuple[float, float]]] = {}
         for case in others:

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Rates:
         flops = {}
         for kind in (torch.float32, torch.bfloat16):
             a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
-            flops[kind] = 2 * size**3 / best_of(lambda a=a, b=b: a @ b, device)
+            flops[kind] = 2 * size**3 / best_of(partial(torch.matmul, a, b), device)
         source = torch.randn(1 << 26, device=device)
         target = torch.empty_like(source)
         return cls(flops, 2 * 4 * source.numel() / best_of(lambda: target.copy_(source), device))
@@ -51,11 +52,11 @@ class Floor:
         return max(self.flops_s, self.bytes_s)
 
 
-class Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what is done while it is entered."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops: dict[torch.dtype, int] = {}
         self.bytes = 0
 

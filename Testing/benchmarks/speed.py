@@ -24,12 +24,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import keep, machine
+from common import keep, loaded, machine
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
 from monai.data.utils import dense_patch_slices
@@ -42,6 +43,7 @@ from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.config import TrainingConfig, make_config
 from SemiSAMO1Lib.engine.data.grids import resample_image, resample_labels
 from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.generalists.mind_features import MindFeatures
 from SemiSAMO1Lib.engine.generalists.sam_med3d.generalist import SamMed3DPrompts, load_model
 from SemiSAMO1Lib.engine.inference.sliding import predict_probabilities
@@ -58,7 +60,6 @@ from SemiSAMO1Lib.engine.rounds import run
 from SemiSAMO1Lib.engine.sampling import PatchSource, drawing_threads, drawn_ahead
 from SemiSAMO1Lib.engine.specialists import make_specialist
 from SemiSAMO1Lib.engine.specialists.dropout import dropped_by
-from SemiSAMO1Lib.engine.training import make_fabric
 from SemiSAMO1Lib.job.launcher import ALLOCATOR, WAITING
 from SemiSAMO1Lib.phantoms import LABELS, Phantom, PhantomSettings, make_phantom
 from SemiSAMO1Lib.volume import Geometry, Volume
@@ -317,7 +318,7 @@ def prepared(bench: Bench, **changes: Any) -> Iterator[tuple[Cohort, TrainingCon
     """A small cohort of phantoms with the pseudo-labels of the registration."""
     phantoms = [make_phantom(number, 0, SCAN) for number in range(4)]
     labelled = [LabelledCase("template", phantoms[0].image, phantoms[0].label)]
-    cases = [EngineCase(one.name, one.image.geometry, lambda one=one: one.image) for one in phantoms[1:]]
+    cases = [EngineCase(one.name, one.image.geometry, partial(loaded, one.image)) for one in phantoms[1:]]
     config = make_config("standard", device=str(bench.device), rounds=0, **changes)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
@@ -359,7 +360,7 @@ def formats(bench: Bench) -> None:
         plan = cohort.plan
     actions: dict[str, Callable[[], None]] = {}
     for kind, layout in itertools.product((torch.float32, torch.bfloat16), (torch.contiguous_format, LAST)):
-        network = make_specialist("dynunet", plan).to(bench.device).to(memory_format=layout)
+        network = make_specialist("dynunet", plan).to(bench.device).to(memory_format=layout)  # type: ignore[call-overload]
         batch = torch.randn(1 + plan.batch, 1, *plan.patch, device=bench.device).to(memory_format=layout)
 
         def both(network: nn.Module = network, batch: Tensor = batch, kind: torch.dtype = kind) -> None:
@@ -488,7 +489,7 @@ def whole(bench: Bench) -> None:
     """A run with the quick preset, and where its time goes; its parts have floors of their own."""
     phantoms = [make_phantom(number, 0, SCAN) for number in range(6)]
     labelled = [LabelledCase("template", phantoms[0].image, phantoms[0].label)]
-    cases = [EngineCase(one.name, one.image.geometry, lambda one=one: one.image) for one in phantoms[1:]]
+    cases = [EngineCase(one.name, one.image.geometry, partial(loaded, one.image)) for one in phantoms[1:]]
     config, stages = make_config("quick", device=str(bench.device)), Stages()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy as np
 import one_label
 import pytest
 import torch
-from common import commit, measured_once
+from common import SPLITS, commit, measured_once
 from gpu import Busy, stages
-from one_label import SPLITS, Cohort, Row, Setting, rows_for, table
+from one_label import Cohort, Row, Setting, rows_for, table
 from roofline import Counter
 from whole_scan import embedded
 
@@ -153,11 +154,15 @@ def test_nor_is_it_when_two_rows_are_compared(tmp_path: Path, capsys: pytest.Cap
     assert "less supervised quick, pool: +0.1000" in text and "these rows differ in commit" in text
 
 
+def _seconds(number: int) -> dict[str, Any]:
+    return {"seconds": number}
+
+
 class TestMeasuredBefore:
     """What a folder holds is used again only where it was measured with the same settings."""
 
     def test_it_is_not_measured_again(self, tmp_path: Path) -> None:
-        one = [measured_once(tmp_path / "a.json", {"scans": 3}, lambda n=n: {"seconds": n}) for n in (1, 2)]
+        one = [measured_once(tmp_path / "a.json", {"scans": 3}, partial(_seconds, n)) for n in (1, 2)]
         assert [row["seconds"] for row in one] == [1, 1]
 
     def test_it_says_of_which_code_it_is(self, tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ import argparse
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from cohorts import wait
-from common import commit, keep, machine, measured_once, reference_of, scans
+from common import keep, machine, measured_once, reference_of, scans
 from numpy.typing import NDArray
 from one_label import Scores, by_case, name_of, new_project, scored
 from scipy import ndimage
@@ -51,7 +51,8 @@ def texture(array: NDArray[np.float32], shape: tuple[int, ...], generator: np.ra
 
 def embedded(image: Volume, label: Volume, generator: np.random.Generator) -> tuple[Volume, Volume]:
     """A scan and its label in a larger field of view; label values are kept."""
-    shape = tuple(int(n * generator.uniform(1.3, 1.7)) for n in image.array.shape)
+    z, y, x = (int(n * generator.uniform(1.3, 1.7)) for n in image.array.shape)
+    shape = (z, y, x)
     spacing = np.array(image.geometry.spacing)
     turn = Rotation.from_euler("zyx", generator.uniform(-15, 15, 3), degrees=True).as_matrix()
     matrix = turn / generator.uniform(0.9, 1.1)  # from the large box to the scan, (z, y, x) mm
@@ -61,7 +62,7 @@ def embedded(image: Volume, label: Volume, generator: np.random.Generator) -> tu
     offset = (np.array(image.array.shape) - 1) / 2 - index @ centre
     array = image.array.astype(np.float32)
 
-    def moved(values: NDArray[Any], order: int, mode: str) -> NDArray[Any]:
+    def moved(values: NDArray[Any], order: Literal[0, 1], mode: Literal["nearest", "constant"]) -> NDArray[Any]:
         found: NDArray[Any] = ndimage.affine_transform(values, index, offset, shape, order=order, mode=mode)
         return found
 
@@ -69,7 +70,7 @@ def embedded(image: Volume, label: Volume, generator: np.random.Generator) -> tu
     around = moved(ndimage.gaussian_filter(array, SMOOTH, mode="nearest"), 1, "nearest")
     around = around + texture(array, shape, generator)
     whole = there * moved(array, 1, "nearest") + (1 - there) * around
-    grid = Geometry((shape[0], shape[1], shape[2]), image.geometry.spacing)
+    grid = Geometry(shape, image.geometry.spacing)
     values = moved(label.array.astype(np.uint8), 0, "constant")
     return Volume(np.clip(whole, array.min(), array.max()).astype(np.float32), grid), Volume(values, grid)
 
@@ -93,7 +94,8 @@ def main() -> None:
     parser.add_argument("--preset", default="quick")
     parser.add_argument("--rows", type=Path)
     options = parser.parse_args()
-    chosen, scores = scans("left_atrium", options.cases), {}
+    chosen = scans("left_atrium", options.cases)
+    scores, commits = {}, {}
     for kind in ("cropped", "whole"):
         place = options.folder / kind
         labels = {name_of(scan): reference_of(scan) for scan in chosen}
@@ -113,12 +115,15 @@ def main() -> None:
                 write_volume(target, image)
         given = (place, place / "images", labels, name_of(chosen[0]), options.preset)
         settings = {"preset": options.preset, "cases": options.cases}
-        scores[kind] = measured_once(place / "scores.json", settings, partial(segmented, *given))["scores"]
+        found = measured_once(place / "scores.json", settings, partial(segmented, *given))
+        scores[kind], commits[kind] = found["scores"], found["commit"]
+    if len(set(commits.values())) > 1:
+        print(f"the halves are of different code: {commits}", flush=True)
     lost = paired_difference(by_case(scores["cropped"]), by_case(scores["whole"]))
     keep(
         {
             "benchmark": "whole_scan",
-            "commit": commit(),
+            "commits": commits,
             "preset": options.preset,
             "cases": lost.cases,
             **{kind: round(float(np.mean(list(by_case(one).values()))), 4) for kind, one in scores.items()},

@@ -17,9 +17,9 @@ from near_helpers import moved, planted, template_scan
 from SemiSAMO1Lib.engine import rounds
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
 from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.observer import Silent
 from SemiSAMO1Lib.engine.ranks import Ranks
-from SemiSAMO1Lib.engine.training import make_fabric
 from SemiSAMO1Lib.tasks.together import leave
 from SemiSAMO1Lib.volume import Volume
 

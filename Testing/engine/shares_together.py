@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from SemiSAMO1Lib.engine import rounds
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
 from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.observer import Silent
 from SemiSAMO1Lib.engine.ranks import Ranks
-from SemiSAMO1Lib.engine.training import make_fabric
 from SemiSAMO1Lib.phantoms import Phantom, PhantomSettings, make_phantom
 from SemiSAMO1Lib.tasks.together import leave
 

@@ -13,10 +13,10 @@ from engine_helpers import smooth_noise, tiny_config, tiny_plan
 
 from SemiSAMO1Lib.engine.cohort import signed_distances
 from SemiSAMO1Lib.engine.data.patches import TrainingCase, find_centres
+from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.learners import LEARNERS, Learner, learner_named
 from SemiSAMO1Lib.engine.ranks import Ranks
 from SemiSAMO1Lib.engine.sampling import PatchSource
-from SemiSAMO1Lib.engine.training import make_fabric
 from SemiSAMO1Lib.tasks.together import leave
 
 STEPS = 3

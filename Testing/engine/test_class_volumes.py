@@ -8,9 +8,10 @@ from engine_helpers import Recorder, random_batch, smooth_noise, tiny_config, ti
 from SemiSAMO1Lib.engine.class_volumes import FURTHEST, SCANS, TOLERANCE, measured_shift, volume_shift
 from SemiSAMO1Lib.engine.data.patches import TrainingCase
 from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.learners import averaged, learner_named
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
-from SemiSAMO1Lib.engine.training import make_fabric, train_round
+from SemiSAMO1Lib.engine.training import train_round
 
 SHAPE = (16, 16, 16)
 

@@ -10,14 +10,19 @@ from engine_helpers import dice, identity_deformation, tiny_config
 from near_helpers import CENTRE, CPU, GRID, SPACING, described, moved, planted, template_scan
 from scipy.spatial.transform import Rotation
 
-from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
+from SemiSAMO1Lib.engine import carrying
+from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase, Propagation
+from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.data.grids import space_points, transform_points
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.further import FinishedRun
+from SemiSAMO1Lib.engine.library import Library, keep_library
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
-from SemiSAMO1Lib.engine.propagation.detours import Helper, chosen_detours, start_through
+from SemiSAMO1Lib.engine.planning import Plan
+from SemiSAMO1Lib.engine.propagation.detours import Detours, Helper, chosen_detours, start_through
 from SemiSAMO1Lib.engine.propagation.near import neighbourhood
 from SemiSAMO1Lib.engine.propagation.registration import RegistrationPropagator, RegistrationSettings
+from SemiSAMO1Lib.engine.ranks import Ranks
 from SemiSAMO1Lib.engine.rounds import run
 from SemiSAMO1Lib.volume import Volume
 
@@ -203,6 +208,27 @@ def test_its_label_is_where_its_surroundings_lie(finished, cohort):
     (result,) = [one for one in finished[1] if one.case_id == "far"]
     there = dice(result.prediction.array, cohort["far"][1].array, 1)
     assert there > 0.85, f"a Dice of {there:.3f}"
+
+
+def known_to(store, template, cohort):
+    plan = Plan.model_validate(store.json("plan.json"))
+    return Cohort(cases_of(cohort), [LabelledCase("t", *template)], plan, store)
+
+
+def test_without_detours_nothing_is_carried_again(finished, template, cohort):
+    config = CONFIG.model_copy(update={"detours": False})
+    assert carrying._chosen(known_to(finished[0], template, cohort), config) == Detours([], [], None)
+
+
+def test_cases_that_do_not_vote_help_further_scans_all_the_same(finished, template, cohort, tmp_path):
+    store = Store(shutil.copytree(finished[0].folder, tmp_path / "store"))
+    config = CONFIG.model_copy(update={"neighbour_share": 0.0})
+    store.remove("library.json")
+    keep_library(known_to(store, template, cohort), 0, config, Silent(), Ranks())
+    library = Library(store, Plan.model_validate(store.json("plan.json")), config, CPU)
+    far = Propagation(GRID, torch.zeros(0), torch.zeros(0), [], {"misfit": 100.0})
+    assert [one.id for one in library.detours(far)] == store.json("detours.json")["through"]
+    assert library.votes(cohort["far"][0], replace(far, transforms=["one"], signature=np.zeros(1))) is None
 
 
 def test_a_resumed_run_carries_nothing_once_more(finished, template, cohort, monkeypatch):

@@ -7,11 +7,11 @@ from engine_helpers import all_axis_directions, smooth_noise, tiny_plan, turned
 from torch import nn
 
 from SemiSAMO1Lib.engine.data.grids import canonical, with_spacing
+from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.inference import sliding, uncertainty
 from SemiSAMO1Lib.engine.inference.sliding import block_depth, predict_probabilities
 from SemiSAMO1Lib.engine.inference.uncertainty import case_scores, normalised_entropy, to_case_grid
 from SemiSAMO1Lib.engine.specialists import make_specialist
-from SemiSAMO1Lib.engine.training import make_fabric
 from SemiSAMO1Lib.volume import Geometry, Volume
 
 PLAN = tiny_plan(classes=2, patch=(8, 8, 8))

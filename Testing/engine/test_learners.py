@@ -18,6 +18,7 @@ from SemiSAMO1Lib.engine.cohort import Cohort, signed_distances
 from SemiSAMO1Lib.engine.config import AugmentationConfig
 from SemiSAMO1Lib.engine.data.patches import Patches, TrainingCase, collate, draw_patch
 from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.learners import LEARNERS, Batch, learner_named
 from SemiSAMO1Lib.engine.learners.adversarial import Discriminator
 from SemiSAMO1Lib.engine.learners.averaged import Outputs
@@ -25,7 +26,7 @@ from SemiSAMO1Lib.engine.learners.dual_task import as_mask, distance_loss
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.engine.specialists import SPECIALISTS, make_specialist
 from SemiSAMO1Lib.engine.specialists.heads import LogitsOnly, TwoHeads
-from SemiSAMO1Lib.engine.training import make_fabric, train_round
+from SemiSAMO1Lib.engine.training import train_round
 from SemiSAMO1Lib.volume import Geometry, Volume
 
 RANDOM = {"checkpoint": "random", "architecture": "small"}
@@ -569,6 +570,15 @@ def test_small_patches_are_judged_in_the_middle_of_zeros(shape):
     padded = (torch.from_numpy(np.pad(x.numpy(), [(0, 0), (0, 0), *room])) for x in (said, image))
     with torch.no_grad():
         assert torch.allclose(network(said, image), network(*padded), atol=1e-6), f"patch of {shape}"
+
+
+def test_a_state_that_is_taken_over_keeps_the_settings_of_this_training():
+    """Its moments are the earlier training's; how they are used is not."""
+    one, other = learner("mean_teacher", weight_decay=1e-4), learner("mean_teacher", weight_decay=0.05)
+    one.step(random_batch(0), 0.5, noise())
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    (group,) = other.optimizer.param_groups
+    assert group["weight_decay"] == 0.05 and other.optimizer.state, "the moments were to be taken over, too"
 
 
 def restored_adversarial():

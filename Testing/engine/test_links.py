@@ -14,6 +14,7 @@ from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase, Propagation
 from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.data.grids import sample, space_points
 from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.evaluation.signals import cohort_signals
 from SemiSAMO1Lib.engine.library import Library, keep_library
 from SemiSAMO1Lib.engine.linking import has_links, link
@@ -22,7 +23,6 @@ from SemiSAMO1Lib.engine.progress import Progress
 from SemiSAMO1Lib.engine.propagation.links import Link, Linker, carried
 from SemiSAMO1Lib.engine.ranks import Ranks
 from SemiSAMO1Lib.engine.refinement.check import BELIEVED, Check, believed, check_of, checks_of
-from SemiSAMO1Lib.engine.training import make_fabric
 from SemiSAMO1Lib.volume import Geometry, Volume
 
 CPU = torch.device("cpu")

@@ -8,9 +8,11 @@ import torch
 from engine_helpers import tiny_config, turned
 
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
+from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.config import TrainingConfig, make_config
 from SemiSAMO1Lib.engine.data.intensities import IntensityPlan, scale_intensities
 from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.planning import (
     Plan,
     batch_size,
@@ -20,11 +22,11 @@ from SemiSAMO1Lib.engine.planning import (
     plan_to_json,
     precision_for,
     smaller,
+    taken_over,
     target_spacing,
 )
 from SemiSAMO1Lib.engine.rounds import plan_of
 from SemiSAMO1Lib.engine.specialists import make_specialist
-from SemiSAMO1Lib.engine.training import make_fabric
 from SemiSAMO1Lib.volume import Geometry, Volume
 
 SHAPES = [
@@ -285,14 +287,68 @@ def test_none_means_as_the_preset_has_it():
 # ---------------------------------------------------------------------- less memory
 
 
-def test_smaller_plans_stay_divisible_until_none_is_left():
-    plan = plan_for((40, 128, 128), (2.0, 1.0, 1.0), batch=3, labelled_batch=5)
-    seen = []
+def ever_smaller(plan, config):
+    """A plan, and what is left of it each time that memory does not suffice."""
+    found = []
     while plan is not None:
-        seen.append((plan.batch + plan.labelled) * int(np.prod(plan.patch)))
-        assert not (np.array(plan.patch) % np.prod(plan.strides, axis=0)).any(), f"patch {plan.patch}"
-        plan = smaller(plan)
-    assert seen == sorted(set(seen), reverse=True), f"voxels of a step must fall with every try: {seen}"
+        found.append(plan)
+        plan = smaller(plan, config, "cpu")
+    return found
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((40, 128, 128), (2.0, 1.0, 1.0)), ((28, 28, 28), (1.0, 1.0, 1.0))])
+@pytest.mark.parametrize("specialist", ["dynunet", "unet_3d", "vnet"])
+def test_smaller_plans_can_be_trained_until_none_is_left(shape, spacing, specialist):
+    changes = {"batch": 3, "labelled_batch": 5, "specialist": specialist, "filters": 4}
+    plans = ever_smaller(plan_for(shape, spacing, **changes), TrainingConfig(**changes))
+    sizes = [(plan.batch + plan.labelled) * int(np.prod(plan.patch)) for plan in plans]
+    assert sizes == sorted(set(sizes), reverse=True), f"voxels of a step must fall with every try: {sizes}"
+    image = torch.randn(1, 1, *plans[-1].patch)
+    assert make_specialist(specialist, plans[-1])(image).shape[2:] == plans[-1].patch
+
+
+def test_a_smaller_patch_has_the_precision_that_its_depth_allows():
+    config = TrainingConfig(precision="bf16-mixed", patch_voxels=300_000)
+    plans = ever_smaller(plan_for((64, 64, 64), (1.0, 1.0, 1.0), **config.model_dump()), config)
+    wanted = [precision_for("bf16-mixed", "cpu", plan.patch, plan.strides) for plan in plans]
+    assert [plan.precision for plan in plans] == wanted and "32-true" in wanted, "no plan of these is two slices deep"
+
+
+def test_a_smaller_patch_that_is_turned_stays_as_wide_as_deep():
+    config = TrainingConfig(augmentation={"quarter_turns": True}, patch=(32, 64, 64))
+    plans = ever_smaller(plan_for((40, 80, 80), (1.0, 1.0, 1.0), **config.model_dump()), config)
+    assert len(plans) > 2 and all(plan.patch[1] == plan.patch[2] for plan in plans), [plan.patch for plan in plans]
+
+
+@pytest.mark.parametrize("specialist", ["unet_3d", "vnet"])
+def test_the_smallest_budget_leaves_a_patch_that_a_network_with_its_own_strides_can_have(specialist):
+    plan = plan_for((40, 40, 40), (1.0, 1.0, 1.0), patch_voxels=4_096, specialist=specialist)
+    assert make_specialist(specialist, plan) is not None and max(plan.patch) == 32
+
+
+# ---------------------------------------------------------------------- going on from an earlier plan
+
+
+def test_a_plan_that_is_taken_over_has_the_precision_of_this_device():
+    earlier = plan_for((32, 32, 32), (1.0, 1.0, 1.0), specialist="unet_3d").model_copy(
+        update={"precision": "bf16-mixed"}
+    )
+    assert taken_over(earlier, TrainingConfig(), "cpu", 16 << 30).precision == "32-true", "a level is two slices deep"
+
+
+def test_a_plan_that_is_taken_over_has_the_batch_of_this_device_and_of_these_processes():
+    config = TrainingConfig()
+    on_a_gpu = plan_for((60, 80, 80), (1.0, 1.0, 1.0)).model_copy(update={"batch": 4})
+    found = taken_over(on_a_gpu, config, "cpu", 16 << 30, processes=2)
+    assert (found.batch, found.labelled) == (2, 2), "one large patch a process is what a CPU's plan has"
+    assert found.patch == on_a_gpu.patch and found.strides == on_a_gpu.strides, "it is the same network"
+
+
+def test_a_plan_that_was_made_smaller_for_its_memory_stays_so():
+    small = plan_for((16, 16, 16), (1.0, 1.0, 1.0))
+    assert small.batch > 1, "small patches make a larger batch, or this test says nothing"
+    shrunk = small.model_copy(update={"batch": 1})
+    assert taken_over(shrunk, TrainingConfig(), "cpu", 16 << 30).batch == 1
 
 
 def test_a_gpu_with_more_memory_gets_a_larger_batch():
@@ -328,6 +384,14 @@ def test_a_given_patch_is_obeyed():
 def test_a_patch_that_the_network_cannot_have_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"unet_3d cannot have the patch \(30, 32, 32\).*nearest is \(32, 32, 32\)"):
         plan_for((40, 40, 40), (1, 1, 1), patch=(30, 32, 32), specialist="unet_3d")
+
+
+def test_grey_values_that_are_left_as_they_are_do_not_overflow(tmp_path):
+    """float16 ends at 65,504, and knows whole numbers up to 2,048."""
+    plan, array = plan_for((4, 5, 6), (1, 1, 1), normalise=False), np.full((4, 5, 6), 70_001, np.int32)
+    cohort = Cohort([], [], plan, Store(tmp_path))
+    scan = volume(array)
+    assert np.array_equal(cohort.scaled(scan, cohort.grid(scan.geometry)), array)
 
 
 def test_grey_values_are_left_as_they_are_on_request():

@@ -248,9 +248,14 @@ def test_two_labelled_cases_run(cases, template, phantoms, tmp_path):
 def test_labelled_cases_besides_the_template_are_looked_at_again(cases, template, phantoms, tmp_path):
     other = LabelledCase("other", phantoms[3].image, phantoms[3].label, 0.5, "corrected")
     config = CONFIG.model_copy(update={"rounds": 1, "iterations": 2})
-    list(run(cases[:2], [template, other], CLASSES, config, Store(tmp_path), Recorder()))
+    observer = Recorder()
+    list(run(cases[:2], [template, other], CLASSES, config, Store(tmp_path), observer))
     found = Store(tmp_path).json("labelled.json")
     assert list(found) == ["other"] and len(found["other"]) == len(LABELS)
+    told = [fields for kind, fields in observer.events if kind == "progress"]
+    again = next(place for place, one in enumerate(told) if one["stage"] == "looking again")
+    before, after = told[again - 1]["fraction"], told[again]["fraction"]
+    assert before < 0.99 < after <= 1, f"{before:.3f} before it, {after:.3f} after it: it has no share of the progress"
 
 
 def test_a_class_that_a_label_says_nothing_about_is_not_looked_at_again(cases, template, phantoms, tmp_path):
@@ -346,6 +351,21 @@ def test_without_memory_the_run_goes_on_smaller_and_says_so(cases, template, tmp
     config = CONFIG.model_copy(update={"rounds": 1, "iterations": 1, "batch": 2})
     list(run(cases[:1], [template], CLASSES, config, Store(tmp_path), observer))
     assert tried[1] < tried[0] and any("memory" in f.get("text", "") for _, f in observer.events)
+
+
+def test_a_wish_for_half_precision_does_not_outdo_the_plan(cases, template, tmp_path, monkeypatch):
+    """The plan says which networks a CPU cannot train so; what it says is what the training has."""
+    seen = []
+
+    def watched(number, source, plan, config, store, fabric, *rest):
+        seen.append((plan.precision, fabric._precision.precision))
+        raise Stopped
+
+    monkeypatch.setattr(rounds, "train_round", watched)
+    changes = {"precision": "bf16-mixed", "specialist": "unet_3d", "patch": (32, 32, 32), "rounds": 1}
+    with pytest.raises(Stopped):
+        list(run(cases[:1], [template], CLASSES, CONFIG.model_copy(update=changes), Store(tmp_path), Recorder()))
+    assert seen == [("32-true", "32-true")]
 
 
 @pytest.mark.parametrize("count", [2, 3])

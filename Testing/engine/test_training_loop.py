@@ -5,10 +5,11 @@ import torch
 from engine_helpers import Recorder, random_batch, tiny_config, tiny_plan
 
 from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.learners import learner_named
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.engine.specialists import make_specialist
-from SemiSAMO1Lib.engine.training import hash_key, load_weights, make_fabric, train_round
+from SemiSAMO1Lib.engine.training import hash_key, load_weights, train_round
 
 
 def train(folder, observer=None, sample=random_batch, number=1, start_from=None, **changes):
@@ -161,9 +162,10 @@ def test_weights_that_are_no_numbers_are_not_kept(tmp_path):
     assert not Store(tmp_path).has("weights", "round-1.pt"), "weights of a failed training must not count as finished"
 
 
-def test_unknown_device_is_named():
-    with pytest.raises(ValueError, match=r"'tpu'.*cpu"):
-        make_fabric("tpu", "32-true")
+@pytest.mark.parametrize("name", ["tpu", "cpu:1", "cuda:", "cuda:x", "auto:0", ""])
+def test_unknown_device_is_named(name):
+    with pytest.raises(ValueError, match=f"'{name}'.*possible: auto, cpu, cuda"):
+        make_fabric(name, "32-true")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

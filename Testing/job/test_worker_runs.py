@@ -28,7 +28,7 @@ from SemiSAMO1Lib.engine.cases import CaseResult
 from SemiSAMO1Lib.engine.observer import Silent
 from SemiSAMO1Lib.image_io import read_volume
 from SemiSAMO1Lib.job import JobError, JobFolder, JobKind, State, cancel, observe, resume, start
-from SemiSAMO1Lib.lock import locked
+from SemiSAMO1Lib.lock import Locked, locked
 from SemiSAMO1Lib.project import Project, Role, reviews
 from SemiSAMO1Lib.tasks import work
 from SemiSAMO1Lib.tasks.predict import finished_run
@@ -220,6 +220,36 @@ def test_a_second_worker_in_the_project_gives_way(tmp_path: Path) -> None:
     with locked(job.path.parent / ".trainer.lock"):
         work(job.path)
     assert "another training of this project is under way" in observe(job).message
+
+
+def test_another_lock_that_is_held_is_not_called_a_second_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its end a training writes into the project, which somebody else may be doing."""
+    job = empty_job(tmp_path)
+
+    def meets_a_lock(*_: object) -> None:
+        raise Locked(tmp_path / "project.lock", {"user": "ann", "host": "lab"})
+
+    monkeypatch.setattr("SemiSAMO1Lib.tasks.train.train", meets_a_lock)
+    work(job.path)
+    assert "is being written by ann on lab" in (message := observe(job).message), message
+    assert "another training" not in message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError("CUDA out of memory")],
+    ids=str,
+)
+def test_a_lack_of_memory_says_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def without_memory(*_: object) -> None:
+        raise error
+
+    job = empty_job(tmp_path)
+    monkeypatch.setattr("SemiSAMO1Lib.tasks.train.train", without_memory)
+    work(job.path)
+    assert "Choose the preset quick" in (message := observe(job).message), message
 
 
 def test_a_lock_that_a_killed_worker_left_half_made_is_taken_over(tmp_path: Path) -> None:

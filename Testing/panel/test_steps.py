@@ -21,6 +21,16 @@ from SemiSAMO1Lib.project.queue import queue
 from SemiSAMO1Lib.project.training import request_training
 
 
+def put_box(node: Any, scan: Any) -> None:
+    """A segment of a person's own."""
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(scan)
+    identity = node.GetSegmentation().AddEmptySegment("", "label 1")
+    array = (slicer.util.arrayFromVolume(scan) * 0).astype("uint8")
+    array[0:2, 0:2, 0:2] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(array, node, identity, scan)
+
+
 class TestOpening:
     def test_nothing_is_asked(self, panel: Any) -> None:
         assert panel.dialogs.asked == []
@@ -312,7 +322,7 @@ class TestNothingIsLost:
 
     def test_taking_labels_over_painted_ones_asks(self, panel: Any, ui: Any, painted: Any) -> None:
         theirs = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "theirs")
-        theirs.GetSegmentation().AddEmptySegment("", "label 1")
+        put_box(theirs, panel.view.scan)
         ui.takeNodeSelector.setCurrentNode(theirs)
         panel.dialogs.answer = 1
         ui.takeNodeButton.click()
@@ -320,7 +330,7 @@ class TestNothingIsLost:
 
     def test_taking_labels_can_be_undone(self, panel: Any, ui: Any, painted: Any) -> None:
         theirs = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "theirs")
-        theirs.GetSegmentation().AddEmptySegment("", "label 1")
+        put_box(theirs, panel.view.scan)
         ui.takeNodeSelector.setCurrentNode(theirs)
         ui.takeNodeButton.click()
         assert "undo state" in ui.segmentEditor._told

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from SemiSAMO1Lib import processes
+from SemiSAMO1Lib import lock, processes
 from SemiSAMO1Lib.lock import Locked, identity, locked
 
 COUNT = """
@@ -92,6 +92,34 @@ def test_an_old_half_made_lock_is_taken_over(tmp_path: Path) -> None:
     os.utime(tmp_path / "test.lock", (time.time() - 60,) * 2)
     with locked(tmp_path / "test.lock", patience_s=1):
         assert (tmp_path / "test.lock").read_text(), "an empty lock a minute old should be taken over"
+
+
+def test_a_half_made_lock_is_taken_over_once_it_was_watched(tmp_path: Path) -> None:
+    (tmp_path / "test.lock").touch()
+    with locked(tmp_path / "test.lock", patience_s=4):
+        assert (tmp_path / "test.lock").read_text(), "an empty lock that stays empty should be taken over"
+
+
+def test_a_half_made_lock_of_a_file_server_whose_clock_is_behind_is_respected(tmp_path: Path) -> None:
+    """Its time says that it is older than a process takes to finish it."""
+    (tmp_path / "test.lock").touch()
+    os.utime(tmp_path / "test.lock", (time.time() - 5,) * 2)
+    with pytest.raises(Locked), locked(tmp_path / "test.lock", patience_s=0.1):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows refuses a new lock file with the same error while an old one is being deleted."""
+
+    def refused(*_: object) -> int:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "test.lock"))
+
+    monkeypatch.setattr(lock, "_ON_WINDOWS", True)
+    monkeypatch.setattr(lock.os, "open", refused)
+    began = time.monotonic()
+    with pytest.raises(PermissionError), locked(tmp_path / "test.lock", patience_s=10):
+        pass
+    assert time.monotonic() - began < 3, "nobody holds it: there is nothing to wait for"
 
 
 def test_a_fresh_half_made_lock_is_respected(tmp_path: Path) -> None:

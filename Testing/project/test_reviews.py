@@ -80,13 +80,6 @@ def predict(project: Project, array: NDArray[Any]) -> None:
     files.write_json(index, value)
 
 
-def with_no_patience(action: Callable[..., Any], *given: Any) -> None:
-    """Do something without waiting for a lock."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("SemiSAMO1Lib.project.store.locked", lambda path: locked(path, 0.0))
-        action(*given)
-
-
 def bring(project: Project, state: Review) -> None:
     """Put case b into a state."""
     project.restore("b", str(state), Role.UNLABELLED, None)
@@ -854,8 +847,9 @@ class TestOlderAndDamaged:
         assert decisions(project)["b"][-1].after == "skipped"
 
     def test_lines_are_written_under_the_lock(self, project: Project) -> None:
+        impatient = Project(project.folder, patience_s=0.1)
         with locked(project.folder / "project.lock"), pytest.raises(Locked):
-            with_no_patience(project.append_review, "b", "not_seen", "skipped")
+            impatient.append_review("b", "not_seen", "skipped")
 
     def test_a_newer_prediction_than_the_one_that_was_seen_is_not_accepted(self, project: Project) -> None:
         seen = project.state.current_training

@@ -217,14 +217,10 @@ def test_a_dead_process_s_lock_does_not_block_the_project(project: Project) -> N
     assert project.refresh().skipped == (Skipped("x", "a test"),), "the change should have been written"
 
 
-def test_another_computer_s_lock_blocks_the_project(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    from SemiSAMO1Lib import lock
-    from SemiSAMO1Lib.project import store
-
-    monkeypatch.setattr(store, "locked", lambda path: lock.locked(path, patience_s=0.1))
+def test_another_computer_s_lock_blocks_the_project(project: Project) -> None:
     (project.folder / "project.lock").write_text(json.dumps({**identity(), "host": "ward-7", "user": "eva"}))
     with pytest.raises(Locked, match="eva on ward-7"):
-        note(project)
+        note(Project(project.folder, patience_s=0.1))
 
 
 def test_a_project_below_a_file_is_refused(tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.data.boxes import box_around
 from SemiSAMO1Lib.engine.data.grids import canonical
 from SemiSAMO1Lib.engine.data.store import Store
+from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.inference.ensemble import predicted_by_all
 from SemiSAMO1Lib.engine.inference.uncertainty import to_case_grid
 from SemiSAMO1Lib.engine.observer import Silent
 from SemiSAMO1Lib.engine.planning import Plan
-from SemiSAMO1Lib.engine.training import make_fabric
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
 from SemiSAMO1Lib.project import Project

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from method_helpers import DONE, FAILED, SMALL, WRONG_USE, Shown, Trained, rewrite, shell, stored, write_names
 
-from SemiSAMO1Lib.engine.data.hdf5_layout import read_case, read_list, write_list
+from SemiSAMO1Lib.engine.data.hdf5_layout import read_case, read_list, write_case, write_list
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.phantoms import make_phantom
 from SemiSAMO1Lib.project import Project, Role, read_labels
@@ -74,6 +75,34 @@ def back(there: There, tmp_path_factory: pytest.TempPathFactory) -> tuple[Projec
     folder = tmp_path_factory.mktemp("imported") / "project"
     shown = shell("import-h5", there.root, folder, "--labeled-num", 2, "--json")
     return Project(folder), shown
+
+
+# ---------------------------------------------------------------------- a file of it as a label
+
+
+def test_a_label_of_the_layout_can_be_given(project: Project, there: There, tmp_path: Path) -> None:
+    copied = Project(shutil.copytree(project.folder, tmp_path / "project"))
+    cached = sorted((copied.folder / "cache").rglob("*"))
+    shown = shell("template", copied.folder, "--case", "a", "--labels", there.root / "data" / "a.h5")
+    assert shown.code == DONE, shown.text
+    assert sorted((copied.folder / "cache").rglob("*")) == cached, "what was read of it stays nowhere"
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda path: write_case(path, (one := make_phantom(0, 0, SMALL)).image, one.label, True), "prediction"),
+        (lambda path: write_case(path, make_phantom(0, 0, SMALL).image), "no dataset 'label'"),
+        (lambda path: path.write_text("none"), "cannot be used"),
+    ],
+    ids=["a prediction", "no label", "no HDF5"],
+)
+def test_a_file_of_the_layout_that_holds_no_persons_label_is_refused(
+    project: Project, tmp_path: Path, made: Callable[[Path], Any], said: str
+) -> None:
+    made(tmp_path / "a.h5")
+    shown = shell("template", project.folder, "--case", "a", "--labels", tmp_path / "a.h5")
+    assert shown.code == WRONG_USE and said in shown.text, shown.text
 
 
 # ---------------------------------------------------------------------- to the layout

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from method_helpers import WRONG_USE
 from numpy.typing import NDArray
 from shell_runner import shell
 
@@ -88,6 +89,30 @@ def test_references_are_all_that_has_to_be_given(played: tuple[Path, dict[str, A
     assert list(done.json()["curves"]) == ["queue", "random", "entropy"]
     assert (tmp_path / "project-effort" / "effort.png").is_file()
     assert files.read_json(tmp_path / "project-effort" / "plan.json")["go_on"] is True
+
+
+def test_what_a_file_of_parameters_says_holds_where_no_option_does(
+    played: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def planned(project: Project, references: Path, output: Path, plan: module.Plan, observer: object) -> None:
+        seen.append(plan.parameters)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("SemiSAMO1Lib.tasks.simulate.simulate", planned)
+    files.write_json(tmp_path / "given.json", {"preset": "standard", "seed": 3, "rounds": 5})
+    given = (played[0] / "project", "--references", tmp_path, "--output", tmp_path / "effort")
+    shell("simulate", *given, "--config", tmp_path / "given.json", "--rounds", 1)
+    shell("simulate", *given)
+    assert seen == [{"preset": "standard", "seed": 3, "rounds": 1}, {"preset": "quick", "seed": 0}]
+
+
+def test_a_file_of_parameters_that_is_a_list_is_refused(played: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    files.write_json(tmp_path / "list.json", [1])
+    given = ("--references", tmp_path, "--output", tmp_path / "effort", "--config", tmp_path / "list.json")
+    shown = shell("simulate", played[0] / "project", *given)
+    assert shown.code == WRONG_USE and "must hold one JSON object" in shown.text
 
 
 DATA = Path(os.environ.get("SEMISAMO1_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))

@@ -38,8 +38,8 @@ class Box:
     def grid(self, whole: Geometry) -> Geometry:
         """Its voxels, where they are."""
         z, y, x = (b - a for a, b in zip(self.first, self.behind, strict=True))
-        left, back, low = (whole.index_to_space @ np.array([*self.first[::-1], 1.0]))[:3].tolist()
-        return replace(whole, shape=(z, y, x), origin=(left, back, low))
+        x_mm, y_mm, z_mm = (whole.index_to_space @ np.array([*self.first[::-1], 1.0]))[:3].tolist()
+        return replace(whole, shape=(z, y, x), origin=(x_mm, y_mm, z_mm))
 
     def of(self, volume: Volume) -> Volume:
         """That part of a volume, the rest of which is not kept in memory."""

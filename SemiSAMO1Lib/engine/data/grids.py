@@ -86,7 +86,7 @@ def space_points(geometry: Geometry, device: torch.device | str = "cpu") -> Tens
 
 def transform_points(points: Tensor, matrix: NDArray[np.floating[Any]]) -> Tensor:
     """Apply a 4×4 matrix to points (3, ...)."""
-    m = torch.as_tensor(matrix, dtype=points.dtype, device=points.device)
+    m = _beside(points, matrix)
     flat = points.reshape(3, -1)
     return torch.addmm(m[:3, 3:], m[:3, :3], flat).reshape(points.shape)
 
@@ -132,8 +132,13 @@ def _sampled_by_all(channels: Tensor, grid: Tensor, mode: str, padding: str) -> 
 def inside(geometry: Geometry, points: Tensor) -> Tensor:
     """True where points (3, ...) in mm lie inside the field of view, voxel edges included."""
     index = transform_points(points, np.linalg.inv(geometry.index_to_space))
-    limits = torch.tensor(geometry.shape[::-1], dtype=points.dtype, device=points.device).reshape(3, *[1] * 3)
+    limits = _beside(points, np.array(geometry.shape[::-1])).reshape(3, *[1] * 3)
     return ((index >= -0.5) & (index <= limits - 0.5)).all(0)
+
+
+def _beside(points: Tensor, values: NDArray[Any]) -> Tensor:
+    """A few numbers where the points are; a GPU is not waited for."""
+    return torch.as_tensor(values, dtype=points.dtype).to(points.device, non_blocking=True)
 
 
 def resample_image(volume: Volume, target: Geometry) -> NDArray[np.float32]:

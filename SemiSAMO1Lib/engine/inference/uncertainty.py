@@ -47,7 +47,7 @@ def to_case_grid(
         target: the case's own grid.
 
     Returns:
-        prediction (class indices, uint8, or uint16 for more than 255 classes) and uncertainty (uint8, 0-100 %).
+        prediction (class indices, uint8, or uint16 for more than 256 classes) and uncertainty (uint8, 0-100 %).
     """
     classes = len(probabilities)
     kind = np.uint8 if classes <= 256 else np.uint16

@@ -179,7 +179,10 @@ class AveragedLearner(Learner):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
+        own = [{key: value for key, value in one.items() if key != "params"} for one in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)  # moments are taken over, the configuration is this training's
         self.steps = state["steps"]
         self.shift_logits(state["shift"].tolist() if "shift" in state else [0.0] * self.plan.classes)
 

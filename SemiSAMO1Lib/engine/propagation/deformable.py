@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...volume import Geometry
-from ..data.grids import index_grid, sample, transform_points
+from ..data.grids import index_grid, inside, sample, transform_points
 from ..generalists.mind import box_mean_3
 from .descriptors import Described, Features, pool
 
@@ -41,7 +41,16 @@ class Search:
 class _Level:
     step: int
     radius: int
-    coupling: tuple[float, ...]
+
+
+#: Growing weights that tie the discrete search to the smooth field.
+COUPLING = (0.003, 0.03, 0.3, 1.0)
+
+#: Jacobi sweeps in a Gauss-Newton step, and steps between two linearisations.
+SWEEPS, LINEARISED_EVERY = 3, 3
+
+#: Further steps on every voxel, where descriptors of every voxel exist.
+FINEST_STEPS = 1
 
 
 @dataclass(frozen=True)
@@ -50,21 +59,13 @@ class Settings:
 
     Attributes:
         levels: discrete searches, coarse to fine.
-        coupling: growing weights that tie the search to the smooth field.
         iterations: Gauss-Newton steps on the coarse descriptors.
-        finest_iterations: further steps on every voxel, where descriptors of every voxel exist.
         smoothness: lambda on the coarse descriptors' grid.
-        sweeps: Jacobi sweeps per step.
-        relinearise: steps between two linearisations.
     """
 
     levels: tuple[Search, ...] = (Search(0.11, 2), Search(0.055, 2))
-    coupling: tuple[float, ...] = (0.003, 0.03, 0.3, 1.0)
     iterations: int = 5
-    finest_iterations: int = 1
     smoothness: float = 0.3
-    sweeps: int = 3
-    relinearise: int = 3
 
 
 @dataclass(frozen=True)
@@ -119,23 +120,19 @@ def register(case: Described, template: Described, start: NDArray[np.float64], s
     forward, backward = forward.float(), backward.float()
     side = float(np.prod(here.geometry.extent)) ** (1 / 3)
     for number, search in enumerate(settings.levels):
-        level = _Level(
-            max(1, round(search.control * side / here.geometry.spacing[0])), search.radius, settings.coupling
-        )
+        level = _Level(max(1, round(search.control * side / here.geometry.spacing[0])), search.radius)
         found = _search(here, _Source(template.averaged(level.step), start), forward, level)
         back = _search(there, _Source(case.averaged(level.step), np.eye(4)), backward, level)
         forward, backward = _compose(found, forward), _compose(back, backward)
         forward, backward = _inverse_consistent(forward, backward, 8 if number == 0 else 4)
-    forward = _refine(
-        here, _Source(template.coarse, start), forward, settings.iterations, settings.smoothness, settings
-    )
-    backward = _refine(there, _Source(here, np.eye(4)), backward, settings.iterations, settings.smoothness, settings)
+    steps, smoothness = settings.iterations, settings.smoothness
+    forward = _refine(here, _Source(template.coarse, start), forward, steps, smoothness)
+    backward = _refine(there, _Source(here, np.eye(4)), backward, steps, smoothness)
     geometry, fixed, source = here.geometry, here, _Source(template.coarse, start)
-    if case.fine is not None and template.fine is not None and settings.finest_iterations:
+    if case.fine is not None and template.fine is not None:
         geometry, fixed, source = case.fine.geometry, case.fine, _Source(template.fine, start)
         forward, backward = (_to_grid(field, here.geometry, geometry) for field in (forward, backward))
-        n, smoothness = settings.finest_iterations, 2 * settings.smoothness
-        forward = _refine(fixed, source, forward, n, smoothness, settings)
+        forward = _refine(fixed, source, forward, FINEST_STEPS, 2 * settings.smoothness)
     return _judged(fixed, source, forward, backward)
 
 
@@ -198,9 +195,7 @@ def _moved(features: Features, geometry: Geometry, start: NDArray[np.float64]) -
 def _sample_with_weight(features: Features, points: Tensor) -> Tensor:
     """Descriptors (border repeated) and weight (0 outside the field of view) at points."""
     channels = sample(features.channels, features.geometry, points)
-    index = transform_points(points, np.linalg.inv(features.geometry.index_to_space))
-    limits = torch.tensor(features.geometry.shape[::-1], device=points.device).reshape(3, 1, 1, 1)
-    channels[-1] *= ((index >= -0.5) & (index <= limits - 0.5)).all(0)
+    channels[-1] *= inside(features.geometry, points)
     return channels
 
 
@@ -214,14 +209,14 @@ def _search(fixed: Features, source: _Source, displacement: Tensor, level: _Leve
         fixed: descriptors of the scan whose points move.
         source: the other scan, its descriptors averaged over a control spacing.
         displacement: where the search starts from, (3, z, y, x) voxels.
-        level: control spacing in voxels, radius in control spacings, coupling weights.
+        level: control spacing in voxels, radius in control spacings.
     """
     coarse = pool(fixed, level.step)
     grown = _grown(coarse.geometry, level.radius)
     from_here = _to_grid(displacement, fixed.geometry, grown)
     moving = source.at(grown, from_here)
     cost = _cost_volume(coarse, moving[:-1], moving[-1], level.radius)
-    found = _coupled_convex(cost, coarse.geometry.shape, level.radius, level.coupling)
+    found = _coupled_convex(cost, coarse.geometry.shape, level.radius)
     return _to_grid(found, coarse.geometry, fixed.geometry)
 
 
@@ -266,13 +261,13 @@ def _cost_volume(fixed: Features, values: Tensor, weight: Tensor, radius: int) -
     return (cost[:, 0] + (1 - seen) * average).T.contiguous()
 
 
-def _coupled_convex(cost: Tensor, shape: tuple[int, int, int], radius: int, coupling: tuple[float, ...]) -> Tensor:
+def _coupled_convex(cost: Tensor, shape: tuple[int, int, int], radius: int) -> Tensor:
     """The smooth field (3, z, y, x), control spacings, between best displacements and smoothness."""
     line = torch.linspace(-1, 1, 2 * radius + 1, device=cost.device)
     cube = torch.stack(torch.meshgrid(line, line, line, indexing="ij")[::-1]).reshape(3, -1)
     length = cube.square().sum(0)
     field = box_mean_3(cube[:, cost.argmin(1)].reshape(3, *shape))
-    for weight in coupling:
+    for weight in COUPLING:
         # |d - u|² without |u|², which is the same for all displacements of a point
         coupled = torch.addmm(cost, field.reshape(3, -1).T, cube, alpha=-2 * weight).add_(length, alpha=weight)
         field = box_mean_3(cube[:, coupled.argmin(1)].reshape(3, *shape))
@@ -292,9 +287,7 @@ def _inverse_consistent(forward: Tensor, backward: Tensor, iterations: int) -> t
 # ---------------------------------------------------------------------- gradient refinement
 
 
-def _refine(
-    fixed: Features, source: _Source, displacement: Tensor, iterations: int, smoothness: float, settings: Settings
-) -> Tensor:
+def _refine(fixed: Features, source: _Source, displacement: Tensor, iterations: int, smoothness: float) -> Tensor:
     """Gauss-Newton steps on E(u), see the module's text."""
     fixed_values = fixed.values.float()
     fixed_gradient = _gradient(fixed_values)
@@ -302,14 +295,14 @@ def _refine(
         moving = source.at(fixed.geometry, displacement).float()
         weight = fixed.weight.float() * moving[-1]
         difference = (fixed_values - moving[:-1]) * weight
-        if iteration % settings.relinearise == 0:
+        if iteration % LINEARISED_EVERY == 0:
             slope = [(a + b) / 2 for a, b in zip(fixed_gradient, _gradient(moving[:-1]), strict=True)]
             normal = torch.stack([(slope[i] * slope[j]).sum(0) * weight for i, j in _UPPER])
             normal = box_mean_3(normal)
             inverse = _inverse_symmetric(normal, smoothness)
         descent = box_mean_3(torch.stack([(one * difference).sum(0) for one in slope]))
         target = _product_symmetric(normal, displacement) + descent
-        for _ in range(settings.sweeps):
+        for _ in range(SWEEPS):
             displacement = _product_symmetric(inverse, target + smoothness * box_mean_3(displacement))
     return displacement
 

@@ -20,7 +20,7 @@ from ...volume import Geometry, Volume
 from ..data.grids import inside, sample, space_points, transform_points
 from .deformable import Settings, register
 from .descriptors import Described, describe
-from .registration import FINEST_BELOW, RegistrationSettings, local_fits, score, trust_of
+from .registration import FINEST_BELOW, LOCALITY, TRUSTED, local_fits, score, trust_of
 
 #: Described scans in a main memory that others need too.
 DESCRIBED = 12
@@ -105,11 +105,11 @@ class Linker:
         sound = sound or [max(range(len(results)), key=lambda at: results[at].overlap)]
         found, results = [found[at] for at in sound], [results[at] for at in sound]
         pairs = [(one, result) for (_, one), result in zip(found, results, strict=True)]
-        fits = local_fits(case, pairs, RegistrationSettings.locality)
+        fits = local_fits(case, pairs, LOCALITY)
         links = []
         for (other, _), result, fit in zip(found, results, fits, strict=True):
             points = space_points(result.geometry, self._device)
-            trust = trust_of(result, points, 3 * self._spacing)
+            trust = trust_of(result, points, TRUSTED * self._spacing)
             fitting = sample(fit[None], case.coarse.geometry, points)[0]
             forward, trust, fitting = (each.half().cpu() for each in (result.forward, trust, fitting))
             links.append(Link(other, result.start, forward, trust, fitting, result.geometry))

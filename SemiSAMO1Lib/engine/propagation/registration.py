@@ -34,6 +34,14 @@ _LEAST_DATA = 0.01
 #: Scans with fewer voxels than this on the working grid are refined on every voxel.
 FINEST_BELOW = 200_000
 
+#: Voxels of the working grid by which one may come back beside where one began until the trust has fallen to 0.61
+#: (exp(-1/2)).
+TRUSTED = 3.0
+
+#: By how much of the mean local misfit a labelled scan may fit worse at a place than the best one: see
+#: `RegistrationSettings.locality`.
+LOCALITY = 0.3
+
 #: Where a label's surroundings fit so well, beside what unrelated places differ by, no further start is looked for.
 WELL = 0.3
 
@@ -47,8 +55,6 @@ class RegistrationSettings:
         use_affine: try every start with an affine step as well.
         affine_margin: an affine start replaces the best translation only if its score is lower by this share.
         tie: starts whose score is within this share of the best are fused, if they bring the label to its place.
-        round_trip_mm: round-trip error at which the confidence has fallen to 0.61 (exp(-1/2)); None: 3 voxels of
-            the working grid.
         seed: of the affine step's voxel sample.
         atlases: labelled scans that vote, where there are more: those that look most like the case.
         locality: by how much of the mean local misfit a labelled scan may fit worse at a place than the best one there
@@ -61,10 +67,9 @@ class RegistrationSettings:
     use_affine: bool = True
     affine_margin: float = 0.02
     tie: float = 0.03
-    round_trip_mm: float | None = None
     seed: int = 0
     atlases: int = 3
-    locality: float = 0.3
+    locality: float = LOCALITY
     worse: float = 0.3
 
 
@@ -97,12 +102,12 @@ class _Ways:
     """How a labelled scan can be brought to a case.
 
     Attributes:
-        transforms: those to use, the best first, with their shares.
+        transforms: those to use, the best first.
         facts: of every start that was tried, JSON-able.
         misfit: the best start's score around the label; None where all that both scans show was judged.
     """
 
-    transforms: list[tuple[Deformation, float]]
+    transforms: list[Deformation]
     facts: list[dict[str, Any]]
     misfit: float | None
 
@@ -193,47 +198,39 @@ class RegistrationPropagator:
         case, template = self.describe(volume), self.ready(prepared[0])
         helpers = self._ready_helpers(through, VOTE * min(one.labelled.weight for one in prepared))
         detours = [(one, self._best(case, one)) for one in helpers]
-        further = []
-        for helper, (_, way) in zip(through, detours, strict=True):
-            if template.near is not None and way.misfit is not None:
-                there = way.transforms[0][0]
-                start = start_through(template.near, there, helper.to_template, f"through {helper.id}")
-                further += [start] if start is not None else []
-        if template.near is not None:
-            further = apart(template.near, further)
-        ways = {template.labelled.id: self._best(case, template, further)}
-        kept = ways[template.labelled.id].transforms
-        own = _in_template(case, kept[0][0], template)
+        to_template = self._best(case, template, _starts_by(detours, through, template))
+        own = _in_template(case, to_template.transforms[0], template)
         chosen = [self.ready(one) for one in _nearest(own, prepared, self.settings.atlases)]
-        for one in chosen:
-            if one.labelled.id not in ways:
-                ways[one.labelled.id] = self._best(case, one)
-        voters = [(one, ways[one.labelled.id]) for one in chosen]
-        judged = [way.misfit for _, way in voters if way.misfit is not None]
-        # a carried label that is empty, or that could not be looked for around its place, says nothing
-        voters += [(one, way) for one, way in detours if way.misfit is not None]
-        fits = fits_of([way.misfit for _, way in voters], self.settings.worse)
-        found: list[tuple[Prepared, Deformation, float]] = []
-        for (one, way), fit in zip(voters, fits, strict=True):
-            transforms = way.transforms
-            # many starts that come out alike are a bad sign, not more votes: a labelled scan has one
-            one_vote = fit * one.labelled.weight / sum(share for _, share in transforms)
-            found += [(one, deformation, share * one_vote) for deformation, share in transforms]
+        voters = [(one, to_template if _same(one, template) else self._best(case, one)) for one in chosen]
+        others = [way for _, way in voters if way is not to_template]
         facts = {
-            "starts": [fact for way in [*ways.values(), *(way for _, way in detours)] for fact in way.facts],
+            "starts": [fact for way in [to_template, *others, *(way for _, way in detours)] for fact in way.facts],
             "atlases": [one.labelled.id for one in chosen],
-            "misfit": min(judged, default=None),
+            "misfit": min((way.misfit for _, way in voters if way.misfit is not None), default=None),
             "through": [helper.id for helper in through],
         }
+        # a carried label that is empty, or that could not be looked for around its place, says nothing
+        found = self._votes([*voters, *((one, way) for one, way in detours if way.misfit is not None)])
         result = self._fuse(case, found, grid, facts)
         # the first transform is always that to the template: its space is where cases are compared
-        to_template = [deformation for deformation, _ in kept]
-        others = [deformation for one, deformation, _ in found if one is not template]
-        return replace(result, signature=own, transforms=[*to_template, *others])
+        further = [deformation for one, deformation, _ in found if not _same(one, template)]
+        return replace(result, signature=own, transforms=[*to_template.transforms, *further])
+
+    def _votes(self, ways: Sequence[tuple[Prepared, _Ways]]) -> list[tuple[Prepared, Deformation, float]]:
+        """Each transform with its vote: by how well its labelled scan fits as a whole and what that scan weighs.
+
+        Many starts that come out alike are a bad sign, not more votes: a labelled scan has one.
+        """
+        fits = fits_of([way.misfit for _, way in ways], self.settings.worse)
+        found = []
+        for (one, way), fit in zip(ways, fits, strict=True):
+            vote = fit * one.labelled.weight / len(way.transforms)
+            found += [(one, deformation, vote) for deformation in way.transforms]
+        return found
 
     def _seen_from(self, template: Prepared, scan: Described) -> NDArray[np.float16]:
         """What a scan looks like in the template's space."""
-        return _in_template(scan, self._best(scan, template).transforms[0][0], template)
+        return _in_template(scan, self._best(scan, template).transforms[0], template)
 
     def describe(self, volume: Volume, padded: bool = True) -> Described:
         """A scan on the working grid, with its descriptors; `padded` as `descriptors.describe` has it."""
@@ -254,11 +251,11 @@ class RegistrationPropagator:
         facts = [_facts(one.labelled.id, d, s) for d, s in zip(results, scores, strict=True)]
         chosen = choose(results, scores, self.settings)
         if one.near is not None:  # a mean of two places is neither
-            together = at_one_place(one.near, [results[number] for number, _ in chosen])
-            chosen = [way for way, there in zip(chosen, together, strict=True) if there]
-        for number, _ in chosen:
+            together = at_one_place(one.near, [results[number] for number in chosen])
+            chosen = [number for number, there in zip(chosen, together, strict=True) if there]
+        for number in chosen:
             facts[number]["used"] = True
-        return _Ways([(results[number], share) for number, share in chosen], facts, min(scores) if around else None)
+        return _Ways([results[number] for number in chosen], facts, min(scores) if around else None)
 
     def _registered(self, case: Described, one: Prepared, starts: Sequence[Start]) -> list[Deformation]:
         found = [register(case, one.described, start.matrix, self.settings.deformable) for start in starts]
@@ -273,7 +270,7 @@ class RegistrationPropagator:
         points = space_points(grid, self.device)
         weight = torch.zeros(grid.shape, device=self.device)
         confidence = torch.zeros(grid.shape, device=self.device)
-        scale = self.settings.round_trip_mm or 3 * self.spacing
+        scale = TRUSTED * self.spacing
         votes = []
         for (one, deformation, share), fit in zip(found, fits, strict=True):
             there = deformation.to_template(points)
@@ -299,6 +296,22 @@ class RegistrationPropagator:
             probabilities[value] = total
         probabilities[0] = background.clamp(min=0)
         return Propagation(grid, probabilities, confidence, [d for _, d, _ in found], facts)
+
+
+def _same(one: Prepared, other: Prepared) -> bool:
+    return one.labelled.id == other.labelled.id
+
+
+def _starts_by(detours: Sequence[tuple[Prepared, _Ways]], through: Sequence[Helper], template: Prepared) -> list[Start]:
+    """Starts of a registration with the template to which detours lead, each place once."""
+    if template.near is None:
+        return []
+    found = []
+    for helper, (_, way) in zip(through, detours, strict=True):
+        if way.misfit is not None:
+            start = start_through(template.near, way.transforms[0], helper.to_template, f"through {helper.id}")
+            found += [start] if start is not None else []
+    return apart(template.near, found)
 
 
 def trust_of(deformation: Deformation, points: Tensor, scale: float) -> Tensor:
@@ -381,25 +394,22 @@ def _scores(case: Described, near: Neighbourhood | None, results: Sequence[Defor
     return [score(one) for one in results], False
 
 
-def choose(
-    results: Sequence[Deformation], scores: Sequence[float], settings: RegistrationSettings
-) -> list[tuple[int, float]]:
-    """Which starts to use, with their shares: the best, and what comes close to it.
+def choose(results: Sequence[Deformation], scores: Sequence[float], settings: RegistrationSettings) -> list[int]:
+    """Which starts to use: the best, and what comes close to it; the best first.
 
     An affine start replaces the best translation only when it wins by the margin. If every start is disqualified, the
     one with the largest overlap is used alone: its confidence says how little it is worth.
     """
     if not any(map(math.isfinite, scores)):
         largest = max(range(len(results)), key=lambda i: results[i].overlap)
-        return [(largest, 1.0)]
+        return [largest]
     handicap = [
         s * (1 + settings.affine_margin) if r.name.endswith("+affine") else s
         for r, s in zip(results, scores, strict=True)
     ]
     best = min(handicap)
     order = sorted(range(len(results)), key=lambda i: handicap[i])
-    near = [i for i in order if handicap[i] <= best * (1 + settings.tie)]
-    return [(i, 1.0) for i in near]
+    return [i for i in order if handicap[i] <= best * (1 + settings.tie)]
 
 
 def fits_of(scores: Sequence[float | None], worse: float) -> list[float]:

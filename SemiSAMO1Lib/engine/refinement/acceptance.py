@@ -52,13 +52,14 @@ def reverse_dice(
     there = deformation.to_case(space_points(template, deformation.backward.device)).cpu()
     covered = sample(torch.ones(1, *grid.shape), grid, there, padding="zeros")
     overlaps, sizes = [], []
-    for value in range(1, classes):  # one class at a time: memory does not grow with their number
+    # one class at a time: memory does not grow with their number; in double: nor do sums depend on the threads
+    for value in range(1, classes):
         if value in unknown:
             continue
         carried = sample(torch.from_numpy(prediction == value)[None].float(), grid, there, padding="zeros")
         wanted = torch.from_numpy(template_label == value)[None].float()
-        overlaps.append(float((covered * carried * wanted).sum()))
-        sizes.append(float((covered * (carried + wanted)).sum()))
+        overlaps.append(float((covered * carried * wanted).double().sum()))
+        sizes.append(float((covered * (carried + wanted)).double().sum()))
     return _mean_of(overlaps, sizes)
 
 

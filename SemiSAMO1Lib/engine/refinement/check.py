@@ -26,7 +26,7 @@ ASKED = 16
 
 def believed(cohort: Cohort, checks: Mapping[str, float]) -> list[str]:
     """The cases whose labels others may be told, the one that passes its check best first; rejected ones never."""
-    useful = [case_id for case_id in cohort.ids if cohort.case(case_id).trainable]
+    useful = cohort.trainable_ids
     if not useful:
         return []
     limit = float(np.quantile([checks[case_id] for case_id in useful], 1 - BELIEVED))

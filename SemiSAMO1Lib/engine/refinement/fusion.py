@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+#: A confidence up to which a voxel's pseudo-label does not count: the template did not see it, or nobody comes back
+#: from there to where one began.
+_NEXT_TO_NOTHING = 0.01
+
 
 def weighted_mean(parts: Sequence[tuple[NDArray[Any], NDArray[np.float32]]]) -> NDArray[np.float16]:
     """Voxel by voxel.
@@ -24,11 +28,11 @@ def weighted_mean(parts: Sequence[tuple[NDArray[Any], NDArray[np.float32]]]) -> 
 
 
 def voxel_weights(confidence: NDArray[Any], by_confidence: bool = True) -> NDArray[np.float16]:
-    """How much a voxel's pseudo-label counts: ½ to 1 by the confidence, 0 where the template saw nothing; or all 1."""
+    """How much a voxel's pseudo-label counts: ½ to 1 by the confidence, 0 where that is next to nothing; or all 1."""
     trust = np.asarray(confidence, np.float32)
     if not by_confidence:
         return np.ones(trust.shape, np.float16)
-    return np.where(trust > 0.01, 0.5 + 0.5 * trust, 0).astype(np.float16)
+    return np.where(trust > _NEXT_TO_NOTHING, 0.5 + 0.5 * trust, 0).astype(np.float16)
 
 
 def running_mean(before: NDArray[Any], new: NDArray[Any], count: int) -> NDArray[np.float16]:

@@ -1,7 +1,8 @@
 """From one round's predictions to the next round's pseudo-labels (SemiSAM-O1, and its region version).
 
-The new pseudo-label of a case is the argmax of the round's answer: network, registration and registered neighbours, the
-network weighted by how sure it is at a place. It is taken only if a check without labels does not get worse.
+The new pseudo-label of a case is the round's answer, as classes or as probabilities: network, registration and
+registered neighbours, the network weighted by how sure it is at a place. It is taken only if a check without labels
+does not get worse. The published ways (`refinement`: volume, none) are here, too.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def refine_cohort(
     uncertainty = _uncertainty(cohort, number, config, observer, ranks)
     limit = float(np.quantile(list(uncertainty.values()), config.uncertain_quantile))
     # a rejected prediction tells its neighbours nothing
-    useful = [case for case in cohort.ids if cohort.case(case).trainable]
+    useful = cohort.trainable_ids
     certain = [case for case in useful if uncertainty[case] < limit] or useful
     what, judged = ("checks", cohort.probabilities) if name == "none" else ("checks-of-answers", cohort.answer)
     checks = checks_of(cohort, number, what, partial(judged, number), observer, ranks)  # of what would be taken

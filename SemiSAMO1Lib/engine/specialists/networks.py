@@ -5,7 +5,7 @@ from __future__ import annotations
 from monai.networks.nets import DynUNet, VNet
 from torch import nn
 
-from ..planning import Plan
+from ..planning import Plan, require_patch
 
 
 def dynunet(plan: Plan) -> nn.Module:
@@ -26,8 +26,7 @@ def dynunet(plan: Plan) -> nn.Module:
 
 def vnet(plan: Plan) -> nn.Module:
     """MONAI's V-Net with instance norm in place of its hard-coded batch norm; patch sides must be multiples of 16."""
-    if any(side % 16 for side in plan.patch) or max(plan.patch) < 32:
-        raise ValueError(f"vnet needs patch sides that are multiples of 16, one at least 32; the plan has {plan.patch}")
+    require_patch("vnet", plan)
     network: nn.Module = VNet(spatial_dims=3, in_channels=1, out_channels=plan.classes, dropout_prob_down=0.1)
     return with_instance_norm(network)
 

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..planning import Plan
+from ..planning import Plan, require_patch
 
 #: Channels of the five levels.
 CHANNELS = (16, 32, 64, 128, 256)
 
 
 class UNet3D(nn.Module):
-    """(B, 1, z, y, x) -> (B, C, z, y, x) logits; sides must be multiples of 16, at least 32 (instance norm)."""
+    """(B, 1, z, y, x) -> (B, C, z, y, x) logits; sides must be multiples of 16, one at least 32 (instance norm)."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -97,16 +97,11 @@ class UpAndJoin(nn.Module):
 
 def unet_3d(plan: Plan) -> nn.Module:
     """The published network of all learners but dual_task."""
-    _check_patch(plan)
+    require_patch("unet_3d", plan)
     return UNet3D(plan.classes)
 
 
 def unet_3d_sdf(plan: Plan) -> nn.Module:
     """The published network of dual_task."""
-    _check_patch(plan)
+    require_patch("unet_3d", plan)
     return UNet3DWithDistance(plan.classes)
-
-
-def _check_patch(plan: Plan) -> None:
-    if any(side % 16 for side in plan.patch) or max(plan.patch) < 32:
-        raise ValueError(f"unet_3d needs patch sides that are multiples of 16, at least 32; the plan has {plan.patch}")
