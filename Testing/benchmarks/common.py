@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +23,18 @@ from SemiSAMO1Lib.volume import Volume
 DATA = Path(os.environ.get("SEMISAMO1_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 
 #: Cohort -> scans of the pool (the template is one of them) and of the test, by sorted names.
-SPLITS = {"left_atrium": (60, 20), "left_atrium_80": (80, 0), "hippocampus": (100, 95), "phantoms": (16, 10)}
+SPLITS = {
+    "left_atrium": (60, 20),
+    "left_atrium_80": (80, 0),
+    "hippocampus": (100, 95),
+    "hippocampus_40": (40, 0),
+    "phantoms": (16, 10),
+}
 
 
 def scans(cohort: str, count: int | None = None) -> list[Path]:
-    """The first `count` scans of a cohort by name."""
+    """The first `count` scans of a cohort by name; `hippocampus_40` is a part of the hippocampus."""
+    cohort = re.sub(r"_\d+$", "", cohort)
     found = sorted((DATA / cohort / "images").glob("*.nii.gz"))
     if not found:
         raise SystemExit(f"no scans in {DATA / cohort}; set SEMISAMO1_DATA to the folder of the cohorts")

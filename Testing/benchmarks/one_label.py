@@ -12,10 +12,12 @@ the same with the networks alone, as the portable file has them; `table` shows a
 Every row is a file: a command that is cut short goes on where it stopped.
 
 Templates: the one that the advisor recommends, then the first others by name. `--rows`, `--templates`, `--seeds` and
-`--preset` choose what is run; `--ablation` adds a row of other parameters. The test scans are for presets, and for one
-such row at most: with `--final` the one that was chosen on the pool; from then on every other one is refused. Row
-`convexadam` needs convexAdam 0.2.0 (see registration.py), and is left out without it. `left_atrium_80` is the
-published setting, but for its test scans, which are not at hand: all 80 scans are the pool.
+`--preset` choose what is run; `--rows parts` runs the whole method without each of its parts, `--ablation` adds a row
+of other parameters. The test scans are for presets, and for one such row at most: with `--final` the one that was
+chosen on the pool; from then on every other one is refused. Row `convexadam` needs convexAdam 0.2.0 (see
+registration.py), and is left out without it. `left_atrium_80` is the published setting, but for its test scans, which
+are not at hand: all 80 scans are the pool; `hippocampus_40` is a small pool, for parts and ablations. `all` does one
+step after the other.
 
 A row keeps the code's commit and its parameters; a table of rows that differ in them, or in the machine, says so.
 Networks without registration see as many patches a step, and take as many steps, as the whole method does.
@@ -59,6 +61,20 @@ from SemiSAMO1Lib.volume import Geometry, Volume
 THICK = PhantomSettings(spacing_mm=(4.0, 0.8, 0.8), spacing_variation=0.05, oblique_degrees=20.0)
 #: Rows in the order in which they are run: one that sees as many patches as the whole method comes after it.
 ROWS = ("ours", "registration", "detours", "voted", "edged", "supervised", "mt", "bound", "resized", "convexadam")
+
+#: Parts of the method, taken away or changed one at a time: what each is worth. Key -> name in the table, changes.
+PARTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "no-detours": ("without detours", {"detours": False}),
+    "no-votes": ("without the votes of linked cases", {"neighbour_share": 0.0, "neighbour_gain": 0.0}),
+    "no-grey": ("without grey values near borders", {"edge_weight": 0.0}),
+    "no-labels-first": ("pseudo-labels in the first round, too", {"labels_first": False}),
+    "no-volumes": ("classes of any volume", {"match_volumes": False}),
+    "no-surroundings": ("a network's certainty of each voxel", {"certainty_around": 0.0}),
+    "from-scratch": ("every round from scratch", {"warm_start": False}),
+    "no-check": ("every new pseudo-label is taken", {"check_pseudo_labels": False}),
+    "no-confidence": ("all voxels of pseudo-labels count alike", {"confidence_weights": False}),
+    "soft": ("soft pseudo-labels", {"soft_pseudo_labels": True}),
+}
 
 #: Scores of one case by label value.
 Scores = dict[str, dict[str, float]]
@@ -128,6 +144,7 @@ def rows_for(preset: str) -> dict[str, Row]:
         ),
         "ours": Row("SemiSAMO1"),
         "bound": Row("the same network, all labels of the pool", supervised, None, True, True),
+        **{key: Row(f"SemiSAMO1, {shown}", changes) for key, (shown, changes) in PARTS.items()},
     }
 
 
@@ -150,7 +167,7 @@ class Cohort:
                 (place / "made").touch()
             found = sorted((place / "images").iterdir())
         else:
-            found = scans(name.removesuffix("_80"))
+            found = scans(name)
         return cls(name, place, found[:pool], found[pool : pool + test])
 
     def copies(self, part: str) -> Path:
@@ -298,8 +315,8 @@ class Setting:
 
     def bundle(self) -> None:
         """Segment the test scans with the trained networks alone, as one who was given the portable file does."""
-        row = files.read_json(self.file)
-        if row.get("bundle") is not None or self.row.changes is None or row["test"] is None or self.row.all_labels:
+        row, trained = files.read_json(self.file), self.row.changes is not None and self.row.changes.get("rounds") != 0
+        if row.get("bundle") is not None or not trained or row["test"] is None or self.row.all_labels:
             return
         place = self.cohort.place / "bundles" / self.name
         write_bundle(Project(self.folder), place.with_suffix(".zip"))
@@ -426,46 +443,67 @@ def over_runs(scores: list[Scores]) -> dict[str, float]:
     return {case: float(np.mean(some)) for case, some in values.items()}
 
 
+def chosen(options: argparse.Namespace, cohort: Cohort, parser: argparse.ArgumentParser) -> dict[str, Row]:
+    """The rows that are asked for; `parser` says what is wrong with them."""
+    rows = rows_for(options.preset)
+    if options.ablation:
+        name, changes = options.ablation.split("=", 1)
+        return {name: Row(name, json.loads(changes))}
+    keys = ["ours", *PARTS] if options.rows == "parts" else options.rows.split(",")
+    if unknown := [key for key in keys if key not in rows]:
+        parser.error(f"no rows {', '.join(unknown)}; there are: {', '.join(rows)}")
+    if not cohort.test:
+        keys = [key for key in keys if key != "bound"]  # nothing could be scored
+    if "convexadam" in keys and importlib.util.find_spec("convexAdam") is None:
+        print("convexAdam is not installed: its row is left out", flush=True)
+        keys.remove("convexadam")
+    return {key: rows[key] for key in keys}
+
+
+def work(step: str, options: argparse.Namespace, cohort: Cohort, rows: dict[str, Row]) -> None:
+    """`run`, `test` or `bundle` of rows, for every template and seed."""
+    for number, template in enumerate(cohort.templates(options.templates)):
+        for seed in range(options.seeds):
+            for key, row in rows.items():
+                chance = row.changes is not None and row.changes.get("rounds") != 0
+                if (seed and not chance) or (row.all_labels and number):
+                    continue  # nothing would differ
+                setting = Setting(cohort, key, row, options.preset, template, seed, options.final)
+                if step == "run":
+                    setting.run()
+                elif setting.file.exists():
+                    setting.test() if step == "test" else setting.bundle()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("run", "test", "bundle", "table"))
+    parser.add_argument("step", choices=("run", "test", "bundle", "table", "all"))
     parser.add_argument("cohort", choices=tuple(SPLITS))
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--preset", default="standard", choices=tuple(PRESETS))
-    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--rows", default=",".join(ROWS), help="or parts: the whole method without each of its parts")
     parser.add_argument("--ablation", metavar="NAME=JSON", help="a row of its own: ours with these parameters changed")
     parser.add_argument("--final", action="store_true", help="test: the ablation was chosen on the pool")
     parser.add_argument("--templates", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    cohort, rows = Cohort.of(options.cohort, options.folder), rows_for(options.preset)
-    if options.ablation:
-        name, changes = options.ablation.split("=", 1)
-        rows, options.rows = {name: Row(name, json.loads(changes))}, name
-    if options.step == "table":
-        table(cohort, rows)
-        return
-    if options.step in ("test", "bundle") and not cohort.test:
-        parser.error(f"{cohort.name} has no test scans")
-    if not cohort.test:
-        options.rows = ",".join(key for key in options.rows.split(",") if key != "bound")  # nothing could be scored
-    if options.step in ("test", "bundle") and bool(options.ablation) != options.final:
-        parser.error("an ablation is scored on the pool alone, unless it is the one that was chosen there: --final")
-    if "convexadam" in options.rows.split(",") and importlib.util.find_spec("convexAdam") is None:
-        print("convexAdam is not installed: its row is left out", flush=True)
-        options.rows = ",".join(key for key in options.rows.split(",") if key != "convexadam")
-    for number, template in enumerate(cohort.templates(options.templates)):
-        for seed in range(options.seeds):
-            for key in options.rows.split(","):
-                row = rows[key]
-                chance = row.changes is not None and row.changes.get("rounds") != 0
-                if (seed and not chance) or (row.all_labels and number):
-                    continue  # nothing would differ
-                setting = Setting(cohort, key, row, options.preset, template, seed, options.final)
-                if options.step == "run":
-                    setting.run()
-                elif setting.file.exists():
-                    setting.test() if options.step == "test" else setting.bundle()
+    cohort = Cohort.of(options.cohort, options.folder)
+    rows = chosen(options, cohort, parser)
+    if options.step in ("test", "bundle"):
+        if not cohort.test:
+            parser.error(f"{cohort.name} has no test scans")
+        if (bool(options.ablation) or bool(set(rows) & set(PARTS))) != options.final:
+            parser.error("an ablation is scored on the pool alone, unless it is the one that was chosen there: --final")
+    if options.step != "all":
+        steps = [options.step]
+    else:  # parts and ablations stay on the pool
+        apart = options.ablation or set(rows) & set(PARTS) or not cohort.test
+        steps = ["run", "table"] if apart else ["run", "test", "bundle", "table"]
+    for step in steps:
+        if step == "table":
+            table(cohort, {**rows_for(options.preset), **rows})
+        else:
+            work(step, options, cohort, rows)
 
 
 if __name__ == "__main__":

@@ -209,3 +209,31 @@ def test_the_gpu_is_as_busy_as_it_was_seen_during_the_stage() -> None:
     busy = Busy()
     busy.seen = [(1.0, 0.1, 2.0), (2.0, 0.5, 3.0), (3.0, 0.7, 4.0), (4.0, 0.0, 1.0)]
     assert busy.between(1.0, 3.0) == pytest.approx(0.6) and busy.between(4.0, 5.0) is None and busy.peak == 4.0
+
+
+class TestOneLabelFromItsCommand:
+    """Registration alone of four phantoms: what is run, kept, and shown."""
+
+    @pytest.fixture
+    def few(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+        monkeypatch.setitem(SPLITS, "phantoms", (3, 1))
+        monkeypatch.setattr(one_label, "THICK", PhantomSettings(spacing_mm=(6.0, 5.0, 5.0)))
+        return tmp_path
+
+    def said(self, few: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+        given = ["one_label.py", *words, "--folder", str(few), "--preset", "quick", "--templates", "1", "--seeds", "1"]
+        monkeypatch.setattr("sys.argv", given)
+        one_label.main()
+
+    def test_pool_and_test_are_scored_and_shown(
+        self, few: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.said(few, monkeypatch, "all", "phantoms", "--rows", "registration,resized")
+        (registered, stretched) = [files.read_json(path) for path in sorted((few / "phantoms" / "rows").glob("*.json"))]
+        assert (len(registered["pool"]), len(registered["test"])) == (2, 1)
+        assert one_label.mean(registered["pool"]) > one_label.mean(stretched["pool"]) + 0.1
+        assert "registration alone (registration quick)" in capsys.readouterr().out
+
+    def test_parts_are_not_for_the_test_scans(self, few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(SystemExit):
+            self.said(few, monkeypatch, "test", "phantoms", "--rows", "parts")
