@@ -7,7 +7,6 @@ all scans, which belongs to the network from then on.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +22,7 @@ from .learners.generators import hash_key
 from .observer import Observer, stop_if_asked
 from .out_of_memory import is_out_of_memory
 from .planning import Plan
+from .volume_shift import volume_shift
 
 #: Scans that are predicted to measure it: of the labelled ones at most half.
 SCANS = 8
@@ -31,18 +31,9 @@ SCANS = 8
 MOST_VOXELS = 500_000
 MOST_LOGITS = 40_000_000
 
-#: No class is shifted further: its odds change by e⁴ at most.
-FURTHEST = 4.0
-
-#: A class that is larger or smaller by less than this share is left; others are brought to that edge.
-TOLERANCE = 0.05
-
 #: A network that agrees less than this (Dice) with what it learned from has learned next to nothing and is left alone:
 #: where each voxel is as likely as the next a shift moves nearly all of them or none.
 LEARNED = 0.5
-
-#: Steps of the fixed point, the share of the way that each goes, and the change below which it has arrived.
-_STEPS, _SHARE, _ARRIVED = 60, 0.7, 1e-3
 
 #: Less probable is as good as impossible.
 _SMALLEST = 1e-6
@@ -115,34 +106,6 @@ def measured_shift(
 def _knows_background(case: TrainingCase) -> bool:
     target, weight = np.asarray(case.target), np.asarray(case.weight)
     return bool(((target == 0) & (weight > 0)).any())
-
-
-def volume_shift(
-    logits: NDArray[np.floating], target: NDArray[np.integer], tolerance: float = TOLERANCE
-) -> NDArray[np.float32]:
-    """Shifts (C,) with which as many voxels fall to each foreground class as the target has, give or take a share.
-
-    The background is not shifted, nor a class that the target lacks, and none further than `FURTHEST`.
-
-    Args:
-        logits: (C, n) of n voxels; what all classes of a voxel share does not matter.
-        target: (n,) class indices.
-        tolerance: the share.
-    """
-    classes = len(logits)
-    wanted = np.bincount(target, minlength=classes).astype(float)
-    there, edge = wanted[1:] > 0, math.log1p(tolerance)
-    shift = np.zeros(classes, np.float32)
-    for _ in range(_STEPS):
-        drawn = np.bincount((logits + shift[:, None]).argmax(0), minlength=classes)
-        off = np.log(np.maximum(drawn[1:], 1) / np.maximum(wanted[1:], 1)) * there
-        step = _SHARE * (off - np.clip(off, -edge, edge))
-        moved = np.clip(shift[1:] - step, -FURTHEST, FURTHEST)
-        arrived = np.abs(moved - shift[1:]).max() < _ARRIVED
-        shift[1:] = moved
-        if arrived:
-            break
-    return shift
 
 
 def _agreement(logits: NDArray[np.floating], target: NDArray[np.integer]) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from .class_volumes import volume_shift
+from .volume_shift import volume_shift
 
 #: Lengths in units of the finest spacing. Voxels nearer to a border than `BAND` are looked at; those further inside or
 #: outside than `SURE` tell how it looks there, the outside ones up to `WIDE` beyond, each by a Gaussian of `NEAR`.

@@ -5,13 +5,14 @@ import pytest
 import torch
 from engine_helpers import Recorder, random_batch, smooth_noise, tiny_config, tiny_plan
 
-from SemiSAMO1Lib.engine.class_volumes import FURTHEST, SCANS, TOLERANCE, measured_shift, volume_shift
+from SemiSAMO1Lib.engine.class_volumes import SCANS, measured_shift
 from SemiSAMO1Lib.engine.data.patches import TrainingCase
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.learners import averaged, learner_named
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.engine.training import train_round
+from SemiSAMO1Lib.engine.volume_shift import FURTHEST, TOLERANCE, volume_shift
 
 SHAPE = (16, 16, 16)
 
