@@ -34,6 +34,7 @@ from .class_volumes import measured_shift
 from .cohort import Cohort
 from .config import TrainingConfig
 from .data.intensities import scale_intensities
+from .data.patches import TrainingCase
 from .data.store import Store
 from .devices import make_fabric
 from .evaluation.metrics import dice
@@ -58,7 +59,7 @@ from .refinement.fusion import running_mean
 from .sampling import PatchSource, require_shares
 from .specialists import make_specialist, require_specialist
 from .surroundings import SHARE, find_surroundings
-from .training import train_round
+from .training import Judge, train_round
 
 #: Weights below `weights` of an earlier run that the first round (without `warm_start`: every one) begins with;
 #: absent: from scratch.
@@ -190,7 +191,9 @@ def plan_of(
 
 
 def first_pseudo_labels(cohort: Cohort, config: TrainingConfig, ranks: Ranks, progress: Progress) -> None:
-    """Round 0's answers become the pseudo-labels of round 1."""
+    """Round 0's answers become the pseudo-labels of round 1, if there is one."""
+    if not config.rounds:
+        return
     for _, case_id in ranks.share(cohort.ids, progress.observer):
         if not cohort.store.has("weights-of-voxels", "1", f"{case_id}.npy"):
             write_pseudo_label(cohort, 0, case_id, cohort.answer(0, case_id), config)
@@ -204,45 +207,28 @@ def train(
     progress: Progress,
     judge: CohortJudge | None = None,
 ) -> Learner:
-    """Train a specialist on the template's label and the pseudo-labels of this round, or on labels alone."""
-
-    def value_of(learner: Learner) -> float:
-        assert judge is not None, "asked only where there is one"
-        model = learner.inference_model()
-
-        def predicted(image: NDArray[Any]) -> NDArray[np.float16]:
-            scaled = scale_intensities(Volume(image, Geometry(image.shape)), cohort.plan.intensity)
-            return predict_probabilities(model, scaled, cohort.plan, fabric, 1, 0)
-
-        value = judge(predicted, cohort.plan.classes)
-        model.train()  # predicting switched the dropout off
-        return value
-
-    distances, ranks = learner_named(config.learner).with_distance, Ranks(fabric)
-    if ranks.count > 1:  # what all read is made once
-        for _, case_id in ranks.share(cohort.ids, progress.observer):
-            cohort.image(case_id)
-        ranks.once(lambda: cohort.labelled_cases(config.seed, distances))
-    labelled = cohort.labelled_cases(config.seed, distances)
-    goes_on = cohort.store.has("weights", EARLIER)
-    alone = learns_from_labels_alone(number, config, goes_on)
-    pseudo = [] if alone else cohort.pseudo_cases(number, config.seed)
-    observer = progress.training(number)
+    """Train a specialist on the template's label and the pseudo-labels of this round, or on labels alone; where memory
+    does not suffice, with a smaller batch or patch."""
+    ranks, store, observer = Ranks(fabric), cohort.store, progress.training(number)
+    labelled, pseudo = _training_cases(cohort, number, config, ranks, progress.observer)
+    start_from = _weights_to_begin_with(store, number, config)
 
     def match_volumes(learner: Learner) -> None:
         names = ("shifts", f"{number}.json")
         shown = pseudo if learner.reads_pseudo_labels and config.pseudo_weight > 0 else []
-        given = (learner, labelled, shown, cohort.plan, config, number, fabric, observer)
-        ranks.once(lambda: cohort.store.save_json(measured_shift(*given).tolist(), *names))
-        learner.shift_logits(cohort.store.json(*names))
 
-    start_from = _weights_to_begin_with(cohort.store, number, config)
-    judged, matched = None if judge is None else value_of, match_volumes if config.match_volumes else None
+        def shift() -> object:
+            return measured_shift(learner, labelled, shown, cohort.plan, config, number, fabric, observer).tolist()
+
+        ranks.once(lambda: store.save_json(shift(), *names))
+        learner.shift_logits(store.json(*names))
+
     while True:
         source = PatchSource(labelled, pseudo, cohort.plan, config, number, fabric.world_size)
+        judged, matched = _judge_of(cohort, fabric, judge), match_volumes if config.match_volumes else None
         try:
             learner = train_round(
-                number, source, cohort.plan, config, cohort.store, fabric, observer, start_from, judged, matched
+                number, source, cohort.plan, config, store, fabric, observer, start_from, judged, matched
             )
             break
         except (RuntimeError, MemoryError) as error:
@@ -256,10 +242,43 @@ def train(
         if plan.precision != cohort.plan.precision:
             fabric = make_fabric(str(fabric.device), plan.precision)
         cohort.plan = plan
-        cohort.store.save_json(plan_to_json(plan), "plan.json")
+        store.save_json(plan_to_json(plan), "plan.json")
     if judge is not None:
-        learner.load_state_dict(cohort.store.tensors("judged", f"{number}.pt")["learner"])
+        learner.load_state_dict(store.tensors("judged", f"{number}.pt")["learner"])
     return learner
+
+
+def _training_cases(
+    cohort: Cohort, number: int, config: TrainingConfig, ranks: Ranks, observer: Observer
+) -> tuple[list[TrainingCase], list[TrainingCase]]:
+    """What a round learns from: labelled cases, and pseudo-labelled ones, none where it learns from labels alone."""
+    distances = learner_named(config.learner).with_distance
+    if ranks.count > 1:  # what all read is made once
+        for _, case_id in ranks.share(cohort.ids, observer):
+            cohort.image(case_id)
+        ranks.once(lambda: cohort.labelled_cases(config.seed, distances))
+    alone = learns_from_labels_alone(number, config, goes_on=cohort.store.has("weights", EARLIER))
+    pseudo = [] if alone else cohort.pseudo_cases(number, config.seed)
+    return cohort.labelled_cases(config.seed, distances), pseudo
+
+
+def _judge_of(cohort: Cohort, fabric: Fabric, judge: CohortJudge | None) -> Judge | None:
+    """The judge, who knows images, as one who is given a learner."""
+    if judge is None:
+        return None
+
+    def value_of(learner: Learner) -> float:
+        model = learner.inference_model()
+
+        def predicted(image: NDArray[Any]) -> NDArray[np.float16]:
+            scaled = scale_intensities(Volume(image, Geometry(image.shape)), cohort.plan.intensity)
+            return predict_probabilities(model, scaled, cohort.plan, fabric, 1, 0)
+
+        value = judge(predicted, cohort.plan.classes)
+        model.train()  # predicting switched the dropout off
+        return value
+
+    return value_of
 
 
 def learns_from_labels_alone(number: int, config: TrainingConfig, goes_on: bool) -> bool:

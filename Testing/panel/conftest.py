@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import slicer
-from panel_helpers import Answers, wait
+from panel_helpers import Answers, Clock, wait
 from slicer_harness import application, module
 
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
@@ -119,6 +119,22 @@ def trained(panel: Any, ui: Any, with_template: Path) -> Path:
     wait(panel, lambda: bool(panel.session.predicted()) and not panel.session.busy, "predictions")
     panel.tick()
     return with_template
+
+
+@pytest.fixture
+def opened(panel: Any, ui: Any, trained: Path) -> str:
+    """The first case of the queue, open; its id."""
+    panel.results.look_again()
+    panel.results.open()
+    panel.tick()
+    return str(panel.view.files.case)
+
+
+@pytest.fixture
+def clock(panel: Any) -> Clock:
+    panel.drafts._clock = Clock()
+    found: Clock = panel.drafts._clock
+    return found
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

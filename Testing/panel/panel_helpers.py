@@ -36,6 +36,16 @@ class Answers:
         return self.picked
 
 
+class Clock:
+    """A clock that only goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def wait(panel: Any, until: Callable[[], bool], what: str, seconds: float = 60) -> None:
     """Let time and events pass, with the clock's ticks, until something is shown."""
     deadline = time.monotonic() + seconds

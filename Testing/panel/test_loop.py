@@ -13,7 +13,7 @@ import pytest
 import qt
 import slicer
 import vtk
-from panel_helpers import wait
+from panel_helpers import Clock, wait
 
 from SemiSAMO1Lib import files, lock
 from SemiSAMO1Lib.job import JobFolder, JobKind
@@ -46,32 +46,6 @@ def status_of(view: Any) -> set[str]:
         text = vtk.reference("")
         segmentation.GetSegment(identity).GetTag("Segmentation.Status", text)
         found.add(str(text))
-    return found
-
-
-@pytest.fixture
-def opened(panel: Any, ui: Any, trained: Path) -> str:
-    """The first case of the queue, open; its id."""
-    panel.results.look_again()
-    panel.results.open()
-    panel.tick()
-    return str(panel.view.files.case)
-
-
-class Clock:
-    """A clock that only goes on when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(panel: Any) -> Clock:
-    panel.drafts._clock = Clock()
-    found: Clock = panel.drafts._clock
     return found
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import slicer
 import vtk
-from panel_helpers import wait
+from panel_helpers import Clock, wait
 
 from SemiSAMO1Lib import files, lock, processes
 from SemiSAMO1Lib.job import JobFolder, JobKind
@@ -24,32 +24,6 @@ from SemiSAMO1Lib.scene import nodes
 
 #: Seconds between the last change and the draft, and at most between the first and the draft.
 PAUSE_S, LONGEST_S = 20.0, 120.0
-
-
-class Clock:
-    """A clock that only goes on when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(panel: Any) -> Clock:
-    panel.drafts._clock = Clock()
-    found: Clock = panel.drafts._clock
-    return found
-
-
-@pytest.fixture
-def opened(panel: Any, ui: Any, trained: Path) -> str:
-    """The first case of the queue, open; its id."""
-    panel.results.look_again()
-    panel.results.open()
-    panel.tick()
-    return str(panel.view.files.case)
 
 
 def paint(panel: Any, size: int = 4) -> None:
