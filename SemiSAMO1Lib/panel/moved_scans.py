@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 from slicer.i18n import tr as _
 
@@ -31,7 +32,7 @@ class MovedScans:
         self._banner, self._dialogs, self._project, self._found = banner, dialogs, project, found
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="SemiSAMO1 search")
         self._search: tuple[Project, Future[dict[str, Path]]] | None = None
-        self._time = TimeForThreads()
+        self._time, self._closed = TimeForThreads(), Event()
 
     def tell(self) -> None:
         """A banner for scans that are not where they were: the project or the scans were moved."""
@@ -60,7 +61,8 @@ class MovedScans:
             self._banner.show(text)
 
     def close(self) -> None:
-        """A search that is under way is not taken in any more."""
+        """A search that is under way ends soon and is not taken in: Slicer would wait for it when it quits."""
+        self._closed.set()
         self._search = None
         self._time.keep()
         self._reader.shutdown(wait=False, cancel_futures=True)
@@ -73,6 +75,6 @@ class MovedScans:
         project, folder = self._project(), self._dialogs.folder(_("Where do the scans lie now?"))
         if project is None or folder is None:
             return
-        self._search = (project, self._reader.submit(project.moved_scans, folder))
+        self._search = (project, self._reader.submit(project.moved_scans, folder, self._closed.is_set))
         self._time.give()
         self._banner.show(_("Looking for the scans in {folder}...").format(folder=folder))

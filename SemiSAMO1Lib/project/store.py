@@ -375,10 +375,11 @@ class Project:
         """Whether a case's image, or another one of its name, is in one of its places."""
         return any(os.access(place, os.F_OK) for place in self._places(case))
 
-    def moved_scans(self, folder: Path) -> dict[str, Path]:
+    def moved_scans(self, folder: Path, stop: Callable[[], bool] = lambda: False) -> dict[str, Path]:
         """Look for missing and replaced images below a folder, by name and fingerprint: case id -> where it lies now.
 
-        It changes nothing and may run in another thread: a large folder takes its time.
+        It changes nothing and may run in another thread: a large folder takes its time. Once `stop` says True it looks
+        no further, and nothing is found.
 
         Raises:
             ProjectError: the folder cannot be read.
@@ -388,12 +389,16 @@ class Project:
         wanted = [case for case in self.state.cases if not self._in_place(case)]
         names = {Path(case.absolute).name for case in wanted}
         there: dict[str, list[Path]] = {}
-        for path in sorted(folder.rglob("*")):
+        for path in folder.rglob("*"):
+            if stop():
+                return {}
             if path.name in names and path.is_file():
                 there.setdefault(path.name, []).append(path.resolve())
         places = {}
         for case in wanted:
-            for path in there.get(Path(case.absolute).name, ()):
+            for path in sorted(there.get(Path(case.absolute).name, ())):
+                if stop():
+                    return {}
                 if fingerprint(path) == case.fingerprint:
                     places[case.id] = path
                     break

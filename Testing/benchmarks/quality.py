@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from cohorts import wait
-from common import scans
+from common import commit, scans
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.stats import spearmanr
@@ -134,7 +134,7 @@ def collect(folder: Path, runs: Sequence[str] = (), threads: int | None = None) 
         job = request_training(project, {**parameters, "threads": threads})
         start(job)
         wait(job)
-        (place / "done").touch()
+        files.write_text(place / "done", commit())
         print(run.name, flush=True)
 
 
@@ -161,6 +161,7 @@ def rows_of(run: Run, folder: Path) -> list[dict[str, Any]]:
             dice = row["labels"][value]["dice"]
             entropy, mine = doubts[row["case"]], signals[row["case"]][order]
             rows.append({"run": run.name, "case": row["case"], "dice": dice, "entropy": entropy, "signals": mine})
+            rows[-1]["commit"] = (folder / run.name / "done").read_text(encoding="utf-8")
     files.write_json(kept, rows)
     return rows
 
@@ -174,6 +175,7 @@ def fitted(rows: list[dict[str, Any]], only: str | None = None) -> QualityModel:
         "cohorts": sorted(set(cohorts)),
         "trainings": sorted(set(trainings)),
         "rows": len(rows),
+        "commits": sorted({row["commit"] for row in rows}),
         "command": "python Testing/benchmarks/quality.py ship --folder FOLDER",
     }
     if only is not None:

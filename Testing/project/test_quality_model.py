@@ -211,7 +211,7 @@ class TestRefit:
 
 class TestShipped:
     def test_it_says_what_it_was_fitted_on(self) -> None:
-        assert {"cohorts", "trainings", "rows", "command"} <= set(shipped().origin)
+        assert {"cohorts", "trainings", "rows", "commits", "command"} <= set(shipped().origin)
 
     def test_its_error_was_measured(self) -> None:
         assert 0 < shipped().error < 0.2

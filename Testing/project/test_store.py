@@ -464,6 +464,13 @@ class TestRelinking:
         with pytest.raises(ProjectError, match="is not a folder"):
             project.moved_scans(tmp_path / "nowhere")
 
+    def test_a_search_that_is_stopped_looks_no_further(self, project: Project, tmp_path: Path) -> None:
+        for number in range(5):
+            (tmp_path / "much" / str(number)).mkdir(parents=True)
+        asked: list[int] = []
+        found = project.moved_scans(tmp_path / "much", stop=lambda: bool(asked.append(1)) or len(asked) > 2)
+        assert found == {} and len(asked) == 3
+
     def test_a_project_that_moved_with_its_scans_needs_no_help(self, project: Project, tmp_path: Path) -> None:
         (tmp_path / "study").rename(tmp_path / "elsewhere")
         assert Project(tmp_path / "elsewhere" / "project").missing() == []
