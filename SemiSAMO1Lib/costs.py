@@ -76,7 +76,8 @@ def stage_seconds(work: Work, step_s: float = REFERENCE_STEP_S, on_gpu: bool = F
 
     Args:
         work: what is to be done.
-        step_s: of the probe's convolution, on the device that is used.
+        step_s: of the probe's convolution, on the device that is used; on a GPU that was not measured 0: what is around
+            the network takes the time there.
         on_gpu: the device is one; what the processor does is then taken to be as fast as on the reference.
     """
     pace = step_s / REFERENCE_STEP_S

@@ -53,12 +53,12 @@ def locked(path: Path, patience_s: float = 10.0) -> Iterator[None]:
         holder = _holder(path)
         if holder is None and _was_left(path):
             holder = {}
-        if holder is not None and _is_dead(holder):
-            _break(path, holder)
-        elif time.monotonic() > deadline:
+        if holder is not None and _is_dead(holder) and _break(path, holder):
+            continue
+        if time.monotonic() > deadline:
             raise Locked(path, holder or {})
-        else:
-            time.sleep(0.02)
+        time.sleep(0.02)
+    _silent.pop(path, None)
     try:
         yield
     finally:
@@ -73,21 +73,21 @@ def break_lock_of(path: Path, who: Mapping[str, Any]) -> None:
         _break(path, holder)
 
 
-#: Lock files that say nothing: inode, and when it was first seen by this process.
-_silent: dict[Path, tuple[int, float]] = {}
+#: Lock files that say nothing: which file it was, and when it was first seen by this process.
+_silent: dict[Path, tuple[tuple[int, int], float]] = {}
 
 
 def _was_left(path: Path) -> bool:
     """Whether a lock file that says nothing was left so: it is old, or has been watched for long enough. Its time alone
     does not tell where it lies on another computer."""
     try:
-        found = path.stat()
-    except OSError:
+        found, _ = path.stat(), path.read_bytes()
+    except OSError:  # gone, or another account's that we may not read
         _silent.pop(path, None)
         return False
-    now = time.monotonic()
-    if _silent.get(path, (None,))[0] != found.st_ino:
-        _silent[path] = (found.st_ino, now)
+    now, which = time.monotonic(), (found.st_ino, found.st_mtime_ns)  # an inode is soon given to another file
+    if path not in _silent or _silent[path][0] != which:
+        _silent[path] = (which, now)
     return now - _silent[path][1] > _HALF_MADE_S or time.time() - found.st_mtime > _SURELY_OLD_S
 
 
@@ -142,19 +142,22 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     return not processes.is_same_process(int(holder["pid"]), holder.get("process_start"))
 
 
-def _break(path: Path, holder: dict[str, Any]) -> None:
-    """Remove a dead lock. Renamed first: of several processes that see it, one alone succeeds."""
+def _break(path: Path, holder: dict[str, Any]) -> bool:
+    """Remove a dead lock; False where it could not be, or is another one by now. Renamed first: of several processes
+    that see it, one alone succeeds."""
     grave = path.with_name(f"{path.name}.dead-{os.getpid()}")
     try:
         os.replace(path, grave)
-    except (FileNotFoundError, PermissionError):
-        return
+    except OSError:
+        return False
     now = _holder(grave)
     if now is None:
-        same = not holder and grave.stat().st_ino == _silent.pop(path, (None,))[0]
+        found = grave.stat()
+        same = not holder and _silent.pop(path, (None,))[0] == (found.st_ino, found.st_mtime_ns)
     else:
         same = now == holder or _is_dead(now)
     if not same:
         os.replace(grave, path)  # it changed hands meanwhile: give it back
-        return
+        return False
     grave.unlink(missing_ok=True)
+    return True

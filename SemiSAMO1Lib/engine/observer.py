@@ -18,7 +18,7 @@ class Observer(Protocol):
 class Stopped(Exception):
     """Raised at a safe point after `should_stop` said so; everything finished until then is on disk."""
 
-    def __init__(self, text: str = "stopped as asked; finished work is kept and the run can be resumed") -> None:
+    def __init__(self, text: str = "stopped as asked; finished work is kept") -> None:
         super().__init__(text)
 
 

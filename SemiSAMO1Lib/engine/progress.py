@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Protocol
 
-from ..costs import WITH_TEACHER, Work, stage_seconds
+from ..costs import REFERENCE_STEP_S, WITH_TEACHER, Work, stage_seconds
 from .cohort import Cohort
 from .config import TrainingConfig
 from .observer import Observer
@@ -29,7 +29,7 @@ class Progress:
         self, observer: Observer, cohort: Cohort, config: TrainingConfig, done: float = 0.0, on_gpu: bool = False
     ) -> None:
         self.observer = observer
-        costs = stage_seconds(_work(cohort, config), on_gpu=on_gpu)
+        costs = stage_seconds(_work(cohort, config), 0.0 if on_gpu else REFERENCE_STEP_S, on_gpu)
         total = sum(costs.values()) / (1 - done)
         self._share = {stage: cost / total for stage, cost in costs.items()}
         before = _running_sum(list(self._share.values()))

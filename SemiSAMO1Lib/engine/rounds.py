@@ -145,7 +145,7 @@ def run(
         yield from on_whole_scans(0)
 
     for number in range(1, config.rounds + 1):
-        trained = train(cohort, number, config, fabric, progress, judge)
+        trained, fabric = train(cohort, number, config, fabric, progress, judge)
         predict(cohort, number, trained, config, fabric, progress)
         answer(cohort, number, config, fabric, progress)
         look_at_answers(cohort, number, config, ranks, progress)
@@ -206,9 +206,10 @@ def train(
     fabric: Fabric,
     progress: Progress,
     judge: CohortJudge | None = None,
-) -> Learner:
+) -> tuple[Learner, Fabric]:
     """Train a specialist on the template's label and the pseudo-labels of this round, or on labels alone; where memory
-    does not suffice, with a smaller batch or patch."""
+    does not suffice, with a smaller batch or patch. Also returns the fabric to go on with: a smaller patch may have
+    another precision."""
     ranks, store, observer = Ranks(fabric), cohort.store, progress.training(number)
     labelled, pseudo = _training_cases(cohort, number, config, ranks, progress.observer)
     start_from = _weights_to_begin_with(store, number, config)
@@ -245,7 +246,7 @@ def train(
         store.save_json(plan_to_json(plan), "plan.json")
     if judge is not None:
         learner.load_state_dict(store.tensors("judged", f"{number}.pt")["learner"])
-    return learner
+    return learner, fabric
 
 
 def _training_cases(

@@ -92,11 +92,11 @@ def observe(job: JobFolder, now: float | None = None) -> Observed:
         return seen if fresh else _changed(seen, State.NOT_RESPONDING, f"no sign of life from {status.get('host')}")
     if seen.pid is None or not processes.is_same_process(seen.pid, seen.process_start):
         if job.cancel_request.exists():
-            stopped = _changed(seen, State.INTERRUPTED, "stopped as asked, at once; it can be resumed")
+            stopped = _changed(seen, State.INTERRUPTED, "stopped as asked, at once; what was done is kept")
             return replace(stopped, stopped=True)
         if failure := job.failure_of_follower():
             return _changed(seen, State.FAILED, failure)
-        return _changed(seen, State.INTERRUPTED, "the worker ended without saying why; it can be resumed")
+        return _changed(seen, State.INTERRUPTED, "the worker ended without saying why; what was done is kept")
     if not fresh:
         return _changed(
             seen, State.NOT_RESPONDING, "the worker is alive but silent (computer asleep or out of memory?)"

@@ -47,17 +47,17 @@ class DraftKeeper:
         self._time = TimeForThreads()
         self._seen: object = None
         self._changed_at = self._first_at = 0.0
-        self._unnoted: dict[str, Case | None] = {}
+        self._unnoted: dict[str, tuple[Project, Case | None]] = {}
         self._note_at = self._note_pause = 0.0
 
     def tick(self) -> None:
         """Look for changes; write the draft when there were none for a while, or when somebody has been painting for
         long. Raises what a write in the thread met."""
         self._take_result(wait=False)
+        self._note()
         view, project = self._view(), self._project()
         if view is None or project is None:
             return
-        self._note()
         if not view.unkept:
             self._seen = None
             return
@@ -67,8 +67,8 @@ class DraftKeeper:
         view.mark_kept()
         self._seen = None
         self._writing = self._writer.submit(_write, project, files.case, files.training, copied, self._reviewer())
-        self._time.give()
-        self._to_be_noted(view)
+        self._time.give(self._writing)
+        self._to_be_noted(project, view)
         self._note()
 
     def _is_due(self, marks: object) -> bool:
@@ -85,18 +85,16 @@ class DraftKeeper:
         with suppress(Exception):  # what a write in the thread met is met again below, or is over
             self._take_result(wait=True)
         view, project = self._view(), self._project()
-        if view is None or project is None:
-            return
-        if view.unkept and view.segmentation.GetSegmentation().GetNumberOfSegments() > 0:
+        if view is not None and project is not None and view.unkept and _has_segments(view):
             with slicer.util.WaitCursor():
                 copied = snapshot(view.segmentation, view.scan, project.state.labels)
                 _write(project, view.files.case, view.files.training, copied, self._reviewer())
                 view.mark_kept()
-            self._to_be_noted(view)
+            self._to_be_noted(project, view)
         self._note_at = 0.0
         try:
             self._note()
-        except ProjectError as error:  # what was painted is kept all the same
+        except (ProjectError, OSError) as error:  # what was painted is kept all the same
             slicer.util.showStatusMessage(str(error), 10_000)
 
     def settle(self) -> None:
@@ -108,12 +106,11 @@ class DraftKeeper:
 
     def close(self) -> None:
         """No further draft is written."""
-        self._time.keep()
         self._writer.shutdown(wait=True)
 
-    def _to_be_noted(self, view: CaseView) -> None:
+    def _to_be_noted(self, project: Project, view: CaseView) -> None:
         if view.files.review:
-            self._unnoted[view.files.case] = view.as_seen
+            self._unnoted[view.files.case] = (project, view.as_seen)
 
     def _note(self) -> None:
         """Cases whose painting was kept are drafts from now on; while somebody else holds the project, or it is away,
@@ -121,16 +118,18 @@ class DraftKeeper:
 
         Raises ProjectError, once, where somebody else decided about a case meanwhile; what was painted is kept.
         """
-        project, now = self._project(), self._clock()
-        if not self._unnoted or project is None or now < self._note_at:
+        now = self._clock()
+        if not self._unnoted or now < self._note_at:
             return
         try:
-            for name, seen in list(self._unnoted.items()) if is_there(project.file) else ():
-                self._begin(project, name, seen)
+            for name, (project, seen) in list(self._unnoted.items()):
+                if is_there(project.file):
+                    self._begin(project, name, seen)
         except Locked:
             pass
-        self._note_pause = min(60.0, 2 * self._note_pause + 5.0) if self._unnoted else 0.0
-        self._note_at = now + self._note_pause
+        finally:
+            self._note_pause = min(60.0, 2 * self._note_pause + 5.0) if self._unnoted else 0.0
+            self._note_at = now + self._note_pause
 
     def _begin(self, project: Project, name: str, seen: Case | None) -> None:
         try:
@@ -140,7 +139,7 @@ class DraftKeeper:
             raise
         del self._unnoted[name]
         view = self._view()
-        if view is not None and view.files.case == name:
+        if view is not None and view.files.case == name and project is self._project():
             view.as_seen = case
             show_status(view.segmentation, case.review)
         slicer.util.showStatusMessage(_("What you painted in {case} is kept.").format(case=case.id), 3000)
@@ -155,8 +154,10 @@ class DraftKeeper:
             if (view := self._view()) is not None:
                 view.mark_unkept()
             raise
-        finally:
-            self._time.keep()
+
+
+def _has_segments(view: CaseView) -> bool:
+    return bool(view.segmentation.GetSegmentation().GetNumberOfSegments() > 0)
 
 
 def _write(project: Project, case: str, training: str, copied: Snapshot, reviewer: str | None) -> None:

@@ -47,7 +47,6 @@ class MovedScans:
         if self._search is None or not self._search[1].done():
             return
         (project, search), self._search = self._search, None
-        self._time.keep()
         if project is not self._project():
             return  # another project was opened meanwhile
         places = search.result()
@@ -64,7 +63,6 @@ class MovedScans:
         """A search that is under way ends soon and is not taken in: Slicer would wait for it when it quits."""
         self._closed.set()
         self._search = None
-        self._time.keep()
         self._reader.shutdown(wait=False, cancel_futures=True)
 
     def _offer(self, text: str) -> None:
@@ -76,5 +74,5 @@ class MovedScans:
         if project is None or folder is None:
             return
         self._search = (project, self._reader.submit(project.moved_scans, folder, self._closed.is_set))
-        self._time.give()
+        self._time.give(self._search[1])
         self._banner.show(_("Looking for the scans in {folder}...").format(folder=folder))

@@ -64,6 +64,7 @@ class Panel:
         self.settings, self.session = Settings(), Session()
         self.view: CaseView | None = None
         self._offered: str | None = None
+        self._told_unreadable: set[str] = set()
         self._away = False
         self._advised: list[Ranked] = []
         self.banner = Banner(ui)
@@ -248,12 +249,21 @@ class Panel:
             self._show_new_advice()
             self.results.show_decisions()
             self.export.show()
+            self._tell_of_unreadable()
             if changed:
                 self.template.show()
                 self.results.refresh()
                 self._offer_new_predictions()
         except (RuntimeError, ValueError, OSError) as error:  # damaged, locked or gone while it is open
             self._say_once(str(error))
+
+    def _tell_of_unreadable(self) -> None:
+        """Jobs that are left aside because their files cannot be read; each is told of once."""
+        unreadable = self.session.unreadable
+        if new := [job for job in unreadable if job not in self._told_unreadable]:
+            text = _("{jobs} cannot be read, and is left aside: {reason}")
+            self._say_once(text.format(jobs=", ".join(new), reason=unreadable[new[0]]))
+        self._told_unreadable = set(unreadable)
 
     def _say_once(self, text: str) -> None:
         if self.banner.text != text:
@@ -346,8 +356,6 @@ class Panel:
             self.banner.show(ended_in_words(watched))
         if watched is not None and not watched.seen.state.active:
             self.settings.put("seen", {**seen, str(project.folder.resolve()): watched.job.id})
-        for job, reason in self.session.unreadable.items():
-            self.banner.show(_("{job} cannot be read, and is left aside: {reason}").format(job=job, reason=reason))
 
     def _python_changed(self) -> None:
         self.session.python = self.setup.python

@@ -228,7 +228,7 @@ class TemplateStep:
         view.as_seen = project.state.case(view.files.case)
         view.mark_saved()
         self._settle()
-        discard_draft(project, view.files.case)
+        discard_draft(project, view.files.case, self._reviewer())
         slicer.util.showStatusMessage("")
         self._ui.templateMissingLabel.text = ""
         self._banner.show(_("The label of {case} is saved. Next: Train.").format(case=view.files.case))

@@ -12,6 +12,9 @@ from ..choices import preset_values
 from ..costs import WITH_TEACHER, Work, stage_seconds
 from ..volume import Geometry
 
+#: Cases whose votes are compared with the network in a round, as the engine has it (`refinement/check.py`).
+TRIED = 16
+
 #: Seconds until the worker has imported, planned and read, and after the last round.
 BEGINNING = 15.0
 
@@ -39,19 +42,21 @@ def estimate_seconds(
     largest = values["registration"]["largest_grid"]
     trained = np.array([min(scan.voxels, values["training_voxels"]) for scan in scans]) / 1e6
     registered = np.array([min(math.prod(scan.extent) / min(scan.spacing) ** 3, largest) for scan in scans]) / 1e6
-    patch = min(values["patch_voxels"] / 1e6, float(np.median(trained)))
+    most = values["patch_voxels"] / 1e6
+    patch = min(most, float(np.median(trained)))
+    batch = max(1, min(4, int(most / (2 * patch))))  # of small scans a step sees more, as the plan has it
     links = max(0, min(values["neighbours"], len(scans) - 2))
     work = Work(
         cases=len(scans),
         registered=float(registered.sum()),
         trained=float(trained.sum()),
         whole=sum(scan.voxels for scan in scans) / 1e6,
-        step=(1 + WITH_TEACHER) * patch,
+        step=(1 + batch * WITH_TEACHER) * patch,
         rounds=values["rounds"] if rounds is None else rounds,
         iterations=values["iterations"] if iterations is None else iterations,
         passes=values["test_time_passes"],
         links=links,
-        tried=links,
+        tried=TRIED if links else 0,
         width=(values["filters"] / 16) ** 2,
     )
     return BEGINNING + sum(stage_seconds(work, step_s, on_gpu).values())

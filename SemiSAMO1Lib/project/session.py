@@ -180,13 +180,14 @@ class Session:
             stamp = jobs.stat().st_mtime_ns
         except OSError:
             return
-        if stamp == self._jobs_stamp:
+        if stamp == self._jobs_stamp and not self.unreadable:
             return
         self._jobs_stamp = stamp
         for job in all_jobs(jobs):
             try:
                 self._take_in(job)
-            except (OSError, ValueError) as error:
+                self.unreadable.pop(job.id, None)
+            except (OSError, ValueError) as error:  # damaged, or just being written: it is looked at again
                 self.unreadable[job.id] = str(error)
 
     def _take_in(self, job: JobFolder) -> None:
@@ -526,7 +527,8 @@ def ended_in_words(watched: Watched) -> str:
     if watched.seen.stopped:
         return f"{what} was stopped. What was done is kept."
     if state is State.INTERRUPTED:
-        return f"{what} was interrupted (the computer went off, or the process was ended). It can be resumed."
+        then = "It can be resumed." if watched.kind == JobKind.TRAIN else "Start it again."
+        return f"{what} was interrupted (the computer went off, or the process was ended). {then}"
     return f"{what} failed: {watched.seen.message}"
 
 

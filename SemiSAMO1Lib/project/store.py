@@ -6,7 +6,8 @@ import errno
 import math
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,10 @@ class State:
             current_training=value["current_training"],
             extra={key: one for key, one in value.items() if key not in known},
         )
+
+
+#: Seconds that the line of a decision waits for somebody else's change.
+LINES_WAIT_S = 10.0
 
 
 class Project:
@@ -196,37 +201,27 @@ class Project:
             Locked: another process on this or another computer is writing.
             ProjectError: the folder cannot be written.
         """
-        try:
-            with locked(self.folder / "project.lock", self.patience_s):
-                before = self._read()
-                after = apply(before)
-                after = replace(after, revision=before.revision + 1)
-                files.write_json(self.file, after.to_json())
-                self._read_at, self.state = self._stamp(), after
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            raise ProjectError(f"{self.folder} cannot be written ({error.strerror}). Make it writable.") from error
+        with _in_words(self.folder), locked(self.folder / "project.lock", self.patience_s):
+            before = self._read()
+            after = apply(before)
+            after = replace(after, revision=before.revision + 1)
+            files.write_json(self.file, after.to_json())
+            self._read_at, self.state = self._stamp(), after
         return after
 
     def add(self, found: Found) -> Case | Skipped:
         """Make a case of a checked scan; the same file again is a listed skip."""
+        if (known := _known(found, self.refresh())) is not None:
+            return known
         made: list[Case | Skipped] = []
         new = self.folder / "images" / f".new-{uuid4().hex}.nrrd"
         if found.converted is not None:  # before the project is locked: a large series takes seconds
-            write_volume(new, found.converted)
+            with _in_words(self.folder):
+                write_volume(new, found.converted)
 
         def apply(state: State) -> State:
-            known = {case.fingerprint: case.id for case in state.cases}
-            if found.fingerprint and found.fingerprint in known:
-                made.append(Skipped(found.name, f"the same file as case {known[found.fingerprint]}"))
-                return state
-            uid = found.source.get("series_uid") or found.source.get("file")
-            uid = uid or found.source.get("sha256")
-            known_by = ("series_uid", "file", "sha256")
-            same = [c.id for c in state.cases if uid and uid in (c.source.get(key) for key in known_by)]
-            if same:
-                made.append(Skipped(found.name, f"the same series as case {same[0]}"))
+            if (known := _known(found, state)) is not None:
+                made.append(known)
                 return state
             case = self._new_case(found, new, [case.id for case in state.cases])
             made.append(case)
@@ -619,8 +614,8 @@ class Project:
         """Write one decision to reviews.jsonl, with the state before it."""
         who = identity()
         row = {"time": who["time"], "reviewer": who["user"], "case": case_id, "before": before, "after": after}
-        # half a line of somebody else's is not to be mended
-        with locked(self.folder / "project.lock", self.patience_s):
+        # half a line of somebody else's is not to be mended; it belongs to a change that is made: it waits for long
+        with locked(self.folder / "project.lock", max(self.patience_s, LINES_WAIT_S)):
             files.mend_last_line(self.reviews)
             files.append_line(self.reviews, {**row, **fields})
 
@@ -631,6 +626,29 @@ _TURNED_DEGREES, _BETWEEN = 0.1, 0.1
 
 #: Schema number -> function that lifts project.json by one version.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+@contextmanager
+def _in_words(folder: Path) -> Iterator[None]:
+    """Turns the refusal to write into a ProjectError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise ProjectError(f"{folder} cannot be written ({error.strerror}). Make it writable.") from error
+
+
+def _known(found: Found, state: State) -> Skipped | None:
+    """Why a scan is no further case: it is one already."""
+    by_content = {case.fingerprint: case.id for case in state.cases}
+    if found.fingerprint and found.fingerprint in by_content:
+        return Skipped(found.name, f"the same file as case {by_content[found.fingerprint]}")
+    uid = found.source.get("series_uid") or found.source.get("file")
+    uid = uid or found.source.get("sha256")
+    known_by = ("series_uid", "file", "sha256")
+    same = [case.id for case in state.cases if uid and uid in (case.source.get(key) for key in known_by)]
+    return Skipped(found.name, f"the same series as case {same[0]}") if same else None
 
 
 def _with_case(state: State, changed: Case) -> State:

@@ -108,10 +108,10 @@ def ungroup(folder: int, items: set[int]) -> None:
     hierarchy.GetItemChildren(folder, children)
     for item in [children.GetId(number) for number in range(children.GetNumberOfIds())]:
         node = hierarchy.GetItemDataNode(item)
-        if item in items or node is None:
+        if item in items or (node is None and hierarchy.GetItemAttribute(item, MARK)):
             hierarchy.RemoveItem(item, False, False)
             continue
-        if is_own(node):  # Slicer copies attributes with a node
+        if node is not None and is_own(node):  # Slicer copies attributes with a node
             node.RemoveAttribute(MARK)
             node.SetSaveWithScene(True)
         hierarchy.RemoveItemAttribute(item, MARK)

@@ -106,7 +106,7 @@ def _explained(error: Exception) -> str:
     if is_out_of_memory(error):
         return f"Out of memory ({text}). Choose the preset quick, a smaller patch_voxels, or --device cpu."
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"The disk is full ({text}). Make room and resume the job; nothing finished is lost."
+        return f"The disk is full ({text}). Make room and go on with it, or start it again; nothing finished is lost."
     if isinstance(error, PermissionError):
         return f"No permission to write ({text}). Make the project folder writable and resume."
     return text

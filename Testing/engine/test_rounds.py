@@ -353,6 +353,25 @@ def test_without_memory_the_run_goes_on_smaller_and_says_so(cases, template, tmp
     assert tried[1] < tried[0] and any("memory" in f.get("text", "") for _, f in observer.events)
 
 
+def test_a_smaller_patch_takes_its_precision_into_the_next_rounds(cases, template, tmp_path, monkeypatch):
+    seen, real = [], rounds.train_round
+
+    def short_of_memory(number, source, plan, config, store, fabric, *rest):
+        seen.append((number, plan.precision, fabric._precision.precision))
+        if len(seen) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(number, source, plan, config, store, fabric, *rest)
+
+    monkeypatch.setattr(rounds, "train_round", short_of_memory)
+    monkeypatch.setattr("SemiSAMO1Lib.engine.planning.precision_for", lambda wanted, kind, patch, _strides: "32-true")
+    config = CONFIG.model_copy(update={"iterations": 1, "batch": 1, "patch": (16, 16, 16)})
+    store, fabric = Store(tmp_path), rounds.make_fabric("cpu", "32-true")
+    planned = rounds.plan_of(cases[:1], [template], CLASSES, config, store, fabric)
+    store.save_json({**rounds.plan_to_json(planned), "precision": "bf16-mixed"}, "plan.json")
+    list(run(cases[:1], [template], CLASSES, config, store, Recorder()))
+    assert seen == [(1, "bf16-mixed", "bf16-mixed"), (1, "32-true", "32-true"), (2, "32-true", "32-true")]
+
+
 def test_a_wish_for_half_precision_does_not_outdo_the_plan(cases, template, tmp_path, monkeypatch):
     """The plan says which networks a CPU cannot train so; what it says is what the training has."""
     seen = []

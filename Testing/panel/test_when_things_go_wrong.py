@@ -3,6 +3,7 @@ freezes, and what is decided about is what is named."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -114,6 +115,50 @@ class TestALockThatIsNotGivenBack:
         panel.tick()
         assert Project(trained).state.case(opened).review == "draft"
 
+    def test_it_is_noted_when_no_case_is_open_any_more(
+        self, panel: Any, trained: Path, opened: str, clock: Clock, foreign: Path
+    ) -> None:
+        paint(panel)
+        files.write_json(foreign, {**lock.identity(), "host": "another computer"})
+        panel.close_case()
+        foreign.unlink()
+        clock.now += 60
+        panel.tick()
+        assert Project(trained).state.case(opened).review == "draft"
+
+    def test_it_is_noted_in_the_project_that_it_belongs_to(
+        self, panel: Any, ui: Any, trained: Path, opened: str, clock: Clock, foreign: Path, tmp_path: Path
+    ) -> None:
+        copied = shutil.copytree(trained, tmp_path / "another project")
+        paint(panel)
+        files.write_json(foreign, {**lock.identity(), "host": "another computer"})
+        ui.projectPathEdit.currentPath = str(copied)
+        ui.openProjectButton.click()
+        foreign.unlink()
+        clock.now += 60
+        panel.tick()
+        states = [Project(folder).state.case(opened).review for folder in (trained, copied)]
+        assert states == ["draft", "not_seen"], f"of the project and of another one: {states}"
+
+
+def test_a_note_that_fails_is_not_tried_at_each_tick(
+    panel: Any, trained: Path, opened: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def full_disk(_project: Any, case: str, *_: Any) -> None:
+        tried.append(case)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("SemiSAMO1Lib.panel.draft_keeper.reviews.begin_draft", full_disk)
+    paint(panel)
+    be_due(panel, clock)
+    for _ in range(5):
+        panel.tick()
+    assert tried == [opened]
+    panel.close_case()
+    assert panel.dialogs.asked == [], "what was painted is in the draft: nothing is lost"
+
 
 def test_who_paints_on_and_on_is_kept_too(panel: Any, trained: Path, opened: str, clock: Clock) -> None:
     began = clock.now
@@ -135,7 +180,7 @@ def test_threads_have_time_only_while_there_is_one(panel: Any, trained: Path, op
     assert panel.drafts._time._timer.active, "nothing gives the thread that writes a turn"
     wait(panel, lambda: find_draft(Project(trained), opened) is not None, "the draft", 10)
     wait(panel, lambda: panel.drafts._writing is None, "the thread's end", 10)
-    assert not panel.drafts._time._timer.active
+    wait(panel, lambda: not panel.drafts._time._timer.active, "the end of the gifts", 10)
 
 
 def test_terminology_alone_is_a_change(panel: Any, trained: Path, opened: str) -> None:
@@ -263,7 +308,17 @@ class TestASession:
         ui.projectPathEdit.currentPath = str(trained)
         ui.openProjectButton.click()
         assert panel.session.project is not None and "Project my project" in ui.projectLabel.text
+        panel.tick()
         assert f"{name} cannot be read" in panel.banner.text
+
+    def test_a_job_that_was_just_being_written_is_taken_in_later(self, panel: Any, trained: Path) -> None:
+        job = JobFolder.create(trained / "jobs", JobKind.TRAIN, {}, [])
+        job.status.write_text("")
+        panel.tick()
+        assert panel.session.training.job.id != job.id
+        files.write_json(job.status, {**lock.identity(), "state": "finished", "heartbeat": time.time()})
+        panel.tick()
+        assert panel.session.training.job.id == job.id and not panel.session.unreadable
 
 
 def test_a_persons_copy_of_our_node_stays(panel: Any, trained: Path, opened: str) -> None:
@@ -275,6 +330,13 @@ def test_a_persons_copy_of_our_node_stays(panel: Any, trained: Path, opened: str
     panel.close_case()
     assert hierarchy.GetItemByDataNode(copy) and copy.GetScene() is slicer.mrmlScene and not nodes.is_own(copy)
     assert copy.GetSaveWithScene()
+
+
+def test_a_persons_folder_in_ours_stays(panel: Any, trained: Path, opened: str) -> None:
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    theirs = hierarchy.CreateFolderItem(panel.view._folder, "my measurements")
+    panel.close_case()
+    assert hierarchy.GetItemParent(theirs) == hierarchy.GetSceneItemID()
 
 
 def test_a_scan_that_a_person_deleted_leaves_no_folder(panel: Any, trained: Path, opened: str) -> None:

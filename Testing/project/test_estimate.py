@@ -22,6 +22,14 @@ def test_measured_runs_are_met_within_a_factor_of_two(scan: Geometry, count: int
     assert found is not None and 0.5 < found / 60 / minutes < 2, f"estimated {found / 60:.1f}, measured {minutes}"
 
 
+def test_small_scans_make_larger_batches() -> None:
+    """As the plan has it: up to four patches a step."""
+    small, large = (Geometry((n, n, n), (1.0, 1.0, 1.0)) for n in (28, 56))
+    times = [estimate_seconds([scan] * 20, "thorough", REFERENCE_STEP_S, rounds=3) for scan in (small, large)]
+    assert times[0] is not None and times[1] is not None
+    assert times[0] > times[1] / 4, "an eighth of the voxels, and four times the patches"
+
+
 def test_a_run_on_a_gpu_is_met_too() -> None:
     """docs/performance.md, On a GPU: the network is fast, what is around it is not."""
     found = estimate_seconds([LEFT_ATRIUM] * 17, "quick", 0.0005, rounds=3, on_gpu=True)

@@ -100,6 +100,40 @@ def test_a_half_made_lock_is_taken_over_once_it_was_watched(tmp_path: Path) -> N
         assert (tmp_path / "test.lock").read_text(), "an empty lock that stays empty should be taken over"
 
 
+def test_processes_that_find_a_half_made_lock_still_take_turns(tmp_path: Path) -> None:
+    """A file system gives the inode of a file that is gone to the next one."""
+    (tmp_path / "test.lock").touch()
+    assert count(tmp_path, workers=4, turns=20) == 80, "breaking a half-made lock let two processes in"
+
+
+def test_a_lock_that_another_account_does_not_let_us_read_is_respected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_for_us(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "test.lock").write_text(json.dumps({**identity(), "user": "ann"}))
+    os.utime(tmp_path / "test.lock", (time.time() - 600,) * 2)
+    monkeypatch.setattr(Path, "read_text", not_for_us)
+    monkeypatch.setattr(Path, "read_bytes", not_for_us)
+    with pytest.raises(Locked), locked(tmp_path / "test.lock", patience_s=0.1):
+        pass
+
+
+def test_a_dead_lock_that_cannot_be_removed_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    (tmp_path / "test.lock").write_text(json.dumps(dead_process()))
+    monkeypatch.setattr(lock.os, "replace", refused)
+    began = time.monotonic()
+    with pytest.raises(Locked), locked(tmp_path / "test.lock", patience_s=0.2):
+        pass
+    assert time.monotonic() - began < 5
+
+
 def test_a_half_made_lock_of_a_file_server_whose_clock_is_behind_is_respected(tmp_path: Path) -> None:
     """Its time says that it is older than a process takes to finish it."""
     (tmp_path / "test.lock").touch()
