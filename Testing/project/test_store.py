@@ -427,6 +427,22 @@ def test_the_same_series_again_is_skipped(project: Project) -> None:
     assert isinstance(again, Skipped), f"one series, one case: {again}"
 
 
+def test_a_series_that_is_a_case_is_not_written_again(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To compress a large one takes seconds."""
+    found = Found("c", OBLIQUE, converted=scan(OBLIQUE, 5), source={"kind": "dicom", "series_uid": "1.2.3"})
+    project.add(found)
+    monkeypatch.setattr("SemiSAMO1Lib.project.store.write_volume", lambda *_: pytest.fail("written again"))
+    assert isinstance(project.add(found), Skipped)
+
+
+def test_nothing_is_made_where_a_project_was(project: Project, tmp_path: Path) -> None:
+    project.folder.rename(tmp_path / "away")
+    found = Found("c", OBLIQUE, converted=scan(OBLIQUE, 5), source={"kind": "dicom", "series_uid": "1.2.3"})
+    with pytest.raises(ProjectError, match="is not there at the moment"):
+        project.add(found)
+    assert not project.folder.exists()
+
+
 class TestRelinking:
     """Scans that were moved are found by name and content."""
 
