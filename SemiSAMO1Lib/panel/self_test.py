@@ -21,7 +21,9 @@ import numpy as np
 import qt
 import slicer
 
+from ..project.drafts import find_draft
 from . import sample
+from .draft_keeper import LONGEST_S
 
 
 def run() -> list[str]:
@@ -158,6 +160,30 @@ def _resident_mb() -> float:
         return 0.0
 
 
+def a_draft_is_written_while_nobody_touches_slicer() -> None:
+    """The thread that writes it has its turn while the main thread waits for events."""
+    panel = _sampled()
+    panel.results.step(1)
+    view, project = panel.view, panel.session.project
+    segment = view.segmentation.GetSegmentation().GetNthSegmentID(0)
+    mask = np.zeros(slicer.util.arrayFromVolume(view.scan).shape, np.uint8)
+    mask[:2, :2, :2] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, view.segmentation, segment, view.scan)
+    clock = panel.drafts._clock
+    panel.drafts.tick()
+    panel.drafts._clock = lambda: clock() + LONGEST_S
+    try:
+        panel.drafts.tick()
+    finally:
+        panel.drafts._clock = clock
+    loop, timer = qt.QEventLoop(), qt.QTimer()
+    timer.setSingleShot(True)
+    timer.connect("timeout()", loop.quit)
+    timer.start(5_000)
+    loop.exec_()
+    assert find_draft(project, view.files.case) is not None, "five seconds later there is no draft"
+
+
 def the_workers_python_starts() -> None:
     """PythonSlicer, started as the worker is, answers the doctor."""
     from ..job import environment
@@ -206,6 +232,7 @@ SCENARIOS: list[Callable[[], None]] = [
     the_overlay_is_drawn,
     closing_the_scene_in_the_middle_does_no_harm,
     fifty_cases_take_no_memory,
+    a_draft_is_written_while_nobody_touches_slicer,
     the_workers_python_starts,
     a_big_scan_opens_in_bearable_time,
     the_question_when_slicer_is_closed_is_installed,
