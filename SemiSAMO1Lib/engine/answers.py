@@ -17,6 +17,7 @@ from .cases import LabelledCase
 from .cohort import Cohort
 from .config import TrainingConfig
 from .data.store import Store
+from .edge_worth import edge_weight_of
 from .edges import by_edges
 from .evaluation.metrics import dice
 from .inference.uncertainty import voxel_entropy
@@ -71,7 +72,8 @@ def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, 
       and for that one as far as the links are not to be trusted.
 
     So what linked cases guess stands in for a template that is alone, and steps back as a person labels more. In the
-    end the scan's own grey values have their say about where the classes end (`edges.py`).
+    end the scan's own grey values have their say about where the classes end (`edges.py`), unless they lead this
+    round's network away from what was drawn (`edge_worth.py`).
     """
     ranks = Ranks(fabric)
     linked, observer = ranks.as_first(has_links(cohort, config)), progress.observer
@@ -103,15 +105,16 @@ def _answer(
     propagated, confidence = cohort.probabilities(0, case_id), cohort.confidence(case_id)
     atlases = atlases_of(cohort.labelled, config, cohort.is_registered(case_id))
     image, spacing = cohort.image(case_id), cohort.plan.spacing
+    edge_weight = edge_weight_of(cohort.store, number, config)
     if votes is None:
         found = joined(predicted, propagated, confidence, None, config, spacing, atlases)
-        return by_edges(found, image, spacing, config.edge_weight)
+        return by_edges(found, image, spacing, edge_weight)
 
     share = config.neighbour_share
     if judged is not None and config.neighbour_gain > 0:
         share = share_of(behind_of(cohort.store, number), _behind(cohort, case_id, votes[0], judged), config)
     found = joined(predicted, propagated, confidence, votes, config, spacing, atlases, share)
-    found = by_edges(found, image, spacing, config.edge_weight)
+    found = by_edges(found, image, spacing, edge_weight)
     alone = joined(predicted, propagated, confidence, None, config, spacing, atlases)
     cohort.save_with_neighbours(number, case_id, agreement(votes[0], alone, found))
     return found

@@ -153,7 +153,10 @@ class TrainingConfig(_Strict):
         description="standard deviation, in finest voxels, of the surroundings by which a network is sure, too",
     )
     edge_weight: float = Field(
-        1.0, ge=0, description="what grey values count that look like outside of a class, beside an answer's log odds"
+        1.0,
+        ge=0,
+        description="what grey values count that look like outside of a class, beside an answer's log odds; 0 beside a "
+        "network that they lead away from the labelled scans' labels",
     )
     uncertain_quantile: float = Field(0.9, gt=0, le=1)
     refinement: Literal["region", "volume", "none"] = "region"

@@ -19,6 +19,7 @@ from .cohort import Cohort
 from .config import TrainingConfig
 from .data.store import Store
 from .devices import make_fabric
+from .edge_worth import edge_weight_of
 from .edges import by_edges
 from .inference.ensemble import predicted_by_all
 from .inference.uncertainty import case_scores, to_case_grid
@@ -105,7 +106,8 @@ class FinishedRun:
             checks = [self._check.of(one, probabilities, grid, found.transforms[0]) for one in (votes[0], predicted)]
             share = share_of(behind_of(self.store, config.rounds), checks[0] - checks[1], config)
         probabilities = joined(predicted, probabilities, confidence, votes, config, self.plan.spacing, atlases, share)
-        probabilities = by_edges(probabilities, image, self.plan.spacing, config.edge_weight)
+        edge_weight = edge_weight_of(self.store, config.rounds, config)
+        probabilities = by_edges(probabilities, image, self.plan.spacing, edge_weight)
         prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
         scores = case_scores(prediction, uncertainty, self.classes)
         return CaseResult(config.rounds, "scan", prediction, uncertainty, scores)

@@ -37,6 +37,7 @@ from .data.intensities import scale_intensities
 from .data.patches import TrainingCase
 from .data.store import Store
 from .devices import make_fabric
+from .edge_worth import look_at_edges
 from .evaluation.metrics import dice
 from .evaluation.signals import cohort_signals
 from .further import FinishedRun
@@ -301,7 +302,8 @@ def _weights_to_begin_with(store: Store, number: int, config: TrainingConfig) ->
 def predict(
     cohort: Cohort, number: int, learner: Learner, config: TrainingConfig, fabric: Fabric, progress: Progress
 ) -> None:
-    """Class probabilities of every case by the running average; with `ensemble_rounds` averaged with earlier rounds."""
+    """Class probabilities of every case by the running average; with `ensemble_rounds` averaged with earlier rounds.
+    And what grey values near borders are worth beside such a network."""
     plan, observer, passes = cohort.plan, progress.observer, config.test_time_passes
     for position, case_id in Ranks(fabric).share(cohort.ids, progress.observer):
         names = ("probabilities", str(number), f"{case_id}.npy")
@@ -314,6 +316,7 @@ def predict(
             cohort.store.save_json(agreement.dice, "passes", str(number), f"{case_id}.json")
             cohort.store.save_array(found, *names)
         progress.step(f"prediction {number}", position + 1, len(cohort.ids))
+    look_at_edges(cohort, number, learner, config, fabric, observer)
 
 
 def look_at_answers(cohort: Cohort, number: int, config: TrainingConfig, ranks: Ranks, progress: Progress) -> None:
