@@ -117,6 +117,7 @@ def test_checkpoints_of_finished_rounds_are_removed(finished: JobFolder) -> None
 def test_of_the_working_files_only_what_further_scans_need_is_kept(finished: JobFolder) -> None:
     needed = {
         "behind",
+        "edges",
         "plan.json",
         "config.json",
         "weights",
