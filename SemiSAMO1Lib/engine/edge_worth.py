@@ -35,7 +35,7 @@ TOLERANCE = 0.003
 def look_at_edges(
     cohort: Cohort, number: int, learner: Learner, config: TrainingConfig, fabric: Fabric, observer: Observer
 ) -> None:
-    """Keep what grey values do to a round's network on the labelled scans: mean Dice without and with them."""
+    """Keep what grey values do to the last round's network on the labelled scans: mean Dice without and with them."""
 
     def looked_at() -> object:
         cases = cohort.labelled_cases(config.seed)[:ASKED]
@@ -43,13 +43,14 @@ def look_at_edges(
         without, with_them = found.mean(0)
         return {"without": round(float(without), 4), "with": round(float(with_them), 4)}
 
-    if config.edge_weight > 0:
+    if config.edge_weight > 0 and number == config.rounds:
         Ranks(fabric).once(partial(cohort.store.once, looked_at, "edges", f"{number}.json"))
 
 
 def edge_weight_of(store: Store, number: int, config: TrainingConfig) -> float:
     """The weight of grey values in a round's answers: that of the configuration, or 0 where they lead the round's
-    network away from what was drawn. In round 0, and where nobody looked, that of the configuration."""
+    network away from what was drawn. Before the last round, and where nobody looked, that of the configuration:
+    pseudo-labels are the better for it (docs/experiments.md)."""
     names = ("edges", f"{number}.json")
     if not store.has(*names):
         return config.edge_weight
