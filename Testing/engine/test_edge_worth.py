@@ -75,6 +75,13 @@ def test_a_small_loss_is_chance(tmp_path: Any, found: dict[str, float], weight: 
     assert edge_weight_of(store, 1, CONFIG) == weight
 
 
+def test_pseudo_labels_of_rounds_before_the_last_keep_them(tmp_path: Any) -> None:
+    store, config = Store(tmp_path), CONFIG.model_copy(update={"rounds": 2})
+    cohort = Cohort([], [], tiny_plan(2, SHAPE), store)
+    look_at_edges(cohort, 1, None, config, make_fabric("cpu", "32-true"), Recorder())  # type: ignore[arg-type]
+    assert not store.has("edges", "1.json") and edge_weight_of(store, 1, config) == 1.0
+
+
 def test_before_a_network_they_count(tmp_path: Any) -> None:
     assert edge_weight_of(Store(tmp_path), 0, CONFIG) == 1.0
 
