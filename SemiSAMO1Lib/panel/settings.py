@@ -35,5 +35,6 @@ class Settings:
         return [one for one in self.get("recent", []) if is_there(Path(one) / "project.json")]
 
     def remember(self, folder: Path) -> None:
+        """Put a project first. Others stay although they are not there now: their share may only be away."""
         newest = str(Path(folder).resolve())
-        self.put("recent", [newest, *(one for one in self.recent if one != newest)][:MOST_RECENT])
+        self.put("recent", [newest, *(one for one in self.get("recent", []) if one != newest)][:MOST_RECENT])

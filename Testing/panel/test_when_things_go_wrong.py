@@ -76,6 +76,17 @@ class TestTheProjectIsAway:
         panel.settings.put("probe", {"ok": True, "executable": f"/{value}/python"})
         assert panel.settings.recent == [str(trained)] and panel.setup.probe == {}
 
+    def test_a_project_whose_share_is_away_is_in_the_list_again_when_it_is_back(
+        self, panel: Any, trained: Path, tmp_path: Path
+    ) -> None:
+        away = trained.with_name("away")
+        panel.settings.put("recent", [str(trained)])
+        trained.rename(away)
+        panel.settings.remember(tmp_path)
+        without = panel.settings.recent
+        away.rename(trained)
+        assert without == [] and panel.settings.recent == [str(trained)]
+
     def test_a_recent_project_whose_job_is_damaged_does_not_keep_it_closed(self, panel: Any, trained: Path) -> None:
         damage_training(trained)
         panel.session.close()
