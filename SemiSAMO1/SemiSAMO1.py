@@ -108,13 +108,14 @@ class SemiSAMO1Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
 
 class SemiSAMO1Logic(ScriptedLoadableModuleLogic):
-    """Every step for Slicer's Python console, without the panel.
+    """Every step for Slicer's Python console, without the panel. What runs in the background has to end before the next
+    step: README.md, *Tutorial*, has `wait`.
 
     >>> logic = SemiSAMO1Logic()
     >>> logic.openProject("/data/study")
-    >>> job = logic.addScans("/data/scans")
+    >>> wait(logic.addScans("/data/scans"))
     >>> logic.setTemplate("scan_001", slicer.util.getNode("Segmentation"))
-    >>> job = logic.train(preset="quick")
+    >>> wait(logic.train(preset="quick"))
     >>> logic.status().state
     >>> logic.showCase(logic.cases()[0])
     """
@@ -139,7 +140,8 @@ class SemiSAMO1Logic(ScriptedLoadableModuleLogic):
         return self.session.add_folder(Path(folder)).job
 
     def setTemplate(self, case, labels):
-        """Give a case its label: a label file, or a segmentation node that is drawn on the case's scan."""
+        """Give a case its label: a label file, or a segmentation node that is drawn on the case's scan; returns the
+        label's version."""
         from SemiSAMO1Lib.scene import scripting
 
         return scripting.set_template(self.session.project, case, labels)
@@ -158,8 +160,8 @@ class SemiSAMO1Logic(ScriptedLoadableModuleLogic):
         self.session.stop_training()
 
     def resume(self):
-        """Go on with a training that was stopped or interrupted."""
-        self.session.resume_training()
+        """Go on with a training that was stopped or interrupted; returns the job."""
+        return self.session.resume_training().job
 
     def cases(self):
         """Predicted cases, likely the worst first."""

@@ -52,6 +52,18 @@ LEARNERS = {
     "pseudo_only": "Pseudo-labels only (baseline)",
 }
 
+#: Published name of a learner -> its name here.
+SHORT_NAMES = {
+    "mt": "mean_teacher",
+    "uamt": "uncertainty_mean_teacher",
+    "dan": "adversarial",
+    "dtc": "dual_task",
+    "semisam-uamt": "semisam_uncertainty",
+    "semisam+": "semisam_plus",
+    "supervised": "supervised_only",
+    "pseudo": "pseudo_only",
+}
+
 #: Generalist -> what it needs.
 GENERALISTS = {
     "registration": "Registration",
@@ -59,6 +71,11 @@ GENERALISTS = {
     "mind": "Self-similarity features (MIND)",
     "sam-med3d": "SAM-Med3D (needs its checkpoint)",
 }
+
+
+def full_name(name: str) -> str:
+    """The name of a learner here, from that or the published one."""
+    return SHORT_NAMES.get(name, name)
 
 
 def preset_values(preset: str) -> dict[str, Any]:

@@ -36,6 +36,9 @@ DETOURS = 1.0
 #: A step on a GPU takes at least so many seconds, a pass over a case so many: what is around the network.
 GPU_STEP, GPU_PASS = 0.07, 0.05
 
+#: Cases whose votes are compared with the network before a round's answers, of all that there are.
+TRIED = 16
+
 #: A pseudo-labelled patch is also seen, forward alone, by the teacher.
 WITH_TEACHER = 4 / 3
 
@@ -53,7 +56,7 @@ class Work:
         looked_at: labelled scans that are predicted in the end, to say what was learned of them.
         tried: cases whose votes are compared with the network before a round's answers.
         detours: whether what was carried badly is carried again.
-        width: what the network costs beside one of 16 filters.
+        width: of the network, `width_of`.
     """
 
     cases: int
@@ -69,6 +72,11 @@ class Work:
     looked_at: int = 0
     detours: bool = True
     width: float = 1.0
+
+
+def width_of(filters: int) -> float:
+    """What a network costs beside one of 16 filters on its finest level."""
+    return (filters / 16) ** 2
 
 
 def stage_seconds(work: Work, step_s: float = REFERENCE_STEP_S, on_gpu: bool = False) -> dict[str, float]:

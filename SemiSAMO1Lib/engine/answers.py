@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ..costs import TRIED
 from ..volume import Volume
 from .cases import LabelledCase
 from .cohort import Cohort
@@ -27,7 +28,7 @@ from .observer import Observer
 from .progress import Progress
 from .propagation.links import Link, carried
 from .ranks import Ranks
-from .refinement.check import ASKED, Check, believed, check_of, checks_of
+from .refinement.check import Check, believed, check_of, checks_of
 from .refinement.fusion import weighted_mean
 
 #: Least weight of what is there in any case.
@@ -41,7 +42,7 @@ _SMALLEST_PART, _LARGEST_PART = 1 / 3, 8 / 3
 _KEEPS_UP = 0.045
 
 #: Class probabilities (C, z, y, x), and the trust in them (z, y, x).
-_Votes = tuple[NDArray[np.float16], NDArray[np.float16]]
+Votes = tuple[NDArray[np.float16], NDArray[np.float16]]
 
 
 @dataclass(frozen=True)
@@ -98,26 +99,65 @@ def _voting(cohort: Cohort, case_id: str, judged: _Judged | None) -> list[Link]:
 
 
 def _answer(
-    cohort: Cohort, number: int, case_id: str, votes: _Votes | None, config: TrainingConfig, judged: _Judged | None
+    cohort: Cohort, number: int, case_id: str, votes: Votes | None, config: TrainingConfig, judged: _Judged | None
 ) -> NDArray[np.float16]:
     """The weighted mean of a case; how far linked cases agree with it is kept beside (`Cohort.with_neighbours`)."""
     predicted = cohort.probabilities(number, case_id) if number > 0 else None
     propagated, confidence = cohort.probabilities(0, case_id), cohort.confidence(case_id)
     atlases = atlases_of(cohort.labelled, config, cohort.is_registered(case_id))
-    image, spacing = cohort.image(case_id), cohort.plan.spacing
-    edge_weight = edge_weight_of(cohort.store, number, config)
-    if votes is None:
-        found = joined(predicted, propagated, confidence, None, config, spacing, atlases)
-        return by_edges(found, image, spacing, edge_weight)
-
-    share = config.neighbour_share
-    if judged is not None and config.neighbour_gain > 0:
-        share = share_of(behind_of(cohort.store, number), _behind(cohort, case_id, votes[0], judged), config)
-    found = joined(predicted, propagated, confidence, votes, config, spacing, atlases, share)
-    found = by_edges(found, image, spacing, edge_weight)
-    alone = joined(predicted, propagated, confidence, None, config, spacing, atlases)
-    cohort.save_with_neighbours(number, case_id, agreement(votes[0], alone, found))
+    behind = None
+    if votes is not None and judged is not None and config.neighbour_gain > 0:
+        behind = _behind(cohort, case_id, votes[0], judged)
+    said = Said(predicted, propagated, confidence, votes, atlases, behind)
+    found = combined(said, cohort.image(case_id), number, config, cohort.plan.spacing, cohort.store)
+    if votes is not None:
+        alone = joined(predicted, propagated, confidence, None, config, cohort.plan.spacing, atlases)
+        cohort.save_with_neighbours(number, case_id, agreement(votes[0], alone, found))
     return found
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is said about a scan, on the training grid.
+
+    Attributes:
+        predicted, propagated: class probabilities (C, z, y, x); `predicted` is None where no network was trained.
+        confidence: of the propagation, (z, y, x), 0 to 1.
+        votes: of like cases (`carried`); None where nobody votes.
+        atlases: labelled scans that were propagated.
+        behind: how far the network's check is behind that of the votes; None before there is a network.
+    """
+
+    predicted: NDArray[Any] | None
+    propagated: NDArray[Any]
+    confidence: NDArray[Any]
+    votes: Votes | None
+    atlases: int
+    behind: float | None
+
+
+def combined(
+    said: Said,
+    image: NDArray[Any],
+    number: int,
+    config: TrainingConfig,
+    spacing: Sequence[float],
+    store: Store,
+) -> NDArray[np.float16]:
+    """A round's class probabilities (C, z, y, x) of a scan from all that is said about it, as `answer` describes: the
+    same for the cohort's cases and for further scans.
+
+    Args:
+        said: by network, propagation and like cases.
+        image: scaled grey values (z, y, x).
+        number: the round.
+        config: the shares.
+        spacing: of the grid, (z, y, x) mm.
+        store: knows what was found out about the round's networks in the whole cohort.
+    """
+    share = None if said.behind is None else share_of(behind_of(store, number), said.behind, config)
+    found = joined(said.predicted, said.propagated, said.confidence, said.votes, config, spacing, said.atlases, share)
+    return by_edges(found, image, spacing, edge_weight_of(store, number, config))
 
 
 def _votes(
@@ -128,7 +168,7 @@ def _votes(
     config: TrainingConfig,
     fabric: Fabric,
     observer: Observer,
-) -> _Votes:
+) -> Votes:
     """What linked cases say about a case, and the trust in it: see `carried`."""
 
     def said_by(other: str, value: int) -> Volume:
@@ -141,12 +181,8 @@ def _votes(
 
 
 def _behind(cohort: Cohort, case_id: str, said: NDArray[np.float16], judged: _Judged) -> float:
-    """How far the check value of a case's network is behind that of its votes.
-
-    Args:
-        cohort, case_id, judged: the case.
-        said: what the votes say of it, class probabilities (C, z, y, x).
-    """
+    """How far the check value of a case's network is behind that of its votes, which say `said`: class probabilities
+    (C, z, y, x)."""
     names = ("behind-by-case", str(judged.number), f"{case_id}.json")
     if cohort.store.has(*names):  # it was asked for the cohort's sake
         return float(cohort.store.json(*names))
@@ -161,7 +197,7 @@ def _find_how_far_behind(
     Rejected predictions do not count, as long as there are others; 0 where nobody has a vote."""
     number, store, ranks, observer = judged.number, cohort.store, Ranks(fabric), progress.observer
     useful = cohort.trainable_ids or cohort.ids
-    chosen = useful[:: -(-len(useful) // ASKED)]
+    chosen = useful[:: -(-len(useful) // TRIED)]
     for position, case_id in ranks.share(chosen, observer):
         names = ("behind-by-case", str(number), f"{case_id}.json")
         if not store.has(*names):
@@ -192,7 +228,9 @@ def agreement(said: NDArray[Any], alone: NDArray[Any], found: NDArray[Any]) -> l
     - *neighbours_expected*: Dice of the answer with their probabilities as a soft label.
 
     Args:
-        said: what they say; alone: what network and propagation say; found: the answer; probabilities (C, z, y, x).
+        said: what they say, class probabilities (C, z, y, x), as are the others.
+        alone: what network and propagation say without them.
+        found: the answer.
     """
     labels = [np.asarray(one).argmax(0) for one in (said, alone, found)]
     rows = []
@@ -232,7 +270,7 @@ def joined(
     predicted: NDArray[Any] | None,
     propagated: NDArray[Any],
     confidence: NDArray[Any],
-    votes: tuple[NDArray[np.float16], NDArray[np.float16]] | None,
+    votes: Votes | None,
     config: TrainingConfig,
     spacing: Sequence[float],
     atlases: int = 1,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ..choices import PRESETS
+from ..choices import PRESETS, full_name
 
 Preset = Literal["quick", "standard", "thorough"]
 
@@ -54,7 +54,7 @@ class RegistrationConfig(_Strict):
 class AugmentationConfig(_Strict):
     """Random changes of training patches."""
 
-    rotation_degrees: float = Field(15, ge=0, le=180)
+    rotation_degrees: float = Field(15, ge=0, le=180, description="largest turn about each axis")
     scale: float = Field(0.15, ge=0, lt=1, description="scales are drawn from 1 - scale to 1 + scale")
     elastic_mm: float = Field(3.0, ge=0, description="largest displacement of the elastic part at its nodes")
     mirror: bool = Field(False, description="flip slices at random; left and right change places")
@@ -95,18 +95,20 @@ class AssistanceConfig(_Strict):
 class TrainingConfig(_Strict):
     """A whole training: one press of Train."""
 
-    preset: Preset = "standard"
+    preset: Preset = Field("standard", description="where all other values come from that are not given")
     rounds: int = Field(3, ge=0, le=20, description="training rounds; 0 = no network is trained")
     iterations: int = Field(400, ge=1, description="optimizer steps per round")
     batch: int | None = Field(None, ge=1, description="pseudo-labelled patches a step; None: from the plan")
     labelled_batch: int | None = Field(None, ge=1, description="labelled patches a step; None: one a process")
     generalist: str = Field("registration", description="carries labels: registration, sam-med3d, mind or fused")
-    learner: str = "mean_teacher"
-    specialist: str = "dynunet"
+    learner: Annotated[str, AfterValidator(full_name)] = Field(
+        "mean_teacher", description="how the specialist learns; published names (mt, uamt, ...) do as well"
+    )
+    specialist: str = Field("dynunet", description="the network: dynunet, or unet_3d, vnet as published")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd is the published one, for long runs")
     learning_rate: float = Field(0.005, gt=0, description="0.005 suits adamw, 0.01 sgd")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(1e-4, ge=0, description="of either optimizer")
     warm_start: bool = Field(True, description="begin a round with the weights of the round before; False as published")
     labels_first: bool = Field(
         True,
@@ -116,8 +118,8 @@ class TrainingConfig(_Strict):
     match_volumes: bool = Field(
         True, description="shift the logits after a round so that it draws as much of each class as it learned from"
     )
-    ema_decay: float = Field(0.99, ge=0, lt=1)
-    consistency: float = Field(0.1, ge=0)
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="of the running average of the weights, which predicts")
+    consistency: float = Field(0.1, ge=0, description="largest weight of a learner's term on unlabelled patches")
     pseudo_ramp: float = Field(0.3, gt=0, le=1, description="share of a round in which w(t) reaches 1")
     pseudo_weight: float = Field(1.0, ge=0, description="factor of L_pseudo; 0: as in SemiSAM and SemiSAM+")
     uncertainty_passes: int = Field(8, ge=2, le=64, description="T of uncertainty_mean_teacher")
@@ -136,7 +138,7 @@ class TrainingConfig(_Strict):
     )
     detours: bool = Field(True, description="carry again what registration carried badly, through other cases")
     propagation_share: float = Field(0.5, ge=0, description="weight of the propagation beside a round's prediction")
-    test_time_passes: int = Field(2, ge=1, le=16)
+    test_time_passes: int = Field(2, ge=1, le=16, description="predictions of a scan that are averaged; 1: as it is")
     neighbours: int = Field(8, ge=1, description="cases that vote on another: K, 5 as published")
     neighbour_share: float = Field(
         1.5, ge=0, description="weight of the registered neighbours' vote in round 0, and its unit later; 0: no votes"
@@ -158,21 +160,27 @@ class TrainingConfig(_Strict):
         description="what grey values count that look like outside of a class, beside an answer's log odds; 0 beside a "
         "network that they lead away from the labelled scans' labels",
     )
-    uncertain_quantile: float = Field(0.9, gt=0, le=1)
-    refinement: Literal["region", "volume", "none"] = "region"
+    uncertain_quantile: float = Field(
+        0.9, gt=0, le=1, description="the most uncertain, from this quantile on, is refined"
+    )
+    refinement: Literal["region", "volume", "none"] = Field(
+        "region", description="what is refined: uncertain regions, or uncertain volumes as published"
+    )
     check_pseudo_labels: bool = Field(True, description="a case takes a new pseudo-label only if it is not worse")
     confidence_weights: bool = Field(
         True, description="pseudo-labels count by the propagation's confidence; else all 1"
     )
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31, description="of everything that is drawn")
     device: Annotated[str, AfterValidator(_known_device)] = Field("auto", description="auto, cpu, cuda or cuda:0")
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
+        "auto", description="of the network; auto: bfloat16 where the device multiplies it in hardware"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; None: all that may be used")
-    checkpoint_seconds: float = Field(20.0, ge=0)
-    registration: RegistrationConfig = RegistrationConfig()
-    generalists: GeneralistConfig = GeneralistConfig()
-    assistance: AssistanceConfig = AssistanceConfig()
-    augmentation: AugmentationConfig = AugmentationConfig()
+    checkpoint_seconds: float = Field(20.0, ge=0, description="between two checkpoints of a round")
+    registration: RegistrationConfig = Field(RegistrationConfig(), description="propagation by registration")
+    generalists: GeneralistConfig = Field(GeneralistConfig(), description="frozen models")
+    assistance: AssistanceConfig = Field(AssistanceConfig(), description="generalists that teach: SemiSAM, SemiSAM+")
+    augmentation: AugmentationConfig = Field(AugmentationConfig(), description="random changes of patches")
 
 
 def make_config(preset: str = "standard", **changes: Any) -> TrainingConfig:
@@ -180,8 +188,10 @@ def make_config(preset: str = "standard", **changes: Any) -> TrainingConfig:
 
     Raises:
         pydantic.ValidationError: an unknown parameter or a value out of its range, named.
-        KeyError: an unknown preset.
+        ValueError: an unknown preset.
     """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
     values: dict[str, Any] = {"preset": preset, **PRESETS[preset]}
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(values.get(key), dict):

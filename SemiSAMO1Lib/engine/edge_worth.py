@@ -32,7 +32,7 @@ ASKED = 4
 TOLERANCE = 0.003
 
 
-def look_at_edges(
+def judge_grey_values(
     cohort: Cohort, number: int, learner: Learner, config: TrainingConfig, fabric: Fabric, observer: Observer
 ) -> None:
     """Keep what grey values do to the last round's network on the labelled scans: mean Dice without and with them."""

@@ -13,14 +13,12 @@ import torch
 from lightning_fabric import Fabric
 
 from ..volume import Volume
-from .answers import atlases_of, behind_of, joined, share_of
+from .answers import Said, atlases_of, combined
 from .cases import CaseResult, EngineCase, LabelledCase, Propagation
 from .cohort import Cohort
 from .config import TrainingConfig
 from .data.store import Store
 from .devices import make_fabric
-from .edge_worth import edge_weight_of
-from .edges import by_edges
 from .inference.ensemble import predicted_by_all
 from .inference.uncertainty import case_scores, to_case_grid
 from .library import Library
@@ -30,7 +28,7 @@ from .planning import Plan
 from .propagation.base import Propagator
 from .propagation.registry import Request, make_propagator
 from .refinement.check import Check, check_of
-from .surroundings import Finder, Surroundings, in_whole
+from .surroundings import CUT_OFF, Finder, Surroundings, in_whole
 
 
 class FinishedRun:
@@ -77,7 +75,7 @@ class FinishedRun:
         if not found:
             warning = "the template's label was not found in this scan; its middle was looked at"
         elif box.cuts_off(part.prediction.array, volume.geometry):
-            warning = "the labels reach the edge of the part of the scan that was looked at"
+            warning = CUT_OFF
         return replace(result, scores={**result.scores, "warning": warning}) if warning else result
 
     def _segment(self, volume: Volume, fabric: Fabric) -> CaseResult:
@@ -101,13 +99,12 @@ class FinishedRun:
         )
         predicted = predicted_by_all(image, self.plan, config, fabric, self.store, self.observer)
         atlases = atlases_of(self.labelled, config, bool(found.transforms))
-        share = None
+        behind = None
         if votes is not None and predicted is not None and config.neighbour_gain > 0:
             checks = [self._check.of(one, probabilities, grid, found.transforms[0]) for one in (votes[0], predicted)]
-            share = share_of(behind_of(self.store, config.rounds), checks[0] - checks[1], config)
-        probabilities = joined(predicted, probabilities, confidence, votes, config, self.plan.spacing, atlases, share)
-        edge_weight = edge_weight_of(self.store, config.rounds, config)
-        probabilities = by_edges(probabilities, image, self.plan.spacing, edge_weight)
+            behind = checks[0] - checks[1]
+        said = Said(predicted, probabilities, confidence, votes, atlases, behind)
+        probabilities = combined(said, image, config.rounds, config, self.plan.spacing, self.store)
         prediction, uncertainty = to_case_grid(probabilities, grid, confidence > 0, volume.geometry)
         scores = case_scores(prediction, uncertainty, self.classes)
         return CaseResult(config.rounds, "scan", prediction, uncertainty, scores)

@@ -33,13 +33,27 @@ BYTES_PER_VOXEL = 1_500
 #: Why grey values are scaled in a way.
 INTENSITY_REASONS = {
     "per_case": "not CT",
-    "fixed": "template has values below -200, taken as CT",
+    "fixed": "template has values below -200 and above 100, taken as CT",
     "none": "as they are, on request",
 }
 
 
 class Plan(BaseModel):
-    """What a training does to its data; (z, y, x) throughout, axes nearest to superior, posterior, left."""
+    """What a training does to its data; (z, y, x) throughout, axes nearest to superior, posterior, left.
+
+    Attributes:
+        classes: of the network, background included.
+        spacing: of the training grid, mm.
+        registration_spacing: of the grid on which scans are registered, the same along each axis, mm.
+        patch: voxels of a patch, and of a window while predicting.
+        strides: by which each level is pooled, the finest first; a patch is a multiple of all of them together.
+        kernels: of each level's convolutions, voxels.
+        filters: channels of each level.
+        batch, labelled: pseudo-labelled and labelled patches of a step, of all processes together.
+        intensity: how grey values are scaled.
+        precision: of the network, '32-true' or 'bf16-mixed'.
+        reasons: why, for a person.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     classes: int
@@ -79,12 +93,16 @@ def make_plan(
         device_type: 'cpu' or 'cuda'.
         memory_bytes: memory that training may use.
         processes: that train together; the batch is that of all of them.
+
+    Raises:
+        ValueError: the network cannot have the patch that was asked for, or `quarter_turns` has no square one.
     """
     grids = [canonical(geometry) for geometry in geometries]
     spacing, shape = target_spacing(grids, config.training_voxels)
     budget = min(config.patch_voxels, max(4_096, int(memory_bytes * 0.5 / (BYTES_PER_VOXEL * config.filters / 16) / 4)))
     fixed = BUILT_IN_STRIDES.get(config.specialist)
-    patch, strides, kernels = network_shape(config.patch or shape, spacing, math.prod(config.patch or (budget,)), fixed)
+    allowed = budget if config.patch is None else math.prod(config.patch)
+    patch, strides, kernels = network_shape(config.patch or shape, spacing, allowed, fixed)
     if config.patch is not None and patch != config.patch:
         raise ValueError(f"{config.specialist} cannot have the patch {config.patch} (z, y, x); the nearest is {patch}")
     if config.augmentation.quarter_turns and patch[1] != patch[2]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any, Protocol
 
-from ..costs import REFERENCE_STEP_S, WITH_TEACHER, Work, stage_seconds
+from ..costs import REFERENCE_STEP_S, TRIED, WITH_TEACHER, Work, stage_seconds, width_of
 from .cohort import Cohort
 from .config import TrainingConfig
 from .observer import Observer
 from .propagation.registry import REGISTERING
-from .refinement.check import ASKED
 
 
 class Steps(Protocol):
@@ -77,10 +76,10 @@ def _work(cohort: Cohort, config: TrainingConfig) -> Work:
         iterations=config.iterations,
         passes=config.test_time_passes,
         links=min(config.neighbours, count - 1) if votes else 0,
-        tried=ASKED if votes and config.neighbour_gain > 0 else 0,
+        tried=TRIED if votes and config.neighbour_gain > 0 else 0,
         looked_at=len(cohort.labelled) - 1,
         detours=config.detours and config.generalist in REGISTERING,
-        width=(plan.filters[0] / 16) ** 2,
+        width=width_of(plan.filters[0]),
     )
 
 

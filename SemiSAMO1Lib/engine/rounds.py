@@ -5,69 +5,58 @@
     propagate    carry the template's label to every case
     link         register every case with those that look most like it
     answer       propagation, and the vote of linked cases                                       -> round 0
+    estimate     how good each answer is, from signals that need no reference
     for each round r = 1..R:
         train    the specialist further on the template and the current pseudo-labels
         predict  every case
+        judge    after the last round: do grey values lead this network away from what was drawn?
         answer   prediction, propagation, and the vote of linked cases; with uncertainty         -> round r
+        estimate as above
         refine   the answers that a check does not find worse become pseudo-labels
+    keep         what further scans are segmented with
+    score        labelled cases, segmented as if they were further scans: what was learned of them
 
 Every stage leaves whole files in the store; a run that is started again on the same store skips what is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from lightning_fabric import Fabric
-from numpy.typing import NDArray
 
-from ..volume import Geometry, Volume
 from .answers import answer
 from .carrying import propagate
 from .cases import CaseResult, EngineCase, LabelledCase
-from .class_volumes import measured_shift
 from .cohort import Cohort
 from .config import TrainingConfig
-from .data.intensities import scale_intensities
-from .data.patches import TrainingCase
 from .data.store import Store
 from .devices import make_fabric
-from .edge_worth import look_at_edges
+from .edge_worth import judge_grey_values
 from .evaluation.metrics import dice
 from .evaluation.signals import cohort_signals
 from .further import FinishedRun
 from .inference.ensemble import predicted_where_it_fits
-from .inference.sliding import predict_probabilities
 from .inference.uncertainty import case_scores, to_case_grid
 from .learners import Learner, learner_named
 from .library import keep_library
 from .linking import link
 from .memory import usable_memory
 from .observer import Observer, PartOfMore
-from .out_of_memory import is_out_of_memory
-from .planning import Plan, make_plan, plan_to_json, smaller
+from .planning import Plan, make_plan, plan_to_json
 from .progress import Progress
 from .propagation.descriptors import working_spacing
 from .propagation.registry import require_generalists
 from .ranks import Ranks, started_together
 from .refinement import refine_cohort, write_pseudo_label
 from .refinement.fusion import running_mean
-from .sampling import PatchSource, require_shares
+from .round_training import CohortJudge, train_specialist
+from .sampling import require_shares
 from .specialists import make_specialist, require_specialist
-from .surroundings import SHARE, find_surroundings
-from .training import Judge, train_round
-
-#: Weights below `weights` of an earlier run that the first round (without `warm_start`: every one) begins with;
-#: absent: from scratch.
-EARLIER = "round-0.pt"
-
-#: Gives a value, larger is better, to a function that gives the class probabilities (C, z, y, x) of an image.
-CohortJudge = Callable[[Callable[[NDArray[Any]], NDArray[np.float16]], int], float]
+from .surroundings import CUT_OFF, SHARE, find_surroundings
 
 
 def run(
@@ -104,17 +93,12 @@ def run(
         ValueError: no cases, no labelled case, an empty template, or a device, learner or specialist that is not there.
         Stopped: the observer asked for it.
     """
-    if not labelled:
-        raise ValueError("no labelled case: label one scan, the template, before training")
-    if classes < 2 or not labelled[0].label.array.any():
-        raise ValueError(f"the label of the template {labelled[0].id!r} is empty: paint at least one segment")
-    if not cases:
-        raise ValueError("no unlabelled case to segment: add scans to the project")
+    _require_scans(cases, labelled, classes)
     require_generalists(config)
     fabric = make_fabric(config.device, "32-true", together)  # the plan knows the precision
     ranks = Ranks(fabric)
     if config.rounds:  # unknown names and absent checkpoints are refused before anything is written
-        learner_named(config.learner).check(config, fabric.device, observer)
+        learner_named(config.learner).load_or_refuse(config, fabric.device, observer)
         require_specialist(config.specialist)
     parts = find_surroundings(cases, labelled, classes, config, store, fabric, observer)
     scans = {case.id: case.geometry for case in cases}
@@ -133,31 +117,41 @@ def run(
     def on_whole_scans(number: int) -> Iterator[CaseResult]:
         for found in results(cohort, number, progress):
             if number == config.rounds and parts.cuts_off(found, scans[found.case_id]):
-                text = f"{found.case_id}: the labels reach the edge of the part of the scan that was looked at"
-                observer.event("warning", text=text)
+                observer.event("warning", text=f"{found.case_id}: {CUT_OFF}")
             yield parts.in_whole(found, scans[found.case_id])
 
     propagate(cohort, config, fabric, progress, features)
     link(cohort, config, fabric, progress)
     answer(cohort, 0, config, fabric, progress)
     first_pseudo_labels(cohort, config, ranks, progress)
-    look_at_answers(cohort, 0, config, ranks, progress)
+    estimate_quality(cohort, 0, config, ranks, progress)
     if completed < 0 and ranks.first:
         yield from on_whole_scans(0)
 
     for number in range(1, config.rounds + 1):
-        trained, fabric = train(cohort, number, config, fabric, progress, judge)
+        trained, fabric = train_specialist(cohort, number, config, fabric, progress, judge)
         predict(cohort, number, trained, config, fabric, progress)
+        judge_grey_values(cohort, number, trained, config, fabric, progress.observer)
         answer(cohort, number, config, fabric, progress)
-        look_at_answers(cohort, number, config, ranks, progress)
+        estimate_quality(cohort, number, config, ranks, progress)
         if number > completed and ranks.first:
             yield from on_whole_scans(number)
         if number < config.rounds:
             refine(cohort, number, config, ranks, progress)
     keep_library(cohort, config.rounds, config, observer, ranks)
     if config.rounds:
-        look_again(cohort, whole, config, fabric, progress, features)
+        score_labelled_cases(cohort, whole, config, fabric, progress, features)
     progress.finish()
+
+
+def _require_scans(cases: Sequence[EngineCase], labelled: Sequence[LabelledCase], classes: int) -> None:
+    """Raise ValueError, which says what to do, where there is nothing to segment, or nothing to learn from."""
+    if not labelled:
+        raise ValueError("no labelled case: label one scan, the template, before training")
+    if classes < 2 or not labelled[0].label.array.any():
+        raise ValueError(f"the label of the template {labelled[0].id!r} is empty: paint at least one segment")
+    if not cases:
+        raise ValueError("no unlabelled case to segment: add scans to the project")
 
 
 def plan_of(
@@ -200,110 +194,10 @@ def first_pseudo_labels(cohort: Cohort, config: TrainingConfig, ranks: Ranks, pr
             write_pseudo_label(cohort, 0, case_id, cohort.answer(0, case_id), config)
 
 
-def train(
-    cohort: Cohort,
-    number: int,
-    config: TrainingConfig,
-    fabric: Fabric,
-    progress: Progress,
-    judge: CohortJudge | None = None,
-) -> tuple[Learner, Fabric]:
-    """Train a specialist on the template's label and the pseudo-labels of this round, or on labels alone; where memory
-    does not suffice, with a smaller batch or patch. Also returns the fabric to go on with: a smaller patch may have
-    another precision."""
-    ranks, store, observer = Ranks(fabric), cohort.store, progress.training(number)
-    labelled, pseudo = _training_cases(cohort, number, config, ranks, progress.observer)
-    start_from = _weights_to_begin_with(store, number, config)
-
-    def match_volumes(learner: Learner) -> None:
-        names = ("shifts", f"{number}.json")
-        shown = pseudo if learner.reads_pseudo_labels and config.pseudo_weight > 0 else []
-
-        def shift() -> object:
-            return measured_shift(learner, labelled, shown, cohort.plan, config, number, fabric, observer).tolist()
-
-        ranks.once(lambda: store.save_json(shift(), *names))
-        learner.shift_logits(store.json(*names))
-
-    while True:
-        source = PatchSource(labelled, pseudo, cohort.plan, config, number, fabric.world_size)
-        judged, matched = _judge_of(cohort, fabric, judge), match_volumes if config.match_volumes else None
-        try:
-            learner = train_round(
-                number, source, cohort.plan, config, store, fabric, observer, start_from, judged, matched
-            )
-            break
-        except (RuntimeError, MemoryError) as error:
-            plan = smaller(cohort.plan, config, fabric.device.type)
-            if plan is None or not is_out_of_memory(error) or fabric.world_size > 1:
-                raise
-            less = f"batch {plan.batch}, {plan.labelled} labelled, patch {plan.patch}"
-            text = f"out of memory ({error}); going on with {less}"
-        observer.event("warning", text=text)
-        torch.cuda.empty_cache()  # only now: while an error is handled, its traceback holds what did not fit
-        if plan.precision != cohort.plan.precision:
-            fabric = make_fabric(str(fabric.device), plan.precision)
-        cohort.plan = plan
-        store.save_json(plan_to_json(plan), "plan.json")
-    if judge is not None:
-        learner.load_state_dict(store.tensors("judged", f"{number}.pt")["learner"])
-    return learner, fabric
-
-
-def _training_cases(
-    cohort: Cohort, number: int, config: TrainingConfig, ranks: Ranks, observer: Observer
-) -> tuple[list[TrainingCase], list[TrainingCase]]:
-    """What a round learns from: labelled cases, and pseudo-labelled ones, none where it learns from labels alone."""
-    distances = learner_named(config.learner).with_distance
-    if ranks.count > 1:  # what all read is made once
-        for _, case_id in ranks.share(cohort.ids, observer):
-            cohort.image(case_id)
-        ranks.once(lambda: cohort.labelled_cases(config.seed, distances))
-    alone = learns_from_labels_alone(number, config, goes_on=cohort.store.has("weights", EARLIER))
-    pseudo = [] if alone else cohort.pseudo_cases(number, config.seed)
-    return cohort.labelled_cases(config.seed, distances), pseudo
-
-
-def _judge_of(cohort: Cohort, fabric: Fabric, judge: CohortJudge | None) -> Judge | None:
-    """The judge, who knows images, as one who is given a learner."""
-    if judge is None:
-        return None
-
-    def value_of(learner: Learner) -> float:
-        model = learner.inference_model()
-
-        def predicted(image: NDArray[Any]) -> NDArray[np.float16]:
-            scaled = scale_intensities(Volume(image, Geometry(image.shape)), cohort.plan.intensity)
-            return predict_probabilities(model, scaled, cohort.plan, fabric, 1, 0)
-
-        value = judge(predicted, cohort.plan.classes)
-        model.train()  # predicting switched the dropout off
-        return value
-
-    return value_of
-
-
-def learns_from_labels_alone(number: int, config: TrainingConfig, goes_on: bool) -> bool:
-    """Whether a round draws all its patches from labelled scans (`labels_first`): the first, where others follow, of
-    learners that hear of the unlabelled ones by pseudo-labels alone. Not where the training goes on from earlier
-    weights, which have learned more than registration says."""
-    kind = learner_named(config.learner)
-    by_pseudo_labels = kind.reads_pseudo_labels and config.pseudo_weight > 0 and not kind.asks_generalists
-    return config.labels_first and by_pseudo_labels and number == 1 < config.rounds and not goes_on
-
-
-def _weights_to_begin_with(store: Store, number: int, config: TrainingConfig) -> str | None:
-    """The round before, if it is to go on; else an earlier run's weights, where they were put there."""
-    if config.warm_start and number > 1:
-        return f"round-{number - 1}.pt"
-    return EARLIER if store.has("weights", EARLIER) else None
-
-
 def predict(
     cohort: Cohort, number: int, learner: Learner, config: TrainingConfig, fabric: Fabric, progress: Progress
 ) -> None:
-    """Class probabilities of every case by the running average; with `ensemble_rounds` averaged with earlier rounds.
-    And what grey values near borders are worth beside such a network."""
+    """Class probabilities of every case by the running average; with `ensemble_rounds` averaged with earlier rounds."""
     plan, observer, passes = cohort.plan, progress.observer, config.test_time_passes
     for position, case_id in Ranks(fabric).share(cohort.ids, progress.observer):
         names = ("probabilities", str(number), f"{case_id}.npy")
@@ -316,10 +210,9 @@ def predict(
             cohort.store.save_json(agreement.dice, "passes", str(number), f"{case_id}.json")
             cohort.store.save_array(found, *names)
         progress.step(f"prediction {number}", position + 1, len(cohort.ids))
-    look_at_edges(cohort, number, learner, config, fabric, observer)
 
 
-def look_at_answers(cohort: Cohort, number: int, config: TrainingConfig, ranks: Ranks, progress: Progress) -> None:
+def estimate_quality(cohort: Cohort, number: int, config: TrainingConfig, ranks: Ranks, progress: Progress) -> None:
     """Signals of how good a round's answers are."""
     kept = ranks.first and all(cohort.store.has("signals", str(number), f"{one}.json") for one in cohort.ids)
     if not ranks.as_first(kept):
@@ -336,7 +229,7 @@ def refine(cohort: Cohort, number: int, config: TrainingConfig, ranks: Ranks, pr
         ranks.once(lambda: cohort.store.save_json(found.to_json(), *names))
 
 
-def look_again(
+def score_labelled_cases(
     cohort: Cohort,
     labelled: Sequence[LabelledCase],
     config: TrainingConfig,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -56,14 +55,14 @@ ALIKE = 2.0
 #: Where a label was not found, a box in the middle that is longer than the template's label by this factor.
 NOT_FOUND = 1.5
 
+#: Said where a box cuts a label off.
+CUT_OFF = "the labels reach the edge of the part of the scan that was looked at"
+
 #: Share of a run's time that looking for the label takes, for the fraction that is shown.
 SHARE = 0.1
 
 #: Where a run keeps what it found out about scans as a whole; and what it cuts out of them.
 FOLDER, FILE = "whole", ("surroundings.json",)
-
-#: What of the former is not needed once the latter is known.
-_MADE_ON_THE_WAY = ("propagation", "probabilities", "confidence", "signatures", "images")
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class Surroundings:
         return box is not None and box.cuts_off(result.prediction.array, whole)
 
     def to_json(self) -> dict[str, Any]:
-        boxes = {case: (box.first, box.behind) for case, box in self.boxes.items()}
+        boxes = {case: (box.start, box.stop) for case, box in self.boxes.items()}
         return {**vars(self), "boxes": boxes, "not_found": list(self.not_found), "looked_at": list(self.looked_at)}
 
     @classmethod
@@ -338,8 +337,7 @@ def _centred(middle: NDArray[np.float64], extent: NDArray[np.float64], grid: Geo
 
 def _tidy(below: Store) -> None:
     """Keep of the search what finds the label in further scans."""
-    for name in _MADE_ON_THE_WAY:
-        shutil.rmtree(below.path(name), ignore_errors=True)
+    below.keep_what_is_needed()
     helpers = {row["id"] for row in below.json(*INDEX)}
     for path in below.path("transforms").glob("*.pt"):
         if path.stem not in helpers:

@@ -8,14 +8,13 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from ..project import Case, Label, Project, ProjectError, Role, reviews
+from ..project import Case, Label, Project, ProjectError, Review, Role, reviews
 from ..project.drafts import find_draft, training_of
 from ..project.history import decided_by, decisions, unreadable_lines
 from ..project.label_table import LabelTable
 from ..project.label_writer import written
 from ..project.queue import Waiting, lets_through
 from ..project.results import Quality, asked_about, changes, predictions
-from ..project.reviews import Review
 from ..project.session import Session, in_sentences
 from ..quality import ENOUGH
 from ..quality import level as level_of
@@ -115,7 +114,7 @@ class ResultsStep:
         open_now = self.view.files.case if self.view is not None else None
         entries = []
         for case in [*(one for one in self._order if one in rated.estimates), *reviewed]:
-            estimate, state = rated.estimates.get(case), states.get(case, "not_seen")
+            estimate, state = rated.estimates.get(case), states.get(case, Review.NOT_SEEN)
             level = estimate.level if estimate is not None else ""
             to_decide = case in waiting or state == Review.DRAFT
             if case != open_now and (case in left_out or not lets_through(wanted, level, state, to_decide)):
@@ -124,7 +123,7 @@ class ResultsStep:
             if estimate is not None:
                 marks.insert(0, _("nothing found") if estimate.likely is None else _level(level))
             shown = f"  ({', '.join(marks)})" if marks else ""
-            decided = "" if state == "not_seen" else f"  {state}"
+            decided = "" if state == Review.NOT_SEEN else f"  {state}"
             entries.append((f"{case}{shown}{decided}", case))
         fill_box(self._ui.resultCaseBox, entries)
 
@@ -366,7 +365,7 @@ class ResultsStep:
             closed = [_("Open a case first.")]
             return closed, closed, closed, closed
         case = project.state.case(view.files.case)
-        now = Review(case.review)
+        now = case.review
         decided = [_("This case is {state}; take that back first.").format(state=now.replace("_", " "))]
         painted = [_("You painted changes: save them with Correct, or discard them.")]
         nothing = [_("Nothing was painted.")]
@@ -462,7 +461,7 @@ class ResultsStep:
             return ""
         row = self._predicted.get(view.files.case)
         case = project.state.case(view.files.case)
-        checked = _("not checked by a person") if case.review == "not_seen" else case.review.replace("_", " ")
+        checked = _("not checked by a person") if case.review == Review.NOT_SEEN else case.review.replace("_", " ")
         checked += decided_by(project, case)
         if row is None:
             not_predicted = _("The current training did not predict this case.")

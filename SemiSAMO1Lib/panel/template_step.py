@@ -11,12 +11,11 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ..project import Case, Label, LabelReading, LabelTable, Project, Role
+from ..project import Case, Label, LabelReading, LabelTable, Project, Review, Role
 from ..project.advisor import Ranked
 from ..project.drafts import discard_draft
 from ..project.label_reader import DoubtfulLabel
 from ..project.label_writer import written
-from ..project.reviews import Review
 from ..project.session import Session, in_sentences, template_gaps
 from ..project.store import require_as_seen
 from ..scene.case_view import CaseFiles, CaseView
@@ -188,9 +187,7 @@ class TemplateStep:
 
     def _add(self, project: Project, case: str, path: Path, refuse_doubts: bool) -> LabelReading:
         who, role = self._reviewer(), project.role_for_label(case)
-        return project.add_label(
-            case, path, "template", role, add_labels=True, reviewer=who, refuse_doubts=refuse_doubts
-        )
+        return project.add_label(case, path, role=role, add_labels=True, reviewer=who, refuse_doubts=refuse_doubts)
 
     def _take(self, found: Drawn) -> None:
         assert self._session.project is not None and self.view is not None, "a case is open"
@@ -224,7 +221,7 @@ class TemplateStep:
         with slicer.util.WaitCursor(), written(view.files.case, found.labels, table) as path:
             role = project.role_for_label(view.files.case)
             who, seen = self._reviewer(), view.as_seen
-            project.add_label(view.files.case, path, "template", role, absent, reviewer=who, seen=seen)
+            project.add_label(view.files.case, path, role=role, absent=absent, reviewer=who, seen=seen)
         view.as_seen = project.state.case(view.files.case)
         view.mark_saved()
         self._settle()

@@ -1,7 +1,7 @@
 """The project folder on disk: cases, labels, reviews. Standard library, numpy and SimpleITK only."""
 
 from ..lock import Locked
-from .cases import Case, Role, Skipped
+from .cases import Case, Review, Role, Skipped
 from .label_reader import LabelError, LabelReading, read_labels
 from .label_table import Label, LabelTable
 from .store import Project, ProjectError
@@ -15,6 +15,7 @@ __all__ = [
     "Locked",
     "Project",
     "ProjectError",
+    "Review",
     "Role",
     "Skipped",
     "read_labels",

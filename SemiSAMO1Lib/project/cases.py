@@ -40,6 +40,17 @@ class Role(StrEnum):
     EXCLUDED = "excluded"
 
 
+class Review(StrEnum):
+    """States of a case's review. A training changes one of them alone: rejected becomes not_seen."""
+
+    NOT_SEEN = "not_seen"
+    SKIPPED = "skipped"
+    DRAFT = "draft"
+    ACCEPTED = "accepted"
+    CORRECTED = "corrected"
+    REJECTED = "rejected"
+
+
 @dataclass(frozen=True)
 class Skipped:
     """A file that did not become a case, and why."""
@@ -71,7 +82,7 @@ class Case:
     fingerprint: str
     geometry: Geometry
     role: Role = Role.UNLABELLED
-    review: str = "not_seen"
+    review: Review = Review.NOT_SEEN
     label_version: int | None = None
     source: dict[str, Any] = field(default_factory=dict)
     name: str = ""
@@ -85,7 +96,7 @@ class Case:
             "fingerprint": self.fingerprint,
             **self.geometry.to_json(),
             "role": str(self.role),
-            "review": self.review,
+            "review": str(self.review),
             "label_version": self.label_version,
             "source": self.source,
             **self.extra,
@@ -100,7 +111,7 @@ class Case:
             fingerprint=row["fingerprint"],
             geometry=Geometry.from_json(row),
             role=Role(row["role"]),
-            review=row["review"],
+            review=Review(row["review"]),
             label_version=row["label_version"],
             source=row.get("source", {}),
             name=row.get("name") or row["id"],

@@ -10,7 +10,7 @@ from typing import Any
 from .. import files
 from ..lock import identity
 from ..volume import Volume
-from .cases import make_id
+from .cases import Review, make_id
 from .label_table import LabelTable
 from .label_writer import write_segmentation
 from .store import Project
@@ -53,7 +53,7 @@ def save_draft(
     project.require_there()
     path = draft_file(project, case)
     written = path.with_name("draft-new.seg.nrrd")
-    write_segmentation(written, labels, table, "draft", new)
+    write_segmentation(written, labels, table, Review.DRAFT, new)
     _put_aside(project, case, reviewer)
     written.replace(path)
     _write_record(path, training, reviewer, {"overlaps": list(overlaps)} if overlaps else {})

@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..choices import preset_values
-from ..costs import WITH_TEACHER, Work, stage_seconds
+from ..costs import TRIED, WITH_TEACHER, Work, stage_seconds, width_of
 from ..volume import Geometry
-
-#: Cases whose votes are compared with the network in a round, as the engine has it (`refinement/check.py`).
-TRIED = 16
 
 #: Seconds until the worker has imported, planned and read, and after the last round.
 BEGINNING = 15.0
@@ -57,7 +54,7 @@ def estimate_seconds(
         passes=values["test_time_passes"],
         links=links,
         tried=TRIED if links else 0,
-        width=(values["filters"] / 16) ** 2,
+        width=width_of(values["filters"]),
     )
     return BEGINNING + sum(stage_seconds(work, step_s, on_gpu).values())
 

@@ -16,13 +16,12 @@ from .. import files
 from ..image_io import write_volume
 from ..job.folder import JobFolder, JobKind
 from ..volume import Volume
-from .cases import Case, Role
+from .cases import Case, Review, Role
 from .history import decided_by, left_out_by, seen_to_saved
 from .label_reader import read_labels
 from .label_table import LabelTable
 from .label_writer import write_segmentation
-from .results import Quality, is_as_made, predictions, quality, values_of_training
-from .reviews import Review
+from .results import Quality, current_training, is_as_made, predictions, quality, values_of_training
 from .store import MissingImage, Project, ProjectError
 
 #: Format -> ending of its files. `dicom-seg` needs the original series.
@@ -145,31 +144,24 @@ def request_export(project: Project, folder: Path, kind: str, dicom: Path | None
 def request_report(project: Project) -> JobFolder:
     """Make the job folder that writes the current training's report anew, with all that was reviewed since. Raises
     ProjectError where nothing was trained."""
-    training = _current_training(project)
+    training = current_training(project).id
     output = project.jobs / training / "report.html"
     return JobFolder.create(project.jobs, JobKind.REPORT, {"training": training, "output": str(output.resolve())}, [])
 
 
 def request_bundle(project: Project, path: Path) -> JobFolder:
     """Make the job folder that writes the current training's networks as one .zip file. Raises ProjectError."""
-    _current_training(project)
+    current_training(project)
     if path.suffix.lower() != ".zip":
         raise ProjectError(f"{path.name}: a bundle is one .zip file; give a name with that ending")
     return JobFolder.create(project.jobs, JobKind.BUNDLE, {"output": str(path.resolve())}, [])
-
-
-def _current_training(project: Project) -> str:
-    training = project.refresh().current_training
-    if training is None:
-        raise ProjectError("this project has no finished training. Train first.")
-    return training
 
 
 def request_predictions(
     project: Project, images: Path, folder: Path, kind: str = "nrrd", device: str = "auto"
 ) -> JobFolder:
     """Make the job folder that applies the current training to a folder of further scans. Raises ProjectError."""
-    training = _current_training(project)
+    training = current_training(project).id
     if not images.is_dir():
         raise ProjectError(f"{images} is not a folder. Give the folder that holds the scans.")
     if kind not in ("nrrd", "nifti"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from .cases import Case, Role
+from .cases import Case, Review, Role
 from .store import Project
 
 #: Stands for all labels together in decisions that an older program wrote.
@@ -35,8 +35,8 @@ class Decision:
     reviewer: str
     time: str
     training: str | None
-    before: str
-    after: str
+    before: Review
+    after: Review
     role_before: Role
     label_before: int | None
     label: int | None
@@ -138,15 +138,15 @@ def _decision(line: dict[str, Any]) -> Decision:
     dice = {int(value): float(one) for value, one in line.get("dice", {}).items()}
     if not dice and line.get("dice_seen_to_saved") is not None:  # an older program noted all labels together
         dice = {ALL_TOGETHER: float(line["dice_seen_to_saved"])}
-    if not dice and line["after"] == "accepted":
+    if not dice and line["after"] == Review.ACCEPTED:
         dice = {ALL_TOGETHER: 1.0}
     return Decision(
         case=line["case"],
         reviewer=line["reviewer"],
         time=line["time"],
         training=line.get("training"),
-        before=line["before"],
-        after=line["after"],
+        before=Review(line["before"]),
+        after=Review(line["after"]),
         role_before=Role(line["role_before"]),
         label_before=line["label_before"],
         label=line["label"],

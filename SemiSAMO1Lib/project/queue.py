@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..quality import level
-from .cases import Case, Role
+from .cases import Case, Review, Role
 from .history import Decision, decisions
 from .results import Quality, labels_of_training, predictions, quality
-from .reviews import Review
 from .store import Project
 
 #: Of this many cases that are offered one is drawn at random.
@@ -102,7 +101,7 @@ def queue(project: Project, rated: Quality | None = None) -> list[Waiting]:
     """
     rated = rated or quality(project, predictions(project))
     cases = {case.id: case for case in project.state.cases}
-    waiting = {name: Review(cases[name].review) for name in rated.worst_first() if _is_waiting(cases[name])}
+    waiting = {name: cases[name].review for name in rated.worst_first() if _is_waiting(cases[name])}
     fresh = [name for name, state in waiting.items() if state is not Review.SKIPPED]
     later = [name for name, state in waiting.items() if state is Review.SKIPPED]
     draws = random_order(_population(project, rated), project.state.current_training)

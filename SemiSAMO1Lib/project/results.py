@@ -16,9 +16,24 @@ from .. import files
 from ..job.folder import JobFolder
 from ..job.watch import is_under_way, trainings
 from ..quality import ENOUGH, HIGH, MEDIUM, QualityModel, Reviewed, level, refitted, shipped
+from .cases import Review
 from .history import Decision, decisions
 from .label_table import LabelTable
-from .store import Project
+from .store import Project, ProjectError
+
+
+def current_training(project: Project) -> JobFolder:
+    """The training whose predictions count. Raises ProjectError when none is finished."""
+    name = project.refresh().current_training
+    if name is None or not (project.jobs / name / "job.json").exists():
+        raise ProjectError("this project has no finished training. Train first.")
+    return JobFolder(project.jobs / name)
+
+
+def prediction_files(project: Project) -> dict[str, Path]:
+    """Case id -> its prediction by the current training. Raises ProjectError when none is finished."""
+    training = current_training(project).id
+    return {case: row["prediction"] for case, row in predictions(project, training).items()}
 
 
 def predictions(project: Project, training: str | None = None) -> dict[str, dict[str, Any]]:
@@ -211,7 +226,7 @@ def changes(project: Project, training: str | None = None) -> list[Change]:
     earlier = [(labels_of_training(project, one), then) for one in names if (then := _learned(project, one))]
     found = []
     for case, now in learned.items():
-        drawn = [one for one in history.get(case, []) if one.training != training and one.after != "accepted"]
+        drawn = [one for one in history.get(case, []) if one.training != training and one.after != Review.ACCEPTED]
         seen = [one.mean_dice for one in drawn if one.dice]
         # the last training that knew this very label
         known = [then[case] for versions, then in earlier if case in then and versions.get(case) == labels.get(case)]
@@ -282,12 +297,12 @@ def _lesson(made: Sequence[Decision]) -> Reviewed | None:
     `MEDIUM` in the same way.
     """
     for decision in reversed(made):
-        rejected = decision.after == "rejected"
+        rejected = decision.after == Review.REJECTED
         values = [value for value in decision.signals if rejected or value in decision.dice]
         if not values:
             continue
         signals = tuple(decision.signals[value] for value in values)
-        if decision.after == "accepted":
+        if decision.after == Review.ACCEPTED:
             return Reviewed(signals, tuple(max(one, HIGH) for one in shipped().likely(signals)), False)
         if rejected:
             return Reviewed(signals, tuple(min(one, MEDIUM) for one in shipped().likely(signals)), False)

@@ -5,7 +5,6 @@ A decision is one change of the project and one line in reviews.jsonl with the s
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,11 @@ from numpy.typing import NDArray
 from ..job import JobFolder
 from ..job.watch import is_under_way
 from . import drafts
-from .cases import Case, Role
+from .cases import Case, Review, Role
 from .history import Decision, decisions
 from .label_reader import DoubtfulLabel, LabelError, read_labels
 from .results import asked_about, is_as_made, predictions, values_of_training
 from .store import Project, ProjectError, require_as_seen
-
-
-class Review(StrEnum):
-    """States of a case's review. A training changes one of them alone: rejected becomes not_seen."""
-
-    NOT_SEEN = "not_seen"
-    SKIPPED = "skipped"
-    DRAFT = "draft"
-    ACCEPTED = "accepted"
-    CORRECTED = "corrected"
-    REJECTED = "rejected"
-
 
 #: Labels that overlap the prediction by a smaller Dice are asked about: they may be another scan's, or mirrored.
 LEAST_OVERLAP = 0.2
@@ -81,15 +68,14 @@ def accept(
             "If you mended it, save it as a correction."
         )
     _require_no_painting(project, case, reviewer)
-    origin, role, state = "accepted", Role.LABELLED, str(Review.ACCEPTED)
     project.add_label(
         case.id,
         row["prediction"],
-        origin,
-        role,
-        absent or (),
+        origin="accepted",
+        role=Role.LABELLED,
+        absent=absent or (),
         reviewer=reviewer,
-        review=state,
+        review=Review.ACCEPTED,
         seen=case,
         asked=asked_about(project, case.id, row["training"]),
     )
@@ -132,16 +118,15 @@ def correct(
     predicted = _voxels(case, row)
     if not sure:
         _require_likeness(labels, case, predicted)
-    role, state = Role.LABELLED, str(Review.CORRECTED)
     project.add_label(
         case.id,
         labels,
-        "corrected",
-        role,
-        absent or (),
-        add_labels,
+        origin="corrected",
+        role=Role.LABELLED,
+        absent=absent or (),
+        add_labels=add_labels,
         reviewer=reviewer,
-        review=state,
+        review=Review.CORRECTED,
         seen=case,
         refuse_doubts=not sure,
         began_from=began,
@@ -187,9 +172,9 @@ def begin_draft(project: Project, case_id: str, reviewer: str | None = None, see
     case = project.refresh().case(case_id)
     if case.review != Review.DRAFT:
         require_as_seen(case, seen)
-    if case.role is Role.TEMPLATE or Review.DRAFT not in TRANSITIONS[Review(case.review)]:
+    if case.role is Role.TEMPLATE or Review.DRAFT not in TRANSITIONS[case.review]:
         return case
-    project.restore(case.id, str(Review.DRAFT), case.role, case.label_version, seen=case)
+    project.restore(case.id, Review.DRAFT, case.role, case.label_version, seen=case)
     return _noted(project, case, reviewer)
 
 
@@ -202,8 +187,8 @@ def discard_draft(project: Project, case_id: str, reviewer: str | None = None, s
         case = _take_back(project, case, made[-1], reviewer)
     elif case.review == Review.DRAFT:  # its line is lost
         origin = project.label_record(case)["origin"] if case.label_version is not None else ""
-        before = origin if origin in (Review.ACCEPTED, Review.CORRECTED) else Review.NOT_SEEN
-        case = project.restore(case.id, str(before), case.role, case.label_version, seen=case)
+        before = Review(origin) if origin in (Review.ACCEPTED, Review.CORRECTED) else Review.NOT_SEEN
+        case = project.restore(case.id, before, case.role, case.label_version, seen=case)
     drafts.discard_draft(project, case.id, reviewer)
     return case
 
@@ -227,7 +212,7 @@ def undo(project: Project, case_id: str, reviewer: str | None = None, seen: Case
         role, label = (Role.UNLABELLED, None) if labelled else (case.role, case.label_version)
         if labelled and case.review == Review.CORRECTED:
             drafts.restore_draft(project, case.id, project.label_path(case), None, reviewer)
-        return project.restore(case.id, str(Review.NOT_SEEN), role, label, seen=case)
+        return project.restore(case.id, Review.NOT_SEEN, role, label, seen=case)
     if not made:
         raise ProjectError(f"nothing was decided about case {case.id}; there is nothing to undo")
     last = made[-1]
@@ -260,7 +245,7 @@ def _take_back(project: Project, case: Case, last: Decision, reviewer: str | Non
         role, label = case.role, case.label_version
     before = last.before
     if label is None and before in (Review.ACCEPTED, Review.CORRECTED):  # its label was taken out of force meanwhile
-        before = str(Review.NOT_SEEN)
+        before = Review.NOT_SEEN
     project.restore(case.id, before, role, label, seen=case)
     found = _noted(project, case, reviewer, undo=True)
     if unlearned := set(last.added) - values_of_training(project):
@@ -275,7 +260,7 @@ def _decide(
     case = _may(project, case_id, to, seen)
     row = _predicted(project, case, "review", training)
     _require_no_painting(project, case, reviewer)
-    project.restore(case.id, str(to), case.role, case.label_version, seen=case)
+    project.restore(case.id, to, case.role, case.label_version, seen=case)
     return case, row
 
 
@@ -331,7 +316,7 @@ def _may(project: Project, case_id: str, to: Review, seen: Case | None) -> Case:
     """The case, if its state allows the step. Raises ProjectError saying what is possible."""
     case = project.refresh().case(case_id)
     require_as_seen(case, seen)
-    now = Review(case.review)
+    now = case.review
     if case.role in (Role.TEMPLATE, Role.EXCLUDED):
         raise ProjectError(f"case {case.id} is {case.role}; it is not reviewed")
     if case.role is Role.LABELLED and now in (Review.NOT_SEEN, Review.SKIPPED) and to is not Review.CORRECTED:

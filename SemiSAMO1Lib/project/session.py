@@ -328,7 +328,7 @@ class Session:
             return ["The training is under way."]
         return []
 
-    def resume_training(self, elsewhere: bool = False) -> None:
+    def resume_training(self, elsewhere: bool = False) -> Watched:
         """Go on with a training that was stopped or interrupted; with `elsewhere`, one of another computer too.
 
         Raises RanElsewhere or JobError.
@@ -338,6 +338,7 @@ class Session:
         resume(self.training.job, self.python, True, self.environment, elsewhere)
         self.training.seen = observe(self.training.job)
         self._reasons = None
+        return self.training
 
     @property
     def busy(self) -> bool:

@@ -19,7 +19,7 @@ from .. import files
 from ..image_io import read_geometry, stem_of, suffix_of, write_volume
 from ..lock import identity, locked
 from ..volume import Geometry
-from .cases import Case, Role, Skipped, fingerprint, make_id, mentions, relative_path, same_name
+from .cases import Case, Review, Role, Skipped, fingerprint, make_id, mentions, relative_path, same_name
 from .importing import Found
 from .label_reader import DoubtfulLabel, LabelError, LabelReading, read_labels
 from .label_table import Label, LabelTable
@@ -38,7 +38,7 @@ class MissingImage(ProjectError):
 
 
 @dataclass(frozen=True)
-class State:
+class ProjectState:
     """What project.json says at one revision."""
 
     name: str
@@ -77,7 +77,7 @@ class State:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> State:
+    def from_json(cls, value: dict[str, Any]) -> ProjectState:
         known = {"schema", "revision", "name", "labels", "retired_values", "current_training", "cases", "skipped"}
         return cls(
             name=value["name"],
@@ -118,7 +118,7 @@ class Project:
             raise ProjectError(f"{folder} is a project already. Open it, or choose another folder.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            files.write_json(folder / "project.json", State(name or folder.resolve().name).to_json())
+            files.write_json(folder / "project.json", ProjectState(name or folder.resolve().name).to_json())
         except OSError as error:
             raise ProjectError(f"{folder} cannot be written ({error.strerror}). Choose another folder.") from error
         return cls(folder)
@@ -143,7 +143,7 @@ class Project:
     def jobs(self) -> Path:
         return self.folder / "jobs"
 
-    def refresh(self) -> State:
+    def refresh(self) -> ProjectState:
         """Read project.json again where another process may have changed it; an unchanged file is not read twice."""
         stamp = self._stamp()
         if stamp is None:
@@ -161,7 +161,7 @@ class Project:
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
 
-    def _read(self) -> State:
+    def _read(self) -> ProjectState:
         if not self.file.exists():
             raise ProjectError(
                 f"{self.folder} is not a project (it has no project.json). Make one with: semisamo1 init"
@@ -177,7 +177,7 @@ class Project:
         if schema < SCHEMA:
             value = self._migrate(value, schema)
         try:
-            return State.from_json(value)
+            return ProjectState.from_json(value)
         except (KeyError, TypeError, ValueError) as error:
             raise ProjectError(f"{self.file} is damaged ({error!r}). Restore it from a copy.") from error
 
@@ -194,7 +194,7 @@ class Project:
 
     # ------------------------------------------------------------------ one change at a time
 
-    def change(self, apply: Callable[[State], State]) -> State:
+    def change(self, apply: Callable[[ProjectState], ProjectState]) -> ProjectState:
         """Take the lock, read again, apply one change, raise the revision, write, release.
 
         Raises:
@@ -219,7 +219,7 @@ class Project:
             with _in_words(self.folder):
                 write_volume(new, found.converted)
 
-        def apply(state: State) -> State:
+        def apply(state: ProjectState) -> ProjectState:
             if (known := _known(found, state)) is not None:
                 made.append(known)
                 return state
@@ -256,7 +256,7 @@ class Project:
         """Remember what was skipped and why; a newer reason replaces an older one, names in `added` are taken off."""
         new, gone = {one.name: one for one in skipped}, set(added)
 
-        def apply(state: State) -> State:
+        def apply(state: ProjectState) -> ProjectState:
             listed = {**{one.name: one for one in state.skipped}, **new}
             return replace(state, skipped=tuple(one for name, one in listed.items() if name not in gone))
 
@@ -273,7 +273,7 @@ class Project:
     def include(self, case_id: str) -> Case:
         """Take an excluded case in again, as what it was; other cases stay as they are."""
 
-        def apply(state: State) -> State:
+        def apply(state: ProjectState) -> ProjectState:
             case = state.case(case_id)
             if case.role is not Role.EXCLUDED:
                 return state
@@ -299,10 +299,10 @@ class Project:
         """
         again = set(not_learned)
 
-        def apply(state: State) -> State:
+        def apply(state: ProjectState) -> ProjectState:
             def after(case: Case) -> Case:
-                waits = case.id in again and case.review == "rejected"
-                return replace(case, review="not_seen") if waits else case
+                waits = case.id in again and case.review == Review.REJECTED
+                return replace(case, review=Review.NOT_SEEN) if waits else case
 
             return replace(state, current_training=job_id, cases=tuple(map(after, state.cases)))
 
@@ -322,9 +322,10 @@ class Project:
             raise ProjectError(f"{job_id} is not a training of this project with predictions")
 
         def after(case: Case) -> Case:
-            if case.id in rejected and case.review in ("not_seen", "skipped"):
-                return replace(case, review="rejected")
-            return replace(case, review="not_seen") if case.review == "rejected" and case.id not in rejected else case
+            if case.id in rejected and case.review in (Review.NOT_SEEN, Review.SKIPPED):
+                return replace(case, review=Review.REJECTED)
+            waits = case.review == Review.REJECTED and case.id not in rejected
+            return replace(case, review=Review.NOT_SEEN) if waits else case
 
         self.change(lambda state: replace(state, current_training=job_id, cases=tuple(map(after, state.cases))))
 
@@ -447,13 +448,14 @@ class Project:
         self,
         case_id: str,
         labels_file: Path,
+        *,
         origin: str = "template",
         role: Role = Role.TEMPLATE,
         absent: Iterable[int] = (),
         add_labels: bool = False,
         priority: Sequence[int] | None = None,
         reviewer: str | None = None,
-        review: str | None = None,
+        review: Review | None = None,
         seen: Case | None = None,
         refuse_doubts: bool = False,
         began_from: str | None = None,
@@ -496,7 +498,7 @@ class Project:
         table = _table_for(reading, state.labels, add_labels, Path(labels_file).name)
         _require_complete(reading, needed, table, absent, Path(labels_file).name)
 
-        def apply(now: State) -> State:
+        def apply(now: ProjectState) -> ProjectState:
             current = now.case(case_id)
             require_as_seen(current, seen)
             merged = now.labels.with_labels((label.value, label.name) for label in table)
@@ -521,7 +523,7 @@ class Project:
         """Change names, colours and terminology of labels, and add further ones; values stay. Raises ProjectError."""
         rows = list(changed)
 
-        def apply(state: State) -> State:
+        def apply(state: ProjectState) -> ProjectState:
             try:
                 return replace(state, labels=state.labels.updated(rows))
             except ValueError as error:
@@ -532,7 +534,7 @@ class Project:
     def retire_labels(self, values: Iterable[int]) -> None:
         """Take labels out of the table that no label in force has painted; their values are not given again."""
 
-        def apply(state: State) -> State:
+        def apply(state: ProjectState) -> ProjectState:
             used: set[int] = set()
             for case in state.cases:
                 if case.label_version is not None:
@@ -546,9 +548,9 @@ class Project:
         """Take the label out of force; its file stays. The case becomes unlabelled; what was decided about its
         prediction by that label is open again."""
 
-        def apply(state: State) -> State:
+        def apply(state: ProjectState) -> ProjectState:
             case = state.case(case_id)
-            review = "not_seen" if case.review in ("accepted", "corrected") else case.review
+            review = Review.NOT_SEEN if case.review in (Review.ACCEPTED, Review.CORRECTED) else case.review
             return _with_case(state, replace(case, label_version=None, role=Role.UNLABELLED, review=review))
 
         before = self.refresh().case(case_id)
@@ -595,7 +597,7 @@ class Project:
     # ------------------------------------------------------------------ reviews
 
     def restore(
-        self, case_id: str, review: str, role: Role, label_version: int | None, seen: Case | None = None
+        self, case_id: str, review: Review, role: Role, label_version: int | None, seen: Case | None = None
     ) -> Case:
         """Set a case's review state, role and label in force at once; label files stay as they are.
 
@@ -603,14 +605,14 @@ class Project:
             ProjectError: the case is no longer as it was `seen`.
         """
 
-        def apply(state: State) -> State:
+        def apply(state: ProjectState) -> ProjectState:
             require_as_seen(state.case(case_id), seen)
             changed = replace(state.case(case_id), review=review, role=role, label_version=label_version)
             return _with_case(state, changed)
 
         return self.change(apply).case(case_id)
 
-    def append_review(self, case_id: str, before: str, after: str, **fields: Any) -> None:
+    def append_review(self, case_id: str, before: Review, after: Review, **fields: Any) -> None:
         """Write one decision to reviews.jsonl, with the state before it."""
         who = identity()
         row = {"time": who["time"], "reviewer": who["user"], "case": case_id, "before": before, "after": after}
@@ -639,7 +641,7 @@ def _in_words(folder: Path) -> Iterator[None]:
         raise ProjectError(f"{folder} cannot be written ({error.strerror}). Make it writable.") from error
 
 
-def _known(found: Found, state: State) -> Skipped | None:
+def _known(found: Found, state: ProjectState) -> Skipped | None:
     """Why a scan is no further case: it is one already."""
     by_content = {case.fingerprint: case.id for case in state.cases}
     if found.fingerprint and found.fingerprint in by_content:
@@ -651,7 +653,7 @@ def _known(found: Found, state: State) -> Skipped | None:
     return Skipped(found.name, f"the same series as case {same[0]}") if same else None
 
 
-def _with_case(state: State, changed: Case) -> State:
+def _with_case(state: ProjectState, changed: Case) -> ProjectState:
     return replace(state, cases=tuple(changed if case.id == changed.id else case for case in state.cases))
 
 
@@ -665,7 +667,7 @@ def require_as_seen(case: Case, seen: Case | None) -> None:
     )
 
 
-def _doubts(labels_file: Path, reading: LabelReading, case: Case, state: State) -> list[str]:
+def _doubts(labels_file: Path, reading: LabelReading, case: Case, state: ProjectState) -> list[str]:
     """Signs that a label file belongs to another scan of the project, lies elsewhere in space, or has its labels the
     other way round."""
     others = [one for one in state.cases if one.id != case.id]

@@ -25,7 +25,7 @@ def set_template(project: Project | None, case: str, labels: Any) -> int:
     found = project.refresh().case(case)
     role = project.role_for_label(found.id)
     if not hasattr(labels, "GetSegmentation"):
-        project.add_label(found.id, Path(labels), "template", role, add_labels=True)
+        project.add_label(found.id, Path(labels), role=role, add_labels=True)
     else:
         scan = load_scan(project.image_path(found), found.id)
         try:
@@ -36,7 +36,7 @@ def set_template(project: Project | None, case: str, labels: Any) -> int:
             raise ProjectError(" ".join(gaps))
         table = project.update_labels(painted.table)
         with written(found.id, painted.labels, table) as path:
-            project.add_label(found.id, path, "template", role)
+            project.add_label(found.id, path, role=role)
     version = project.state.case(found.id).label_version
     assert version is not None, "just given"
     return version

@@ -20,7 +20,7 @@ from ..job.watch import all_jobs, trainings
 from ..project import Project, ProjectError, Role
 from ..project.advising import FEWEST
 from ..project.estimate import in_words
-from ..project.results import changes
+from ..project.results import changes, current_training, prediction_files
 from .console import (
     WRONG_USE,
     Bar,
@@ -140,7 +140,15 @@ def template(
     except ValueError as error:
         raise fail(f"--priority {priority}: give label values with commas between, e.g. 2,1", WRONG_USE) from error
     with _as_volume_file(labels) as volume:
-        reading = one.add_label(case, volume, "template", role, absent or (), add_labels, order, refuse_doubts=not sure)
+        reading = one.add_label(
+            case,
+            volume,
+            role=role,
+            absent=absent or (),
+            add_labels=add_labels,
+            priority=order,
+            refuse_doubts=not sure,
+        )
     found = one.state.case(case)
     names = {label.value: label.name for label in one.state.labels}
     value = {
@@ -214,12 +222,11 @@ def train(
     """Train on the labelled scans and segment all others; it goes on when the shell is closed."""
     from ..engine.config import make_config
     from ..engine.devices import require_device
-    from ..engine.learners import full_name, learner_named
+    from ..engine.learners import learner_named
     from ..engine.propagation.registry import require_generalists
     from ..engine.ranks import started_together
     from ..engine.specialists import require_specialist
     from ..project.training import LAST, request_training
-    from ..tasks.report import current_training
 
     parameters = read_parameters(config)
     given: dict[str, Any] = {"preset": preset, "rounds": rounds, "iterations": iterations, "learner": learner}
@@ -231,13 +238,11 @@ def train(
     parameters.update({key: value for key, value in given.items() if value is not None})
     if parameters.setdefault("preset", "standard") not in PRESETS:
         raise fail(f"unknown preset {parameters['preset']!r}; there are: {', '.join(PRESETS)}", WRONG_USE)
-    if isinstance(parameters.get("learner"), str):
-        parameters["learner"] = full_name(parameters["learner"])
     wanted = make_config(**parameters)  # what is wrong or missing is named before anything starts
     require_specialist(wanted.specialist)
     require_device(wanted.device)
     require_generalists(wanted)
-    learner_named(wanted.learner).require(wanted)
+    learner_named(wanted.learner).require_files(wanted)
     one = Project(project)
 
     def request() -> JobFolder:
@@ -428,7 +433,6 @@ def evaluate(
 ) -> None:
     """Compare predictions with references: Dice, Jaccard, 95HD and ASD in mm."""
     from ..tasks.compare import compare, label_files, references_of
-    from ..tasks.report import predictions_of
 
     for folder in (predictions, references):
         if not folder.is_dir():
@@ -437,7 +441,7 @@ def evaluate(
     values = None
     if is_project:
         one = Project(predictions)
-        found, values, truth = predictions_of(one), one.state.labels.values, references_of(one, references)
+        found, values, truth = prediction_files(one), one.state.labels.values, references_of(one, references)
     else:
         found, truth = label_files(predictions), label_files(references)
         # what `apply` writes beside each segmentation is no prediction
@@ -468,7 +472,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write the report of the current training: one self-contained HTML file."""
-    from ..tasks.report import current_training, write_report
+    from ..tasks.report import write_report
 
     job = current_training(Project(project))
     path = output or job.path / ("report.html" if references is None else "report-with-references.html")

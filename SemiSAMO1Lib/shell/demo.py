@@ -9,9 +9,10 @@ from typing import Any
 from ..job import JobFolder, JobKind
 from ..phantoms import write_cohort
 from ..project import Project
+from ..project.results import prediction_files
 from ..project.training import request_training
 from ..tasks.compare import compare, label_files
-from ..tasks.report import predictions_of, write_report
+from ..tasks.report import write_report
 from .console import run_job
 
 #: Scans of the demo, the template included.
@@ -42,7 +43,7 @@ def run_demo(folder: Path, quiet: bool) -> dict[str, Any]:
     project.add_label(names[0], references / f"{names[0]}.nrrd")
     job = request_training(project, PARAMETERS)
     run_job(job, quiet)
-    measures = compare(predictions_of(project), label_files(references), distances=False)
+    measures = compare(prediction_files(project), label_files(references), distances=False)
     first = {row["case"]: job.results / "0" / row["case"] / "prediction.seg.nrrd" for row in measures["cases"]}
     registration = compare(first, label_files(references), distances=False)
     report = folder / "report.html"

@@ -39,21 +39,30 @@ class Lines(Bar):
 def reproduce(
     root: Root,
     learner: Annotated[
-        str, typer.Option(help="mt, uamt, dan, dtc, semisam, semisam-uamt, semisam+, supervised or pseudo.")
-    ] = "mt",
-    rounds: Annotated[int, typer.Option(help="Training rounds.")] = 3,
-    iterations: Annotated[int, typer.Option(help="Optimizer steps a round.")] = 15_000,
-    patch: Annotated[tuple[int, int, int], typer.Option(help="Voxels along the file's axes.")] = (128, 128, 128),
-    knn_k: Annotated[int, typer.Option(help="K of the vote between rounds.")] = 5,
-    uncertainty_quantile: Annotated[float, typer.Option(help="Volumes from here on are refined.")] = 0.9,
+        str | None,
+        typer.Option(
+            help="mt (when not given), uamt, dan, dtc, semisam, semisam-uamt, semisam+, supervised or pseudo."
+        ),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Training rounds; 3 when not given.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Optimizer steps a round; 15000 when not given.")] = None,
+    patch: Annotated[
+        tuple[int, int, int] | None, typer.Option(help="Voxels along the file's axes; 128 128 128 when not given.")
+    ] = None,
+    knn_k: Annotated[int | None, typer.Option(help="K of the vote between rounds; 5 when not given.")] = None,
+    uncertainty_quantile: Annotated[
+        float | None, typer.Option(help="Volumes from here on are refined; 0.9 when not given.")
+    ] = None,
     labeled_num: Annotated[int, typer.Option(help="Cases of train.txt, from the first, whose label is read.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of everything.")] = 1337,
-    generalist: Annotated[str, typer.Option(help="sam-med3d, registration, mind or fused.")] = "sam-med3d",
+    seed: Annotated[int | None, typer.Option(help="Of everything; 1337 when not given.")] = None,
+    generalist: Annotated[
+        str | None, typer.Option(help="sam-med3d (when not given), registration, mind or fused.")
+    ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="SAM-Med3D's file; random: random weights.")] = None,
-    coverage: Annotated[str, typer.Option(help="centre (the paper's crop) or full.")] = "centre",
+    coverage: Annotated[str | None, typer.Option(help="centre (the paper's crop, when not given) or full.")] = None,
     validate: Annotated[Path | None, typer.Option(help="List of labelled cases that choose the weights.")] = None,
-    config: Annotated[Path | None, typer.Option(help="JSON file with further parameters; they win.")] = None,
-    device: Device = "auto",
+    config: Annotated[Path | None, typer.Option(help="JSON file with further parameters; options win.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (when not given), cpu, cuda or cuda:0.")] = None,
     output: Annotated[Path | None, typer.Option(help="Weights, log and summary go here.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -63,31 +72,29 @@ def reproduce(
 
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is not a folder")
-    further = read_parameters(config)
-    generalists: dict[str, Any] = {"coverage": coverage}
-    if coverage != "centre":
-        generalists |= {"label_cells": "share", "upsampling": "trilinear"}
-    if checkpoint is not None:
-        generalists["checkpoint"] = checkpoint
+    asked: dict[str, Any] = {
+        "learner": learner,
+        "rounds": rounds,
+        "iterations": iterations,
+        "patch": patch,
+        "neighbours": knn_k,
+    }
+    asked |= {"uncertain_quantile": uncertainty_quantile, "seed": seed, "generalist": generalist}
+    given = {key: value for key, value in asked.items() if value is not None}
+    further = {key: value for key, value in read_parameters(config).items() if key not in given}
     named = further.get("generalists", {})
-    further["generalists"] = {**generalists, **named} if isinstance(named, dict) else named
-    further.setdefault("device", device)
-    protocol = Protocol(
-        root=root,
-        learner=learner,
-        rounds=rounds,
-        iterations=iterations,
-        patch=patch,
-        neighbours=knn_k,
-        uncertain_quantile=uncertainty_quantile,
-        labelled=labeled_num,
-        seed=seed,
-        generalist=generalist,
-        further=further,
-        validate=validate,
-    )
-    protocol.config()  # wrong values are named before anything is written
-    folder = output or Path(f"reproduce-{learner}-{seed}")
+    if isinstance(named, dict):
+        frozen = {"checkpoint": checkpoint, "coverage": coverage}
+        named = {**named, **{key: value for key, value in frozen.items() if value is not None}}
+        if named.get("coverage", "centre") != "centre":
+            named = {"label_cells": "share", "upsampling": "trilinear", **named}
+    further["generalists"] = named
+    if device is not None:
+        further["device"] = device
+    protocol = Protocol(root=root, labelled=labeled_num, further=further, validate=validate, **given)
+    settings = protocol.config()  # wrong values are named before anything is written
+    rounds = settings.rounds
+    folder = output or Path(f"reproduce-{learner or further.get('learner', 'mt')}-{settings.seed}")
     with Lines("reproduce", as_json, folder / "log.jsonl") as lines:
         summary = run(protocol, folder, lines)
     text = f"{summary['seconds']:.0f} s. Weights: {folder / 'weights'}; summary: {folder / 'summary.json'}\n"

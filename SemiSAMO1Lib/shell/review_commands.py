@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from ..job.watch import running_training
-from ..project import Case, Project, ProjectError
+from ..project import Case, Project, ProjectError, Review
 from ..project import reviews as review
 from ..project.drafts import find_draft
 from ..project.history import decisions, unreadable_lines
@@ -183,7 +183,7 @@ def discard(project: ProjectPath, case: CaseName, as_json: Json = False) -> None
     """Throw away what was painted in a case and not saved; it is what it was before."""
     opened = Project(project)
     known = opened.state.case(case)
-    if find_draft(opened, known.id) is None and known.review != review.Review.DRAFT:
+    if find_draft(opened, known.id) is None and known.review != Review.DRAFT:
         raise ProjectError(f"there is no unfinished painting of case {known.id}")
     _say(opened, review.discard_draft(opened, case), as_json)
 

@@ -12,7 +12,7 @@ from .. import __version__, files
 from ..engine.observer import PartOfMore, stop_if_asked
 from ..image_io import write_volume
 from ..job.folder import JobFolder
-from ..project import LabelTable, Project, Skipped
+from ..project import LabelTable, Project, Review, Skipped
 from ..project.case_rows import checked_volume
 from ..project.cases import make_id
 from ..project.export import FORMATS, PREDICTIONS, table_as_text, volumes_of, write_labels
@@ -53,7 +53,7 @@ def apply(job: JobFolder, reporter: Reporter) -> None:
                 result = run.segment(_volume(found))
                 labels = class_map.to_values(result.prediction)
                 file = f"{name}{FORMATS[kind]}"
-                write_labels(folder / file, labels, table, kind, "not_seen")
+                write_labels(folder / file, labels, table, kind, Review.NOT_SEEN)
                 write_volume(folder / f"{name}-uncertainty.nrrd", result.uncertainty)
                 rows += _rows(found.name, file, labels, table, result.scores, doubt_of(training, result.scores))
             except Exception as error:  # one scan that cannot be segmented does not keep the others back

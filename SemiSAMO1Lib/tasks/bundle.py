@@ -24,8 +24,8 @@ from ..engine.planning import Plan
 from ..engine.surroundings import Surroundings
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project, ProjectError
+from ..project.results import current_training
 from .inputs import ClassMap
-from .report import current_training
 from .reporter import Reporter
 from .train import config_of
 

@@ -13,10 +13,10 @@ from ..engine.data.hdf5_layout import write_case, write_list
 from ..engine.observer import Observer
 from ..image_io import read_volume, write_volume
 from ..project import Project, Role, read_labels
+from ..project.results import prediction_files
 from ..volume import Volume
 from .compare import references_of
 from .layout import ProtocolError, listed_cases, read_labelled
-from .report import predictions_of
 
 
 def export_layout(
@@ -41,7 +41,7 @@ def export_layout(
     state = project.refresh()
     labelled = [*state.with_role(Role.TEMPLATE), *state.with_role(Role.LABELLED)]
     cases = [*labelled, *state.with_role(Role.UNLABELLED)]
-    predictions = predictions_of(project) if with_predictions else {}
+    predictions = prediction_files(project) if with_predictions else {}
     truth = references_of(project, references) if references is not None else {}
     measured = [case.id for case in cases if case not in labelled and case.id in truth]
     for position, case in enumerate(cases):
@@ -107,6 +107,6 @@ def label_imported(project: Project, root: Path, names: Sequence[str]) -> list[s
             role = Role.LABELLED if done else Role.TEMPLATE
             origin = "imported" if done else "template"
             absent = sorted(set(project.refresh().labels.values) - set(np.unique(label.array).tolist()))
-            project.add_label(case.id, path, origin, role, absent, add_labels=True)
+            project.add_label(case.id, path, origin=origin, role=role, absent=absent, add_labels=True)
         done.append(case.id)
     return done

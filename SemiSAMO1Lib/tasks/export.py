@@ -10,7 +10,7 @@ from typing import Any
 from .. import __version__
 from ..engine.observer import stop_if_asked
 from ..job.folder import JobFolder
-from ..project import Project
+from ..project import Project, Review
 from ..project.export import FORMATS, chosen, clear_earlier, require_output, rows_of, write_labels, write_tables
 from .reporter import Reporter
 
@@ -46,7 +46,7 @@ def export(job: JobFolder, reporter: Reporter) -> None:
                     text = f"{one.case.id}: left empty, as they are not written as DICOM has them: {tags}"
                     reporter.event("warning", text=text)
             else:
-                review = "accepted" if one.what == "label" else one.case.review
+                review = Review.ACCEPTED if one.what == "label" else one.case.review
                 write_labels(folder / name, labels, table, kind, review)
         except Exception as error:  # one scan that cannot be written does not keep the others back
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -12,7 +12,7 @@ from .. import files
 from ..engine.cases import EngineCase, LabelledCase
 from ..image_io import UnreadableImage
 from ..job.folder import JobFolder
-from ..project import LabelError, LabelTable, Project, read_labels
+from ..project import LabelError, LabelTable, Project, Review, read_labels
 from ..project.case_rows import checked_volume, find_image
 from ..volume import Geometry, StoredVolume, Volume
 
@@ -79,7 +79,7 @@ def read_inputs(job: JobFolder) -> Inputs:
         except UnreadableImage as error:
             skipped.append({"name": row["id"], "reason": str(error)})
             continue
-        trainable = row.get("review") != "rejected"
+        trainable = row.get("review") != Review.REJECTED
         cases.append(EngineCase(row["id"], Geometry.from_json(row), partial(checked_volume, path), trainable))
     return Inputs(table, class_map, labelled, cases, skipped)
 

@@ -13,12 +13,11 @@ from ..engine.further import FinishedRun
 from ..engine.observer import Observer, Silent
 from ..image_io import SUFFIXES, UnreadableImage, suffix_of, write_volume
 from ..job.folder import JobFolder
-from ..project import LabelTable, Project, Role
+from ..project import LabelTable, Project, Review, Role
 from ..project.case_rows import checked_volume
 from ..project.label_writer import write_segmentation
-from ..project.reviews import Review
+from ..project.results import current_training
 from .inputs import ClassMap, read_labelled
-from .report import current_training
 from .train import config_of
 
 
@@ -52,7 +51,7 @@ def predict_file(
     result = run.segment(volume)
     labels = class_map.to_values(result.prediction)
     if suffix_of(output) == ".seg.nrrd":
-        write_segmentation(output, labels, table, "not_seen")
+        write_segmentation(output, labels, table, Review.NOT_SEEN)
     else:
         write_volume(output, labels)
     if uncertainty is not None:

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from .. import files
+from ..choices import full_name
 from ..engine.cases import CaseResult, EngineCase, LabelledCase
 from ..engine.config import BEFORE, TrainingConfig, make_config
 from ..engine.data.store import Store
 from ..engine.devices import require_device
 from ..engine.evaluation.metrics import case_metrics
-from ..engine.learners import full_name, learner_named
+from ..engine.learners import learner_named
 from ..engine.learners.averaged import LONGEST_GRADIENT
 from ..engine.observer import Observer
 from ..engine.propagation.registry import require_generalists
@@ -70,7 +71,7 @@ class Protocol:
 
     def config(self) -> TrainingConfig:
         """The published settings as a training's configuration."""
-        learner = full_name(self.learner)
+        learner = full_name(str(self.further.get("learner", self.learner)))
         published: dict[str, Any] = {
             "rounds": self.rounds,
             "iterations": self.iterations,
@@ -173,7 +174,7 @@ def reproduce(protocol: Protocol, output: Path, observer: Observer) -> dict[str,
 
     config = protocol.config()
     require_generalists(config)  # what is not here is named before anything is read or written
-    learner_named(config.learner).require(config)
+    learner_named(config.learner).require_files(config)
     require_device(config.device)
     labelled, cases, class_map = read_layout(protocol.root, protocol.labelled)
     _same_run(output, protocol, config, labelled, cases, class_map)

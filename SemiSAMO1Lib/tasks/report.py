@@ -1,4 +1,4 @@
-"""The report of a training, and which training is the current one."""
+"""The report of a training."""
 
 from __future__ import annotations
 
@@ -11,25 +11,11 @@ from ..engine.evaluation.report import CasePage, render_report
 from ..engine.observer import Observer, Silent, stop_if_asked
 from ..image_io import UnreadableImage, read_volume
 from ..job.folder import JobFolder
-from ..project import LabelTable, Project, ProjectError, read_labels
+from ..project import LabelTable, Project, read_labels
 from ..project.case_rows import find_image
 from ..project.results import changes, quality
 from .compare import compare, references_of
 from .reporter import Reporter
-
-
-def current_training(project: Project) -> JobFolder:
-    """The training whose predictions count. Raises ProjectError when none is finished."""
-    name = project.refresh().current_training
-    if name is None or not (project.jobs / name / "job.json").exists():
-        raise ProjectError("this project has no finished training. Start one with: semisamo1 train")
-    return JobFolder(project.jobs / name)
-
-
-def predictions_of(project: Project) -> dict[str, Path]:
-    """Case id -> prediction of the current training."""
-    job = current_training(project)
-    return {row["case"]: job.results / row["prediction"] for row in files.read_json(job.index)["cases"]}
 
 
 def report(job: JobFolder, reporter: Reporter) -> None:

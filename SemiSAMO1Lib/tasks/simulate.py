@@ -20,7 +20,7 @@ from ..engine.evaluation.paired import paired_difference
 from ..engine.observer import Observer, Silent, stop_if_asked
 from ..job import JobFolder, State, observe, start
 from ..job.folder import usable_cores
-from ..project import Project, ProjectError, Role, reviews
+from ..project import Project, ProjectError, Review, Role, reviews
 from ..project.label_reader import LabelError, read_labels
 from ..project.queue import queue, random_order
 from ..project.results import predictions
@@ -89,7 +89,7 @@ def simulate(
     truth = references_of(project, references)
     if unknown := sorted(set(plan.orders) - set(ORDERS)):
         raise ProjectError(f"unknown order {unknown[0]!r}; there are: {', '.join(ORDERS)}")
-    reviewed = [case.id for case in project.refresh().cases if case.review != reviews.Review.NOT_SEEN]
+    reviewed = [case.id for case in project.refresh().cases if case.review != Review.NOT_SEEN]
     if reviewed:
         raise ProjectError(
             f"{len(reviewed)} cases of this project were reviewed, {reviewed[0]} among them; a simulation begins "
@@ -191,7 +191,7 @@ def _correct(project: Project, case: str, reference: Path) -> None:
 
 
 def _corrected(project: Project) -> list[str]:
-    return [case.id for case in project.refresh().cases if case.review == reviews.Review.CORRECTED]
+    return [case.id for case in project.refresh().cases if case.review == Review.CORRECTED]
 
 
 def _scores(project: Project, truth: Mapping[str, Path]) -> dict[str, float]:

@@ -9,25 +9,34 @@ import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import monai
+import numpy as np
+import torch
 
 from .. import __version__, files
 from ..engine.cases import CaseResult, EngineCase, LabelledCase
 from ..engine.config import BEFORE, TrainingConfig, make_config
 from ..engine.data.store import Store
+from ..engine.devices import make_fabric, require_device
+from ..engine.memory import usable_memory
 from ..engine.observer import stop_if_asked
+from ..engine.planning import Plan, plan_to_json, taken_over
 from ..engine.propagation.registration import FINEST_BELOW
+from ..engine.ranks import Ranks, started_together
+from ..engine.round_training import EARLIER
+from ..engine.rounds import run
+from ..engine.sampling import require_shares
 from ..engine.surroundings import FILE, margin_of, template_shows_all
 from ..image_io import write_volume
 from ..job.folder import JobFolder, usable_cores
-from ..project import Project
+from ..project import Project, Review
 from ..project.label_writer import write_segmentation
 from .curves import WithCurves
 from .inputs import Inputs, read_inputs
+from .report import write_report
 from .reporter import Reporter
-
-if TYPE_CHECKING:
-    from ..engine.ranks import Ranks
 
 #: Working files of a training: bytes per voxel of the training grid; per voxel, class and round, for each of two maps.
 _BYTES_PER_VOXEL, _BYTES_PER_PROBABILITY = 20, 2
@@ -50,9 +59,6 @@ class ResumeError(RuntimeError):
 
 def train(job: JobFolder, reporter: Reporter) -> None:
     """Run or resume a training job."""
-    from ..engine.devices import make_fabric
-    from ..engine.ranks import Ranks
-
     spec = job.spec()
     config = config_of(job)
     versions = _prepare_torch(spec, config, reporter.together)
@@ -77,8 +83,6 @@ def train(job: JobFolder, reporter: Reporter) -> None:
 
 def _segment(job: JobFolder, inputs: Inputs, config: TrainingConfig, reporter: Reporter, ranks: Ranks) -> None:
     """Run the engine; results are written by the first process alone."""
-    from ..engine.rounds import run
-
     keep_rounds = bool(job.spec()["parameters"].get("keep_rounds"))
     writer = ResultWriter(job, inputs, keep_rounds) if ranks.first else None
     complete = completed_round(job)
@@ -114,14 +118,13 @@ def _finish(job: JobFolder, inputs: Inputs) -> None:
         files.write_json(job.results / "labelled.json", named)
     if (job.project / "project.json").exists() and not store.has("in-force.json"):  # once, also when resumed after it
         rows = files.read_json(job.inputs / "cases.json")["cases"]
-        not_learned = [row["id"] for row in rows if row.get("review") == "rejected"]
+        not_learned = [row["id"] for row in rows if row.get("review") == Review.REJECTED]
         Project(job.project).finish_training(job.id, not_learned)
         store.save_json({}, "in-force.json")
-    from .report import write_report
 
     write_report(job, job.path / "report.html")
     if not job.spec()["parameters"].get("keep_rounds"):
-        _remove_working_files(job)
+        store.keep_what_is_needed()
 
 
 def completed_round(job: JobFolder) -> int:
@@ -135,13 +138,6 @@ def _begin_with(job: JobFolder, inputs: Inputs, config: TrainingConfig, processe
     Raises:
         ResumeError: its network is another one; with the parameter `if_possible` the training begins from scratch.
     """
-    import torch
-
-    from ..engine.devices import require_device
-    from ..engine.memory import usable_memory
-    from ..engine.planning import Plan, plan_to_json, taken_over
-    from ..engine.rounds import EARLIER
-
     start = job.inputs / "start"
     if not start.is_dir() or (job.work / "plan.json").exists():
         return
@@ -178,21 +174,8 @@ def what_is_seen(was_cut: bool, labelled: Sequence[LabelledCase], config: Traini
 def require_shares_of(job: JobFolder, processes: int) -> None:
     """Raise ValueError when so many processes cannot go on with a training: its plan says how many patches there are.
     Nothing is changed; others may go on with it."""
-    from ..engine.planning import Plan
-    from ..engine.sampling import require_shares
-
     if (path := job.work / "plan.json").exists():
         require_shares(Plan.model_validate(files.read_json(path)), processes)
-
-
-def _remove_working_files(job: JobFolder) -> None:
-    """A finished training keeps its plan, weights, transforms, facts and library; all else can be made again."""
-    made_again = ("propagation", "images", "probabilities", "pseudo", "weights-of-voxels", "confidence", "signatures")
-    of_answers = ("links", "answers", "behind-by-case", "neighbours", "passes", "votes", "signals")
-    of_checks = ("checks", "checks-of-answers", "uncertainty")
-    of_labels = ("distances", "labelled", "looked-at")
-    for name in (*made_again, *of_answers, *of_checks, *of_labels):
-        shutil.rmtree(job.work / name, ignore_errors=True)
 
 
 def config_of(job: JobFolder) -> TrainingConfig:
@@ -225,7 +208,7 @@ class ResultWriter:
             return  # a resumed run: this round is on disk
         folder = self.job.results / str(result.round) / result.case_id
         prediction = self.inputs.class_map.to_values(result.prediction)
-        write_segmentation(folder / "prediction.seg.nrrd", prediction, self.inputs.table, "not_seen")
+        write_segmentation(folder / "prediction.seg.nrrd", prediction, self.inputs.table, Review.NOT_SEEN)
         write_volume(folder / "uncertainty.nrrd", result.uncertainty)
         scores = self._named(result.scores)
         files.write_json(folder / "scores.json", scores)
@@ -311,12 +294,6 @@ def _unreadable(case: EngineCase) -> str | None:
 def _prepare_torch(spec: dict[str, Any], config: TrainingConfig, together: bool) -> dict[str, str]:
     """Threads and determinism as job.json fixes them; returns the versions in use. Processes of one computer share its
     threads."""
-    import monai
-    import numpy as np
-    import torch
-
-    from ..engine.ranks import started_together
-
     threads = config.threads or int(spec["threads"])
     if together:  # srun may have given each process cores of its own; those of torchrun share all there are
         threads = usable_cores() if "SLURM_CPUS_PER_TASK" in os.environ else threads // started_together()[1]
@@ -339,8 +316,6 @@ def _prepare_torch(spec: dict[str, Any], config: TrainingConfig, together: bool)
 
 def _same_versions(job: JobFolder, versions: dict[str, str], config: TrainingConfig) -> None:
     """A resumed training reaches the same weights only with the versions it began with."""
-    import torch
-
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     now = {**versions, "device": device}
     path = job.work / "environment.json"

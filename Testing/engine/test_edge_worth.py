@@ -16,7 +16,7 @@ from SemiSAMO1Lib.engine.cases import LabelledCase
 from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.devices import make_fabric
-from SemiSAMO1Lib.engine.edge_worth import TOLERANCE, edge_weight_of, look_at_edges
+from SemiSAMO1Lib.engine.edge_worth import TOLERANCE, edge_weight_of, judge_grey_values
 from SemiSAMO1Lib.volume import Geometry, Volume
 
 SHAPE = (32, 32, 32)
@@ -49,7 +49,7 @@ def weight_beside(network: Drawn, seen: float, drawn: float, store: Store) -> fl
     cohort = Cohort([], [template], tiny_plan(2, SHAPE), store)
     learner = SimpleNamespace(inference_model=lambda: network)
     fabric = make_fabric("cpu", "32-true")
-    look_at_edges(cohort, 1, learner, CONFIG, fabric, Recorder())  # type: ignore[arg-type]
+    judge_grey_values(cohort, 1, learner, CONFIG, fabric, Recorder())  # type: ignore[arg-type]
     return edge_weight_of(store, 1, CONFIG)
 
 
@@ -78,7 +78,7 @@ def test_a_small_loss_is_chance(tmp_path: Any, found: dict[str, float], weight: 
 def test_pseudo_labels_of_rounds_before_the_last_keep_them(tmp_path: Any) -> None:
     store, config = Store(tmp_path), CONFIG.model_copy(update={"rounds": 2})
     cohort = Cohort([], [], tiny_plan(2, SHAPE), store)
-    look_at_edges(cohort, 1, None, config, make_fabric("cpu", "32-true"), Recorder())  # type: ignore[arg-type]
+    judge_grey_values(cohort, 1, None, config, make_fabric("cpu", "32-true"), Recorder())  # type: ignore[arg-type]
     assert not store.has("edges", "1.json") and edge_weight_of(store, 1, config) == 1.0
 
 
@@ -88,7 +88,7 @@ def test_before_a_network_they_count(tmp_path: Any) -> None:
 
 def test_where_they_are_switched_off_nobody_looks(tmp_path: Any) -> None:
     store, config = Store(tmp_path), CONFIG.model_copy(update={"edge_weight": 0.0})
-    look_at_edges(
+    judge_grey_values(
         Cohort([], [], tiny_plan(2, SHAPE), store), 1, None, config, make_fabric("cpu", "32-true"), Recorder()
     )  # type: ignore[arg-type]
     assert not store.has("edges", "1.json") and edge_weight_of(store, 1, config) == 0.0

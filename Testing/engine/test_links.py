@@ -488,7 +488,7 @@ def test_where_nobody_votes_no_network_is_behind(cohort):
 
 
 def test_of_many_cases_some_tell_how_far_networks_are_behind(cohort, monkeypatch):
-    monkeypatch.setattr("SemiSAMO1Lib.engine.answers.ASKED", 2)
+    monkeypatch.setattr("SemiSAMO1Lib.engine.answers.TRIED", 2)
     answered(cohort, 1)
     assert sorted(path.stem for path in cohort.store.path("behind-by-case", "1").iterdir()) == ["a", "d"]
 

@@ -39,7 +39,7 @@ def test_a_scan_that_is_smaller_is_looked_at_as_a_whole():
 
 def test_where_it_sees_nothing_it_looks_anywhere():
     found = most_within(seen_at(), GRID, (16.0, 20.0, 20.0))
-    assert tuple(b - a for a, b in zip(found.first, found.behind, strict=True)) == (8, 10, 10)
+    assert tuple(b - a for a, b in zip(found.start, found.stop, strict=True)) == (8, 10, 10)
 
 
 class Bright(torch.nn.Module):

@@ -253,8 +253,7 @@ def test_exhaustive_translation_refuses_when_scans_cannot_meet(phantom):
     scan = describe(phantom.image, SPACING, CPU, finest=False)
     empty = describe(phantom.image, SPACING, CPU, finest=False)
     empty.coarse.channels[-1] = 0
-    found = exhaustive_translation(empty, scan)
-    assert found is None or np.isfinite(found).all(), "a scan without data must give None or a finite translation"
+    assert exhaustive_translation(empty, scan) is None
 
 
 def test_translations_are_not_repeated(phantom):

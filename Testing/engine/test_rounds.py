@@ -12,7 +12,7 @@ import pytest
 import torch
 from engine_helpers import Recorder, dice, tiny_config
 
-from SemiSAMO1Lib.engine import rounds
+from SemiSAMO1Lib.engine import round_training, rounds
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
 from SemiSAMO1Lib.engine.config import make_config
 from SemiSAMO1Lib.engine.data.grids import canonical, with_spacing
@@ -274,7 +274,7 @@ def test_every_round_begins_with_an_earlier_runs_weights(finished, cases, templa
     """With a learning rate of next to nothing the new weights are the earlier ones."""
     store = Store(tmp_path)
     earlier = finished[0].tensors("weights", "round-2.pt")
-    store.save_tensors(earlier, "weights", rounds.EARLIER)
+    store.save_tensors(earlier, "weights", round_training.EARLIER)
     store.save_json(finished[0].json("plan.json"), "plan.json")
     fixed = {"rounds": 2, "iterations": 1, "learning_rate": 1e-12, "weight_decay": 0.0, "warm_start": warm_start}
     list(run(cases, [template], CLASSES, CONFIG.model_copy(update=fixed), store, Recorder()))
@@ -291,7 +291,7 @@ def test_rejected_cases_are_predicted_but_not_trained_on(cases, template, tmp_pa
         seen.append(len(pseudo))
         return PatchSource(labelled, pseudo, *rest)
 
-    monkeypatch.setattr(rounds, "PatchSource", listening)
+    monkeypatch.setattr(round_training, "PatchSource", listening)
     config = CONFIG.model_copy(update={"rounds": 1, "iterations": 1})
     rejected = [dataclasses.replace(cases[0], trainable=False), *cases[1:]]
     found = list(run(rejected, [template], CLASSES, config, Store(tmp_path), Recorder()))
@@ -311,9 +311,9 @@ def test_the_first_of_several_rounds_learns_from_labels_alone(
 
     store = Store(tmp_path)
     if goes_on:
-        store.save_tensors(finished[0].tensors("weights", "round-2.pt"), "weights", rounds.EARLIER)
+        store.save_tensors(finished[0].tensors("weights", "round-2.pt"), "weights", round_training.EARLIER)
         store.save_json(finished[0].json("plan.json"), "plan.json")
-    monkeypatch.setattr(rounds, "PatchSource", listening)
+    monkeypatch.setattr(round_training, "PatchSource", listening)
     config = CONFIG.model_copy(update={"iterations": 1})
     list(run(cases, [template], CLASSES, config, store, Recorder()))
     assert seen == expected, f"labelled and pseudo-labelled cases by round: {seen}"
@@ -333,12 +333,12 @@ def test_the_first_of_several_rounds_learns_from_labels_alone(
     ],
 )
 def test_which_rounds_learn_from_labels_alone(changes, number, alone):
-    found = rounds.learns_from_labels_alone(number, CONFIG.model_copy(update=changes), goes_on=False)
+    found = round_training.learns_from_labels_alone(number, CONFIG.model_copy(update=changes), goes_on=False)
     assert found == alone, f"round {number} with {changes}: {found}, expected {alone}"
 
 
 def test_without_memory_the_run_goes_on_smaller_and_says_so(cases, template, tmp_path, monkeypatch):
-    real, tried = rounds.train_round, []
+    real, tried = round_training.train_round, []
 
     def short_of_memory(number, source, plan, *rest):
         tried.append(plan.batch * np.prod(plan.patch))
@@ -346,7 +346,7 @@ def test_without_memory_the_run_goes_on_smaller_and_says_so(cases, template, tmp
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(number, source, plan, *rest)
 
-    monkeypatch.setattr(rounds, "train_round", short_of_memory)
+    monkeypatch.setattr(round_training, "train_round", short_of_memory)
     observer = Recorder()
     config = CONFIG.model_copy(update={"rounds": 1, "iterations": 1, "batch": 2})
     list(run(cases[:1], [template], CLASSES, config, Store(tmp_path), observer))
@@ -354,7 +354,7 @@ def test_without_memory_the_run_goes_on_smaller_and_says_so(cases, template, tmp
 
 
 def test_a_smaller_patch_takes_its_precision_into_the_next_rounds(cases, template, tmp_path, monkeypatch):
-    seen, real = [], rounds.train_round
+    seen, real = [], round_training.train_round
 
     def short_of_memory(number, source, plan, config, store, fabric, *rest):
         seen.append((number, plan.precision, fabric._precision.precision))
@@ -362,7 +362,7 @@ def test_a_smaller_patch_takes_its_precision_into_the_next_rounds(cases, templat
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(number, source, plan, config, store, fabric, *rest)
 
-    monkeypatch.setattr(rounds, "train_round", short_of_memory)
+    monkeypatch.setattr(round_training, "train_round", short_of_memory)
     monkeypatch.setattr("SemiSAMO1Lib.engine.planning.precision_for", lambda wanted, kind, patch, _strides: "32-true")
     config = CONFIG.model_copy(update={"iterations": 1, "batch": 1, "patch": (16, 16, 16)})
     store, fabric = Store(tmp_path), rounds.make_fabric("cpu", "32-true")
@@ -380,7 +380,7 @@ def test_a_wish_for_half_precision_does_not_outdo_the_plan(cases, template, tmp_
         seen.append((plan.precision, fabric._precision.precision))
         raise Stopped
 
-    monkeypatch.setattr(rounds, "train_round", watched)
+    monkeypatch.setattr(round_training, "train_round", watched)
     changes = {"precision": "bf16-mixed", "specialist": "unet_3d", "patch": (32, 32, 32), "rounds": 1}
     with pytest.raises(Stopped):
         list(run(cases[:1], [template], CLASSES, CONFIG.model_copy(update=changes), Store(tmp_path), Recorder()))

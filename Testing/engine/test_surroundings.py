@@ -100,7 +100,7 @@ def test_a_box_on_a_finer_grid_covers_the_same_place():
 def test_a_box_beside_the_scan_ends_at_its_edge():
     beside = dataclasses.replace(OBLIQUE, origin=tuple(np.array(OBLIQUE.origin) + 1000))
     found = on_grid(BOX, beside, OBLIQUE)
-    assert all(0 <= a < b <= n for a, b, n in zip(found.first, found.behind, OBLIQUE.shape, strict=True)), f"{found}"
+    assert all(0 <= a < b <= n for a, b, n in zip(found.start, found.stop, OBLIQUE.shape, strict=True)), f"{found}"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ EXTENT, AROUND = np.array([24.0, 32.0, 40.0]), 12.0
 
 def around(label):
     box, found = _box_of_case(label, COARSE, COARSE, EXTENT, AROUND)
-    return [(b - a) * 4.0 for a, b in zip(box.first, box.behind, strict=True)], box, found
+    return [(b - a) * 4.0 for a, b in zip(box.start, box.stop, strict=True)], box, found
 
 
 def carried(*boxes):
@@ -161,7 +161,7 @@ def test_around_a_carried_label_there_is_the_margin_and_a_coarse_voxel():
 
 def test_where_no_label_was_carried_it_is_looked_for_in_the_middle():
     extent, box, found = around(carried())
-    assert not found and np.allclose(np.add(box.first, box.behind), 30), f"{box} is not in the middle"
+    assert not found and np.allclose(np.add(box.start, box.stop), 30), f"{box} is not in the middle"
     assert np.allclose(extent, NOT_FOUND * EXTENT + 2 * (AROUND + 4), atol=8)
 
 
@@ -176,7 +176,7 @@ def test_where_no_label_was_carried_it_is_looked_for_in_the_middle():
 def test_a_carried_label_of_another_size_says_where_it_is_and_no_more(label):
     extent, box, found = around(label)
     assert found and np.allclose(extent, EXTENT + 2 * (AROUND + 4), atol=8), f"a part of {extent} mm"
-    assert np.allclose(np.add(box.first, box.behind) / 2, (13, 16, 13), atol=1), f"{box} is not around it"
+    assert np.allclose(np.add(box.start, box.stop) / 2, (13, 16, 13), atol=1), f"{box} is not around it"
 
 
 def test_a_label_that_is_somewhat_larger_is_as_large_as_it_is():
@@ -331,7 +331,7 @@ def test_a_further_scan_is_cut_as_well(finished, template, scans):
 def through_the_label(truth):
     """A box whose faces cut the label."""
     own = box_around(truth.array)
-    return Box(tuple(a + 2 for a in own.first), tuple(b - 2 for b in own.behind))
+    return Box(tuple(a + 2 for a in own.start), tuple(b - 2 for b in own.stop))
 
 
 @pytest.mark.parametrize(("found", "said"), [(False, "was not found"), (True, "reach the edge")])
@@ -369,7 +369,7 @@ def test_a_scan_that_shows_nothing_alike_has_a_result_on_its_grid(template, scan
     nothing = Volume(np.zeros(GRID.shape, np.float32), GRID)
     store, results = ran({"a": scans["a"], "empty": (nothing, None)}, template, tmp_path)
     box = Surroundings.of(store).boxes["empty"]
-    assert all(0 <= a < b <= n for a, b, n in zip(box.first, box.behind, GRID.shape, strict=True))
+    assert all(0 <= a < b <= n for a, b, n in zip(box.start, box.stop, GRID.shape, strict=True))
     assert [one.prediction.geometry for one in results] == [GRID, GRID]
 
 
@@ -418,7 +418,7 @@ def test_a_ct_stays_one_when_the_air_around_the_body_is_cut_away(template, scans
 
     given = in_air(template[0]), template[1]
     store, _ = ran({"a": (in_air(scans["a"][0]), None)}, given, tmp_path)
-    assert Surroundings.of(store).boxes["t"].first[0] > 4, "the template's part shows air"
+    assert Surroundings.of(store).boxes["t"].start[0] > 4, "the template's part shows air"
     assert store.json("plan.json")["intensity"]["scheme"] == "fixed"
 
 

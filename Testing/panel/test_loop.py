@@ -340,7 +340,7 @@ class TestQueue:
     ) -> None:
         panel.close_case()
         row = predictions(Project(trained))[opened]
-        Project(trained).add_label(opened, row["prediction"], "imported", Role.LABELLED)
+        Project(trained).add_label(opened, row["prediction"], origin="imported", role=Role.LABELLED)
         panel.tick()
         ui.filterBox.setCurrentIndex(ui.filterBox.findData("waiting"))
         panel.results.look_again()
@@ -662,7 +662,7 @@ class TestWhoDecided:
         ui.templateCaseBox.setCurrentIndex(ui.templateCaseBox.findData("phantom_000"))
         ui.openTemplateButton.click()
         other = Project(with_template)
-        other.add_label("phantom_000", cohort / "labels" / "phantom_000.nrrd", "template", Role.TEMPLATE)
+        other.add_label("phantom_000", cohort / "labels" / "phantom_000.nrrd")
         paint(panel)
         panel.view.segmentation.GetSegmentation().GetNthSegment(0).SetName("mine")
         ui.saveTemplateButton.click()

@@ -92,6 +92,8 @@ class TestTheProjectIsAway:
         panel.session.close()
         panel.session.project = None
         panel.enter()
+        panel.project.open(trained)
+        assert panel.session.project is not None and panel.session.project.folder == trained.resolve()
 
 
 class TestALockThatIsNotGivenBack:

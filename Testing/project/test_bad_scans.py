@@ -15,7 +15,7 @@ from SemiSAMO1Lib.image_io import to_sitk, write_volume
 from SemiSAMO1Lib.job.folder import JobFolder, JobKind
 from SemiSAMO1Lib.project import Label, LabelTable, Project
 from SemiSAMO1Lib.project.label_writer import write_segmentation
-from SemiSAMO1Lib.project.store import State
+from SemiSAMO1Lib.project.store import ProjectState
 from SemiSAMO1Lib.tasks.run import FINISHED, work
 from SemiSAMO1Lib.volume import Geometry, Volume
 
@@ -102,7 +102,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
 }
 
 
-def imported(project: Project, folder: Path) -> State:
+def imported(project: Project, folder: Path) -> ProjectState:
     job = JobFolder.create(project.jobs, JobKind.IMPORT, {"images": str(folder)}, [])
     code = work(job.path)
     assert code == FINISHED, f"the import failed: {job.read_status()}"

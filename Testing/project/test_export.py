@@ -135,7 +135,7 @@ class TestWhat:
         self, project: Project, tmp_path: Path
     ) -> None:
         write_volume(tmp_path / "c.nrrd", on(project.state.case("c").geometry))
-        project.add_label("c", tmp_path / "c.nrrd", "template", Role.LABELLED, reviewer="ann")
+        project.add_label("c", tmp_path / "c.nrrd", role=Role.LABELLED, reviewer="ann")
         assert {one.case.id: one.by for one in chosen(project)[0]}["c"] == "ann"
 
     @pytest.mark.parametrize("case", ["b", "e"], ids=["a label", "a prediction"])

@@ -14,20 +14,20 @@ from dicom_files import PATIENT, write_series
 from scans import OBLIQUE, scan, two_labels
 
 from SemiSAMO1Lib import image_io
-from SemiSAMO1Lib.engine.data.hdf5_layout import read_case, read_list, write_case, write_list
+from SemiSAMO1Lib.engine.data.hdf5_layout import read_case, write_case, write_list
 from SemiSAMO1Lib.files import read_lines
 from SemiSAMO1Lib.image_io import read_volume, to_sitk
 from SemiSAMO1Lib.job.folder import JobFolder, JobKind
 from SemiSAMO1Lib.project import Project, Skipped
 from SemiSAMO1Lib.project.importing import candidates
-from SemiSAMO1Lib.project.store import State
+from SemiSAMO1Lib.project.store import ProjectState
 from SemiSAMO1Lib.tasks.run import FAILED, FINISHED, work
 from SemiSAMO1Lib.volume import Geometry, Volume
 
 WHOLE = Volume(scan(OBLIQUE).array.astype(np.int16), OBLIQUE)
 
 
-def imported(project: Project, folder: Path) -> State:
+def imported(project: Project, folder: Path) -> ProjectState:
     """Run the import job of a folder in this process."""
     job = JobFolder.create(project.jobs, JobKind.IMPORT, {"images": str(folder)}, [])
     code = work(job.path)
@@ -242,7 +242,7 @@ def test_hdf5_files_of_another_kind_are_refused(
 
 def test_hdf5_lists_keep_names_and_order(tmp_path: Path) -> None:
     write_list(tmp_path, "train", ["b", "a", "Größe 1"])
-    assert read_list(tmp_path, "train") == ["b", "a", "Größe 1"], "the list changed"
+    assert (tmp_path / "train.txt").read_text("utf-8").split("\n") == ["b", "a", "Größe 1", ""], "the list changed"
 
 
 def test_a_folder_in_the_hdf5_layout_is_imported(project: Project, folder: Path) -> None:

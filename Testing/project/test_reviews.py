@@ -20,6 +20,7 @@ from SemiSAMO1Lib.job import JobFolder, JobKind
 from SemiSAMO1Lib.lock import Locked, identity, locked
 from SemiSAMO1Lib.project import LabelError, Project, ProjectError, Role, Skipped
 from SemiSAMO1Lib.project import reviews as review
+from SemiSAMO1Lib.project.cases import Review
 from SemiSAMO1Lib.project.drafts import by_whom, drafts_put_aside, find_draft, save_draft
 from SemiSAMO1Lib.project.history import decisions, unreadable_lines
 from SemiSAMO1Lib.project.importing import candidates, look
@@ -28,7 +29,7 @@ from SemiSAMO1Lib.project.label_table import Label, LabelTable
 from SemiSAMO1Lib.project.label_writer import write_segmentation
 from SemiSAMO1Lib.project.queue import queue
 from SemiSAMO1Lib.project.results import changes, past_trainings, predictions, quality
-from SemiSAMO1Lib.project.reviews import TRANSITIONS, Review
+from SemiSAMO1Lib.project.reviews import TRANSITIONS
 from SemiSAMO1Lib.project.training import request_training
 from SemiSAMO1Lib.tasks.inputs import read_labelled
 from SemiSAMO1Lib.volume import Geometry, Volume
@@ -675,7 +676,7 @@ class TestTwoReviewers:
 class TestLabelsGivenInAnotherWay:
     def test_undo_leaves_them_in_force(self, project: Project, mended: Path) -> None:
         review.reject(project, "b")
-        project.add_label("b", mended, "template", Role.LABELLED)
+        project.add_label("b", mended, role=Role.LABELLED)
         undone = review.undo(project, "b")
         assert (undone.review, undone.role, undone.label_version) == ("not_seen", Role.LABELLED, 1)
 
@@ -693,7 +694,7 @@ class TestLabelsGivenInAnotherWay:
     def test_a_prediction_behind_a_persons_label_is_not_reviewed(
         self, project: Project, mended: Path, action: Any
     ) -> None:
-        project.add_label("b", mended, "template", Role.LABELLED)
+        project.add_label("b", mended, role=Role.LABELLED)
         with pytest.raises(ProjectError, match="was labelled by a person"):
             action(project, "b")
 

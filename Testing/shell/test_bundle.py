@@ -29,9 +29,9 @@ from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
 from SemiSAMO1Lib.project import Project
 from SemiSAMO1Lib.project.label_reader import read_labels
+from SemiSAMO1Lib.project.results import current_training
 from SemiSAMO1Lib.tasks.bundle import CODE
 from SemiSAMO1Lib.tasks.inputs import ClassMap
-from SemiSAMO1Lib.tasks.report import current_training
 from SemiSAMO1Lib.tasks.train import config_of
 from SemiSAMO1Lib.volume import Volume
 

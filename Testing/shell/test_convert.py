@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from method_helpers import DONE, FAILED, SMALL, WRONG_USE, Shown, Trained, rewrite, shell, stored, write_names
 
-from SemiSAMO1Lib.engine.data.hdf5_layout import read_case, read_list, write_case, write_list
+from SemiSAMO1Lib.engine.data.hdf5_layout import read_case, write_case, write_list
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.phantoms import make_phantom
 from SemiSAMO1Lib.project import Project, Role, read_labels
 from SemiSAMO1Lib.project.importing import Candidate, Found, candidates, look
-from SemiSAMO1Lib.tasks.layout import ProtocolError, read_labelled
+from SemiSAMO1Lib.tasks.layout import ProtocolError, listed_cases, read_labelled
 from SemiSAMO1Lib.volume import Volume
 
 
@@ -201,14 +201,14 @@ def test_predictions_become_labels_of_unlabelled_cases(trained: Trained, with_pr
 def test_a_prediction_is_no_reference(with_predictions: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(with_predictions, root)
-    predicted = read_list(root, "train")[-1]
+    predicted = listed_cases(root, Path("train.txt"))[-1]
     write_list(root, "test", [predicted])
     with pytest.raises(ProtocolError, match="its label is a prediction"):
         read_labelled(root, predicted)
 
 
 def test_a_prediction_is_no_template(with_predictions: Path, tmp_path: Path) -> None:
-    count = len(read_list(with_predictions, "train"))
+    count = len(listed_cases(with_predictions, Path("train.txt")))
     shown = shell("import-h5", with_predictions, tmp_path / "back", "--labeled-num", count)
     assert shown.code == WRONG_USE and "is a prediction" in shown.text
 
@@ -219,7 +219,7 @@ def test_references_go_to_the_list_of_what_is_measured(project: Project, tmp_pat
     label[1:4, 1:4, 1:5] = 2
     write_volume(tmp_path / "truth" / f"{case.name}.nrrd", Volume(label, case.geometry))
     value = shell("export-h5", project.folder, tmp_path / "root", "--references", tmp_path / "truth", "--json").json()
-    assert value["test"] == [case.id] == read_list(tmp_path / "root", "test")
+    assert value["test"] == [case.id] == listed_cases(tmp_path / "root", Path("test.txt"))
     assert np.array_equal(read_labelled(tmp_path / "root", case.id)[1].array, label)
 
 

@@ -32,11 +32,11 @@ from method_helpers import (
 from torch import Tensor
 
 from SemiSAMO1Lib import files
+from SemiSAMO1Lib.choices import full_name
 from SemiSAMO1Lib.engine import training
 from SemiSAMO1Lib.engine.config import BEFORE
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.generalists.sam_med3d.checkpoint import NAME
-from SemiSAMO1Lib.engine.learners import full_name
 from SemiSAMO1Lib.shell import method_commands
 from SemiSAMO1Lib.tasks import protocol as protocol_module
 from SemiSAMO1Lib.tasks.inputs import ClassMap
@@ -293,8 +293,34 @@ def settled(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return config
 
 
-def test_the_config_file_wins(settled: Callable[..., dict[str, Any]]) -> None:
+def test_the_config_file_wins_over_what_was_published(settled: Callable[..., dict[str, Any]]) -> None:
     assert settled(optimizer="adamw")["optimizer"] == "adamw"
+
+
+@pytest.mark.parametrize(
+    ("option", "parameter", "in_the_file", "wanted"),
+    [
+        (("--rounds", 1), "rounds", 2, 1),
+        (("--knn-k", 3), "neighbours", 4, 3),
+        (("--patch", 32, 16, 8), "patch", [8, 8, 8], (8, 16, 32)),
+        (("--learner", "uamt"), "learner", "dan", "uncertainty_mean_teacher"),
+        (("--device", "cpu"), "device", "cuda", "cpu"),
+    ],
+)
+def test_an_option_that_is_given_wins_over_the_config_file(
+    settled: Callable[..., dict[str, Any]], option: tuple[object, ...], parameter: str, in_the_file: Any, wanted: Any
+) -> None:
+    assert settled(*option, **{parameter: in_the_file})[parameter] == wanted
+
+
+def test_a_checkpoint_that_is_given_wins_over_the_config_file(settled: Callable[..., dict[str, Any]]) -> None:
+    found = settled("--checkpoint", "random", generalists={"checkpoint": "other.pth", "coverage": "full"})
+    assert found["generalists"]["checkpoint"] == "random" and found["generalists"]["coverage"] == "full"
+
+
+def test_the_learner_of_the_config_file_decides_about_pseudo_labels(settled: Callable[..., dict[str, Any]]) -> None:
+    found = settled(learner="semisam", generalists={"checkpoint": "random"})
+    assert found["pseudo_weight"] == 0.0, "SemiSAM was published without pseudo-labels"
 
 
 def test_the_device_of_the_config_file_counts(settled: Callable[..., dict[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from shell_runner import shell
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
-from SemiSAMO1Lib.project import Project, reviews
+from SemiSAMO1Lib.project import Project, Review
 from SemiSAMO1Lib.tasks import simulate as module
 from SemiSAMO1Lib.volume import Volume
 
@@ -140,7 +140,7 @@ def test_the_loop_on_real_scans(tmp_path: Path) -> None:
 
 def test_the_references_become_corrections(played: tuple[Path, dict[str, Any]]) -> None:
     project = Project(played[0] / "effort" / "queue")
-    corrected = [case for case in project.state.cases if case.review == reviews.Review.CORRECTED]
+    corrected = [case for case in project.state.cases if case.review == Review.CORRECTED]
     assert len(corrected) == 2 and all(project.label_record(one)["reviewer"] == "simulated" for one in corrected)
 
 

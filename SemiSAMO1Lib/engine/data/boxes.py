@@ -19,26 +19,25 @@ class Box:
     """A part of a grid.
 
     Attributes:
-        first: its first voxel, (z, y, x).
-        behind: the one behind its last.
+        start, stop: its voxels along (z, y, x), as slices have them: `stop` is outside.
     """
 
-    first: tuple[int, int, int]
-    behind: tuple[int, int, int]
+    start: tuple[int, int, int]
+    stop: tuple[int, int, int]
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
-        z, y, x = (slice(a, b) for a, b in zip(self.first, self.behind, strict=True))
+        z, y, x = (slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
         return z, y, x
 
     @property
     def voxels(self) -> int:
-        return math.prod(b - a for a, b in zip(self.first, self.behind, strict=True))
+        return math.prod(b - a for a, b in zip(self.start, self.stop, strict=True))
 
     def grid(self, whole: Geometry) -> Geometry:
         """Its voxels, where they are."""
-        z, y, x = (b - a for a, b in zip(self.first, self.behind, strict=True))
-        x_mm, y_mm, z_mm = (whole.index_to_space @ np.array([*self.first[::-1], 1.0]))[:3].tolist()
+        z, y, x = (b - a for a, b in zip(self.start, self.stop, strict=True))
+        x_mm, y_mm, z_mm = (whole.index_to_space @ np.array([*self.start[::-1], 1.0]))[:3].tolist()
         return replace(whole, shape=(z, y, x), origin=(x_mm, y_mm, z_mm))
 
     def of(self, volume: Volume) -> Volume:
@@ -58,21 +57,21 @@ class Box:
 
     def cuts_off(self, part: NDArray[Any], whole: Geometry) -> bool:
         """Whether a label map (z, y, x) of it has foreground at a face behind which the grid goes on."""
-        ends = zip(range(3), self.first, self.behind, whole.shape, strict=True)
+        ends = zip(range(3), self.start, self.stop, whole.shape, strict=True)
         faces = [(axis, end) for axis, a, b, n in ends for end, more in ((0, a > 0), (-1, b < n)) if more]
         return any(part.take(end, axis).any() for axis, end in faces)
 
     def joined(self, other: Box) -> Box:
         """The smallest one that has both in it."""
-        behind = np.maximum(self.behind, other.behind)
-        return box_within(np.minimum(self.first, other.first), behind, behind.tolist())
+        stop = np.maximum(self.stop, other.stop)
+        return box_within(np.minimum(self.start, other.start), stop, stop.tolist())
 
 
-def box_within(first: NDArray[Any], behind: NDArray[Any], shape: Sequence[int]) -> Box:
+def box_within(start: NDArray[Any], stop: NDArray[Any], shape: Sequence[int]) -> Box:
     """A box within a grid, rounded outwards; at least one voxel."""
-    first = np.clip(np.floor(first + 1e-6), 0, np.array(shape) - 1).astype(int)
-    behind = np.clip(np.ceil(behind - 1e-6), first + 1, shape).astype(int)
-    a, b = ([int(one) for one in ends] for ends in (first, behind))
+    start = np.clip(np.floor(start + 1e-6), 0, np.array(shape) - 1).astype(int)
+    stop = np.clip(np.ceil(stop - 1e-6), start + 1, shape).astype(int)
+    a, b = ([int(one) for one in ends] for ends in (start, stop))
     return Box((a[0], a[1], a[2]), (b[0], b[1], b[2]))
 
 
@@ -88,12 +87,12 @@ def box_around(label: NDArray[Any]) -> Box | None:
 def grown(box: Box, whole: Geometry, mm: float) -> Box:
     """A box of a grid, larger by `mm` on each side as far as the grid goes."""
     margin = mm / np.array(whole.spacing)
-    return box_within(np.array(box.first) - margin, np.array(box.behind) + margin, whole.shape)
+    return box_within(np.array(box.start) - margin, np.array(box.stop) + margin, whole.shape)
 
 
 def on_grid(box: Box, grid: Geometry, other: Geometry) -> Box:
     """The smallest box of another grid in which a box of a grid lies, as far as the other grid goes."""
-    z, y, x = ((a - 0.5, b - 0.5) for a, b in zip(box.first, box.behind, strict=True))
+    z, y, x = ((a - 0.5, b - 0.5) for a, b in zip(box.start, box.stop, strict=True))
     corners = np.array([(i, j, k, 1.0) for k in z for j in y for i in x])
     there = corners @ (np.linalg.inv(other.index_to_space) @ grid.index_to_space).T
     places = there[:, 2::-1] + 0.5

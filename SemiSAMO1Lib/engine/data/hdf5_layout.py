@@ -84,16 +84,6 @@ def write_case(path: Path, image: Volume, label: Volume | None = None, predicted
         file.attrs["geometry"] = json.dumps(image.geometry.to_json())
 
 
-def read_list(root: Path, name: str) -> list[str]:
-    """Case names of `train.txt`, `val.txt` or `test.txt`; empty when there is no such file."""
-    path = Path(root) / f"{name}.txt"
-    return (
-        [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if path.exists()
-        else []
-    )
-
-
 def write_list(root: Path, name: str, cases: Iterable[str]) -> None:
     """Write a list of case names. Raises ValueError for a list that the layout does not have."""
     if name not in LISTS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from ... import files
+
+#: Folders of what stages leave to each other: it can be made again from what a finished run keeps, which is its plan,
+#: weights, transforms, library, and what was found out about the whole cohort.
+_ON_THE_WAY = (
+    *("images", "propagation", "confidence", "probabilities", "pseudo", "weights-of-voxels", "signatures"),
+    *("links", "votes", "neighbours", "behind-by-case", "answers", "passes", "signals"),
+    *("checks", "checks-of-answers", "uncertainty", "distances", "labelled", "looked-at"),
+)
 
 
 class Store:
@@ -64,6 +73,11 @@ class Store:
         if not self.has(*names):
             self.save_json(make(), *names)
         return self.json(*names)
+
+    def keep_what_is_needed(self) -> None:
+        """The run has ended: remove what can be made again."""
+        for name in _ON_THE_WAY:
+            shutil.rmtree(self.path(name), ignore_errors=True)
 
     def remove(self, *names: str) -> None:
         self.path(*names).unlink(missing_ok=True)

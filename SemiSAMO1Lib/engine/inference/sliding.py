@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: Largest float32 probability map that is held at once, bytes.
+#: Largest float32 probability map that is held at once, bytes, as long as half a window of slices fits.
 LARGEST_MAP = 512 << 20
 
 #: Test-time passes after the first see the image with this much noise and gain, in deviations of the scan.
@@ -114,7 +114,8 @@ def predict_probabilities(
 
 
 def block_depth(shape: tuple[int, ...], classes: int, window: int) -> int:
-    """Slices that are computed at once, so that their probabilities fit the limit; at least half a window."""
+    """Slices that are computed at once, so that their probabilities fit the limit; at least half a window, also where
+    that is more (many classes, wide slices)."""
     per_slice = classes * shape[1] * shape[2] * 4
     return max(window // 2, 1, min(shape[0], LARGEST_MAP // per_slice - window))
 

@@ -1,14 +1,14 @@
 """How specialists learn, by name. A new learner is a file, a line here and one in `choices.py`."""
 
+from ...choices import SHORT_NAMES
 from .adversarial import Adversarial
-from .averaged import AveragedLearner
 from .base import Batch, Learner
 from .baselines import PseudoOnly, SupervisedOnly
 from .dual_task import DualTask
 from .mean_teacher import MeanTeacher, UncertaintyMeanTeacher
 from .sam_assisted import SemiSam, SemiSamPlus, SemiSamUncertainty
 
-LEARNERS: dict[str, type[AveragedLearner]] = {
+LEARNERS: dict[str, type[Learner]] = {
     "mean_teacher": MeanTeacher,
     "uncertainty_mean_teacher": UncertaintyMeanTeacher,
     "adversarial": Adversarial,
@@ -21,25 +21,7 @@ LEARNERS: dict[str, type[AveragedLearner]] = {
 }
 
 
-#: The names by which the learners were published.
-SHORT_NAMES = {
-    "mt": "mean_teacher",
-    "uamt": "uncertainty_mean_teacher",
-    "dan": "adversarial",
-    "dtc": "dual_task",
-    "semisam-uamt": "semisam_uncertainty",
-    "semisam+": "semisam_plus",
-    "supervised": "supervised_only",
-    "pseudo": "pseudo_only",
-}
-
-
-def full_name(name: str) -> str:
-    """The name of a learner here, from that or the published one."""
-    return SHORT_NAMES.get(name, name)
-
-
-def learner_named(name: str) -> type[AveragedLearner]:
+def learner_named(name: str) -> type[Learner]:
     """The learner class. Raises ValueError naming those there are."""
     if name not in LEARNERS:
         short = {full: f"{full} ({short})" for short, full in SHORT_NAMES.items()}
@@ -47,4 +29,4 @@ def learner_named(name: str) -> type[AveragedLearner]:
     return LEARNERS[name]
 
 
-__all__ = ["LEARNERS", "SHORT_NAMES", "Batch", "Learner", "MeanTeacher", "full_name", "learner_named"]
+__all__ = ["LEARNERS", "Batch", "Learner", "MeanTeacher", "learner_named"]

@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -45,9 +45,6 @@ class Term:
 
 class AveragedLearner(Learner):
     """A student that learns and its running average, which predicts; some learners use the average as a teacher."""
-
-    #: The student gives a signed distance map too.
-    with_distance: ClassVar[bool] = False
 
     def setup(self, fabric: Fabric) -> None:
         self.fabric = fabric
@@ -103,7 +100,7 @@ class AveragedLearner(Learner):
         weighted = of_labelled * batch.labelled_share * labelled + of_pseudo * batch.pseudo_share * pseudo
         return weighted / (of_labelled + of_pseudo)
 
-    def total(self, count: Tensor) -> Tensor:
+    def share_of_total(self, count: Tensor) -> Tensor:
         """A number summed over all processes, divided by how many they are: sums that are divided by it have, averaged
         over the processes, the quotient of the global sums."""
         return self.mean_of_all(count.detach().float())

@@ -43,6 +43,9 @@ class Learner(ABC):
     #: It learns from the pseudo-labels too.
     reads_pseudo_labels: ClassVar[bool] = True
 
+    #: It needs signed distance maps of the labelled cases, and its student gives one too.
+    with_distance: ClassVar[bool] = False
+
     #: A generalist tells it about unlabelled scans too.
     asks_generalists: ClassVar[bool] = False
 
@@ -51,13 +54,13 @@ class Learner(ABC):
         self.config = config
 
     @classmethod
-    def require(cls, config: TrainingConfig) -> None:
-        """Raise ValueError when a file that this learner needs is not there; nothing is loaded."""
+    def require_files(cls, config: TrainingConfig) -> None:
+        """Before a job is made: raise ValueError when a file that this learner needs is not there. Loads nothing."""
         del config
 
     @classmethod
-    def check(cls, config: TrainingConfig, device: torch.device, observer: Observer) -> None:
-        """Raise ValueError before any work when something that this learner needs is not there."""
+    def load_or_refuse(cls, config: TrainingConfig, device: torch.device, observer: Observer) -> None:
+        """At the start of a run, before any work: load what this learner asks on the device, or raise ValueError."""
         del config, device, observer
 
     @abstractmethod

@@ -53,7 +53,7 @@ class UncertaintyMeanTeacher(MeanTeacher):
         entropy = -(mean * (mean + 1e-6).log()).sum(1, keepdim=True)
         limit = (0.75 + 0.25 * sigmoid_ramp(progress)) * math.log(said.shape[1])
         sure = entropy < limit
-        return masked_consistency(said, wanted, sure, self.total(sure.sum()))
+        return masked_consistency(said, wanted, sure, self.share_of_total(sure.sum()))
 
 
 def masked_consistency(said: Tensor, wanted: Tensor, sure: Tensor, count: Tensor) -> Tensor:

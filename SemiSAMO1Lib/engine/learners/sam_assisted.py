@@ -42,12 +42,12 @@ class SemiSam(MeanTeacher):
         return assistants_of(self.config, self.fabric.device)
 
     @classmethod
-    def require(cls, config: TrainingConfig) -> None:
+    def require_files(cls, config: TrainingConfig) -> None:
         if "sam-med3d" in config.assistance.generalists and config.generalists.checkpoint != RANDOM:
             find(config.generalists.checkpoint)
 
     @classmethod
-    def check(cls, config: TrainingConfig, device: torch.device, observer: Observer) -> None:
+    def load_or_refuse(cls, config: TrainingConfig, device: torch.device, observer: Observer) -> None:
         assistants_of(config, device, observer)
 
     def terms(self, batch: Batch, outputs: Outputs, progress: float, generators: Generators) -> dict[str, Term]:
@@ -66,7 +66,7 @@ class SemiSam(MeanTeacher):
 
     def mean_answer(self, values: list[Tensor], said: Tensor) -> Tensor:
         """Mean over the answers of all processes; 0 where nothing was asked."""
-        count = self.total(torch.tensor(len(values), device=said.device))
+        count = self.share_of_total(torch.tensor(len(values), device=said.device))
         return torch.stack(values).sum() / count if values else said.new_zeros(())
 
     def answers(self, said: Tensor, image: Tensor, generators: Generators) -> list[tuple[Tensor, Tensor, Tensor]]:

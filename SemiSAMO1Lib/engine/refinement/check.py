@@ -20,9 +20,6 @@ from .acceptance import mean_dice, reverse_dice
 #: Share of the cases that are believed: those whose check is best.
 BELIEVED = 0.6
 
-#: So many cases tell how far the networks of a round are behind the votes (`answers.py`).
-ASKED = 16
-
 
 def believed(cohort: Cohort, checks: Mapping[str, float]) -> list[str]:
     """The cases whose labels others may be told, the one that passes its check best first; rejected ones never."""

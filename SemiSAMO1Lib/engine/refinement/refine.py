@@ -30,7 +30,15 @@ from .neighbours import whole_volume_vote
 
 @dataclass(frozen=True)
 class Refinement:
-    """What the refinement after a round found out: JSON-able."""
+    """What the refinement after a round found out, as `refinement/<round>.json` keeps it.
+
+    Attributes:
+        uncertainty: case -> mean uncertainty of what its network says, 0 to 1.
+        certain: cases below the configured quantile of it; rejected ones never.
+        checks: case -> check value (`check.py`) of what would become its pseudo-label.
+        taken: case -> whether it became that.
+        in_force: case -> check value of the pseudo-label that it has now; None for that of round 0.
+    """
 
     uncertainty: dict[str, float]
     certain: list[str]
