@@ -5,6 +5,7 @@ A decision is one change of the project and one line in reviews.jsonl with the s
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..job.watch import is_under_way
 from . import drafts
 from .cases import Case, Review, Role
 from .history import Decision, decisions
-from .label_reader import DoubtfulLabel, LabelError, read_labels
+from .label_reader import DoubtfulLabel, LabelError, LabelReading, read_labels
 from .results import asked_about, is_as_made, predictions, values_of_training
 from .store import Project, ProjectError, require_as_seen
 
@@ -78,8 +79,9 @@ def accept(
         review=Review.ACCEPTED,
         seen=case,
         asked=asked_about(project, case.id, row["training"]),
+        note=partial(_lesson, project, row, _read(case, row)),
     )
-    return _noted(project, case, reviewer, **_lesson(project, case.id, row, _read(case, row)))
+    return project.state.case(case.id)
 
 
 def correct(
@@ -114,7 +116,7 @@ def correct(
     if training is not None and not predictions(project, training):
         raise ProjectError(f"{training} is not a training of this project with predictions")
     began = drafts.training_of(project, case.id) or training
-    row, known = predictions(project, began).get(case.id), set(project.state.labels.values)
+    row = predictions(project, began).get(case.id)
     predicted = _voxels(case, row)
     if not sure:
         _require_likeness(labels, case, predicted)
@@ -131,12 +133,10 @@ def correct(
         refuse_doubts=not sure,
         began_from=began,
         asked=asked_about(project, case.id, began or project.state.current_training),
+        note=partial(_lesson, project, row, predicted),
     )
-    added = sorted(set(project.state.labels.values) - known)
-    facts = {"added": added} if added else {}
-    changed = _noted(project, case, reviewer, **_lesson(project, case.id, row, predicted), **facts)
     drafts.discard_draft(project, case.id, reviewer)
-    return changed
+    return project.state.case(case.id)
 
 
 def reject(
@@ -147,8 +147,7 @@ def reject(
     seen: Case | None = None,
 ) -> Case:
     """The prediction is useless: the next training takes no pseudo-label from it. Arguments as of `accept`."""
-    case, row = _decide(project, case_id, Review.REJECTED, reviewer, training, seen)
-    return _noted(project, case, reviewer, training=row["training"], signals=_signals_of(row))
+    return _decide(project, case_id, Review.REJECTED, reviewer, training, seen)
 
 
 def skip(
@@ -159,8 +158,7 @@ def skip(
     seen: Case | None = None,
 ) -> Case:
     """Decide later: the case goes to the end of the queue. Arguments as of `accept`."""
-    case, row = _decide(project, case_id, Review.SKIPPED, reviewer, training, seen)
-    return _noted(project, case, reviewer, training=row["training"])
+    return _decide(project, case_id, Review.SKIPPED, reviewer, training, seen)
 
 
 def begin_draft(project: Project, case_id: str, reviewer: str | None = None, seen: Case | None = None) -> Case:
@@ -174,13 +172,12 @@ def begin_draft(project: Project, case_id: str, reviewer: str | None = None, see
         require_as_seen(case, seen)
     if case.role is Role.TEMPLATE or Review.DRAFT not in TRANSITIONS[case.review]:
         return case
-    project.restore(case.id, Review.DRAFT, case.role, case.label_version, seen=case)
-    return _noted(project, case, reviewer)
+    return project.restore(case.id, Review.DRAFT, case.role, case.label_version, case, reviewer, {})
 
 
 def discard_draft(project: Project, case_id: str, reviewer: str | None = None, seen: Case | None = None) -> Case:
     """What was painted is thrown away; the case is what it was before. Raises ProjectError."""
-    case = project.refresh().case(case_id)
+    case = project.settled().case(case_id)
     require_as_seen(case, seen)
     made = decisions(project).get(case.id, [])
     if case.review == Review.DRAFT and made and made[-1].after == Review.DRAFT:
@@ -200,7 +197,7 @@ def undo(project: Project, case_id: str, reviewer: str | None = None, seen: Case
     draft again, if there is none. Where the decision's line is lost the case waits again, without its label. Raises
     ProjectError; a draft is not undone, but saved or discarded.
     """
-    case = project.refresh().case(case_id)
+    case = project.settled().case(case_id)
     require_as_seen(case, seen)
     if case.role is Role.EXCLUDED:
         raise ProjectError(f"case {case.id} is excluded; include it first")
@@ -246,8 +243,7 @@ def _take_back(project: Project, case: Case, last: Decision, reviewer: str | Non
     before = last.before
     if label is None and before in (Review.ACCEPTED, Review.CORRECTED):  # its label was taken out of force meanwhile
         before = Review.NOT_SEEN
-    project.restore(case.id, before, role, label, seen=case)
-    found = _noted(project, case, reviewer, undo=True)
+    found = project.restore(case.id, before, role, label, case, reviewer, {"undo": True})
     if unlearned := set(last.added) - values_of_training(project):
         project.retire_labels(unlearned)
     return found
@@ -255,13 +251,15 @@ def _take_back(project: Project, case: Case, last: Decision, reviewer: str | Non
 
 def _decide(
     project: Project, case_id: str, to: Review, reviewer: str | None, training: str | None, seen: Case | None
-) -> tuple[Case, dict[str, Any]]:
-    """Change the state alone; returns the case before, and its row in the results."""
+) -> Case:
+    """Change the state alone."""
     case = _may(project, case_id, to, seen)
     row = _predicted(project, case, "review", training)
     _require_no_painting(project, case, reviewer)
-    project.restore(case.id, to, case.role, case.label_version, seen=case)
-    return case, row
+    facts: dict[str, Any] = {"training": row["training"]}
+    if to is Review.REJECTED:
+        facts["signals"] = _signals_of(row)
+    return project.restore(case.id, to, case.role, case.label_version, case, reviewer, facts)
 
 
 def _predicted(project: Project, case: Case, action: str, training: str | None = None) -> dict[str, Any]:
@@ -326,27 +324,17 @@ def _may(project: Project, case_id: str, to: Review, seen: Case | None) -> Case:
     return case
 
 
-def _noted(project: Project, before: Case, reviewer: str | None, **facts: Any) -> Case:
-    """Write the decision down; returns the case as it is now."""
-    after = project.state.case(before.id)
-    was = {"role_before": str(before.role), "label_before": before.label_version, "label": after.label_version}
-    who = {"reviewer": reviewer} if reviewer is not None else {}
-    project.append_review(before.id, before.review, after.review, **was, **facts, **who)
-    return after
-
-
 def _lesson(
-    project: Project, case_id: str, row: dict[str, Any] | None, predicted: NDArray[Any] | None
+    project: Project, row: dict[str, Any] | None, predicted: NDArray[Any] | None, reading: LabelReading
 ) -> dict[str, Any]:
-    """What a saved label says about the prediction: its Dice for each label, and the signals of quality that it had.
+    """What a label that is saved says about the prediction: its Dice for each label, and the signals of quality that it
+    had.
 
     Nothing where the prediction is not there any more: the label is saved all the same.
     """
     if row is None or predicted is None:
         return {}
-    case = project.state.case(case_id)
-    saved = read_labels(project.label_path(case), case.geometry, allow_empty=True).volume.array
-    rows = row["scores"].get("labels", {})
+    saved, rows = reading.volume.array, row["scores"].get("labels", {})
     known = [int(value) for value in rows] or project.state.labels.values  # labels added later were not predicted
     dice = {value: _dice(saved == value, predicted == value) for value in known}
     return {"training": row["training"], "dice": dice, "signals": _signals_of(row)}

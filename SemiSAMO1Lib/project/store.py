@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -88,10 +89,6 @@ class ProjectState:
             current_training=value["current_training"],
             extra={key: one for key, one in value.items() if key not in known},
         )
-
-
-#: Seconds that the line of a decision waits for somebody else's change.
-LINES_WAIT_S = 10.0
 
 
 class Project:
@@ -194,8 +191,17 @@ class Project:
 
     # ------------------------------------------------------------------ one change at a time
 
-    def change(self, apply: Callable[[ProjectState], ProjectState]) -> ProjectState:
+    def change(
+        self,
+        apply: Callable[[ProjectState], ProjectState],
+        line: Callable[[ProjectState, ProjectState], Mapping[str, Any] | None] = lambda before, after: None,
+    ) -> ProjectState:
         """Take the lock, read again, apply one change, raise the revision, write, release.
+
+        Args:
+            apply: the change.
+            line: what reviews.jsonl says of it, from the states before and after it; written in the same step, so that
+                nobody finds the one without the other.
 
         Raises:
             Locked: another process on this or another computer is writing.
@@ -207,7 +213,15 @@ class Project:
             after = replace(after, revision=before.revision + 1)
             files.write_json(self.file, after.to_json())
             self._read_at, self.state = self._stamp(), after
+            if (said := line(before, after)) is not None:
+                files.mend_last_line(self.reviews)
+                files.append_line(self.reviews, said)
         return after
+
+    def settled(self) -> ProjectState:
+        """The state when nobody is in the middle of a change, so that its line in reviews.jsonl is there, too."""
+        with _in_words(self.folder), locked(self.folder / "project.lock", self.patience_s):
+            return self.refresh()
 
     def add(self, found: Found) -> Case | Skipped:
         """Make a case of a checked scan; the same file again is a listed skip."""
@@ -264,11 +278,11 @@ class Project:
 
     def exclude(self, case_id: str) -> Case:
         """Leave a case out: it is not trained on, predicted or exported. Its label and review stay, see `include`."""
-        was = self.refresh().case(case_id).role
-        case = self.change(lambda s: _with_case(s, replace(s.case(case_id), role=Role.EXCLUDED))).case(case_id)
-        if was is not Role.EXCLUDED:
-            self.append_review(case.id, case.review, case.review, left_out=True)
-        return case
+
+        def apply(state: ProjectState) -> ProjectState:
+            return _with_case(state, replace(state.case(case_id), role=Role.EXCLUDED))
+
+        return self.change(apply, partial(_left_out, case_id, left_out=True)).case(case_id)
 
     def include(self, case_id: str) -> Case:
         """Take an excluded case in again, as what it was; other cases stay as they are."""
@@ -283,11 +297,7 @@ class Project:
                 role = Role.TEMPLATE if drawn and not state.with_role(Role.TEMPLATE) else Role.LABELLED
             return _with_case(state, replace(case, role=role))
 
-        was = self.refresh().case(case_id).role
-        case = self.change(apply).case(case_id)
-        if was is Role.EXCLUDED:
-            self.append_review(case.id, case.review, case.review, left_out=False)
-        return case
+        return self.change(apply, partial(_left_out, case_id, left_out=False)).case(case_id)
 
     def finish_training(self, job_id: str, not_learned: Iterable[str] = ()) -> None:
         """The predictions of a finished training count from now on.
@@ -460,6 +470,7 @@ class Project:
         refuse_doubts: bool = False,
         began_from: str | None = None,
         asked: Collection[int] | None = None,
+        note: Callable[[LabelReading], Mapping[str, Any]] | None = None,
     ) -> LabelReading:
         """Take a label file as a new version of a case's label.
 
@@ -478,6 +489,7 @@ class Project:
             began_from: the training whose prediction was mended; None: the current one.
             asked: values that the person was asked about; others are unknown in this scan unless they are painted.
                 None: all of the label table.
+            note: the label is a decision about a prediction: what its line says, from what was read.
 
         Raises:
             LabelError: the file cannot be used; nothing was changed.
@@ -507,7 +519,16 @@ class Project:
             changed = replace(current, label_version=version, role=role, review=review or current.review)
             return _with_case(replace(now, labels=merged), changed)
 
-        self.change(apply)
+        facts = note(reading) if note is not None else None
+
+        def line(before: ProjectState, after: ProjectState) -> dict[str, Any] | None:
+            if facts is None:
+                return None
+            added = sorted(set(after.labels.values) - set(before.labels.values))
+            said = {**facts, "added": added} if added else facts
+            return _line(before.case(case_id), after.case(case_id), reviewer, said)
+
+        self.change(apply, line)
         return reading
 
     def role_for_label(self, case_id: str) -> Role:
@@ -553,11 +574,11 @@ class Project:
             review = Review.NOT_SEEN if case.review in (Review.ACCEPTED, Review.CORRECTED) else case.review
             return _with_case(state, replace(case, label_version=None, role=Role.UNLABELLED, review=review))
 
-        before = self.refresh().case(case_id)
-        after = self.change(apply).case(case_id)
-        if after.review != before.review:  # the decision does not count any more
-            self.append_review(after.id, before.review, after.review, undo=True)
-        return after
+        def line(before: ProjectState, after: ProjectState) -> dict[str, Any] | None:
+            was, now = before.case(case_id), after.case(case_id)
+            return None if was.review == now.review else _line(was, now, None, {"undo": True})  # it counts no more
+
+        return self.change(apply, line).case(case_id)
 
     def _label_file(self, case_id: str, version: int) -> Path:
         return self.folder / "labels" / case_id / f"{version}.seg.nrrd"
@@ -597,9 +618,22 @@ class Project:
     # ------------------------------------------------------------------ reviews
 
     def restore(
-        self, case_id: str, review: Review, role: Role, label_version: int | None, seen: Case | None = None
+        self,
+        case_id: str,
+        review: Review,
+        role: Role,
+        label_version: int | None,
+        seen: Case | None = None,
+        reviewer: str | None = None,
+        note: Mapping[str, Any] | None = None,
     ) -> Case:
         """Set a case's review state, role and label in force at once; label files stay as they are.
+
+        Args:
+            case_id, review, role, label_version: the case, and what it is from now on.
+            seen: the case as it was when the person looked at it.
+            reviewer: who decided; None: the account.
+            note: what the decision's line says besides; None: no line is written.
 
         Raises:
             ProjectError: the case is no longer as it was `seen`.
@@ -610,16 +644,32 @@ class Project:
             changed = replace(state.case(case_id), review=review, role=role, label_version=label_version)
             return _with_case(state, changed)
 
-        return self.change(apply).case(case_id)
+        def line(before: ProjectState, after: ProjectState) -> dict[str, Any] | None:
+            return None if note is None else _line(before.case(case_id), after.case(case_id), reviewer, note)
 
-    def append_review(self, case_id: str, before: Review, after: Review, **fields: Any) -> None:
-        """Write one decision to reviews.jsonl, with the state before it."""
-        who = identity()
-        row = {"time": who["time"], "reviewer": who["user"], "case": case_id, "before": before, "after": after}
-        # half a line of somebody else's is not to be mended; it belongs to a change that is made: it waits for long
-        with locked(self.folder / "project.lock", max(self.patience_s, LINES_WAIT_S)):
-            files.mend_last_line(self.reviews)
-            files.append_line(self.reviews, {**row, **fields})
+        return self.change(apply, line).case(case_id)
+
+
+def _line(before: Case, after: Case, reviewer: str | None, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The line of a decision in reviews.jsonl: who and when, the case before it and after it, and facts."""
+    who = identity()
+    return {
+        "time": who["time"],
+        "reviewer": reviewer or who["user"],
+        "case": after.id,
+        "before": str(before.review),
+        "after": str(after.review),
+        "role_before": str(before.role),
+        "label_before": before.label_version,
+        "label": after.label_version,
+        **facts,
+    }
+
+
+def _left_out(case_id: str, before: ProjectState, after: ProjectState, left_out: bool) -> dict[str, Any] | None:
+    """The line of a case that was left out or taken in again; None where it was so before."""
+    was, now = before.case(case_id), after.case(case_id)
+    return None if was.role is now.role else _line(was, now, None, {"left_out": left_out})
 
 
 #: Axes that differ by less are the same, and voxels that lie less beside the scan's, as a share of them: spacings that

@@ -10,7 +10,7 @@ from job_helpers import labelled_project, make_training, one_thread, run_to_end,
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.job import JobFolder
-from SemiSAMO1Lib.project import Project, ProjectError, Role, reviews
+from SemiSAMO1Lib.project import Project, ProjectError, Review, Role, reviews
 from SemiSAMO1Lib.project.results import changes, predictions
 from SemiSAMO1Lib.project.training import LAST, request_training
 from SemiSAMO1Lib.tasks.inputs import read_inputs
@@ -87,11 +87,11 @@ def test_signs_of_quality_reach_the_results(first: Project, second: JobFolder) -
 def test_a_training_comes_into_force_once(first: Project, second: JobFolder) -> None:
     """Resumed after its report could not be written it undoes nothing that a person decided since."""
     first.change(lambda state: replace(state, current_training="0002-train"))
-    first.restore("phantom_003", "rejected", Role.UNLABELLED, None)
+    first.restore("phantom_003", Review.REJECTED, Role.UNLABELLED, None)
     _finish(second, read_inputs(second))
     found = first.refresh()
     first.change(lambda state: replace(state, current_training=second.id))
-    first.restore("phantom_003", "not_seen", Role.UNLABELLED, None)
+    first.restore("phantom_003", Review.NOT_SEEN, Role.UNLABELLED, None)
     assert (found.current_training, found.case("phantom_003").review) == ("0002-train", "rejected")
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from review_lines import write_line
 from scans import OBLIQUE
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.job import JobFolder, JobKind
-from SemiSAMO1Lib.project import Project, Role, reviews
+from SemiSAMO1Lib.project import Project, Review, Role, reviews
 from SemiSAMO1Lib.project.cases import Case
 from SemiSAMO1Lib.project.queue import EVERY, FEWEST, Advice, advice, queue, random_order, score
 from SemiSAMO1Lib.project.results import predictions, quality
@@ -59,22 +60,21 @@ def decide(project: Project, case: str, dice: float | None, after: str = "correc
     """A decision as the review writes it, without a label file."""
     before = project.refresh().case(case)
     has_label = after in ("accepted", "corrected")
-    project.restore(case, after, Role.LABELLED if has_label else before.role, 1 if has_label else None)
+    project.restore(case, Review(after), Role.LABELLED if has_label else before.role, 1 if has_label else None)
     facts: dict[str, Any] = {"training": project.state.current_training}
     if dice is not None:
         row = predictions(project)[case]["scores"]["labels"]["1"]
         facts |= {"dice": {"1": dice}, "signals": {"1": row["signals"]}}
-    project.append_review(case, before.review, after, role_before="unlabelled", label_before=None, label=None, **facts)
+    write_line(project, case, before.review, after, **facts)
 
 
 def reject_with_signals(project: Project, case: str) -> None:
     """A rejection as the review writes it."""
     before = project.refresh().case(case)
-    project.restore(case, "rejected", before.role, None)
+    project.restore(case, Review.REJECTED, before.role, None)
     signals = {"1": predictions(project)[case]["scores"]["labels"]["1"]["signals"]}
     facts = {"training": project.state.current_training, "signals": signals}
-    same = {"role_before": "unlabelled", "label_before": None, "label": None}
-    project.append_review(case, before.review, "rejected", **same, **facts)
+    write_line(project, case, before.review, "rejected", **facts)
 
 
 def pretend_decided(project: Project, training: str, dice: Mapping[str, float]) -> None:
@@ -83,9 +83,7 @@ def pretend_decided(project: Project, training: str, dice: Mapping[str, float]) 
     files.write_text(project.reviews, "")
     for case, value in dice.items():
         facts: dict[str, Any] = {"training": training, "dice": {"1": value}}
-        project.append_review(
-            case, "not_seen", "corrected", role_before="unlabelled", label_before=None, label=None, **facts
-        )
+        write_line(project, case, "not_seen", "corrected", **facts)
 
 
 def names(project: Project) -> list[str]:
@@ -301,9 +299,8 @@ class TestScore:
         """Accepted while the training ran that predicted it again."""
         first = random_order((case.id for case in forty.state.cases), forty.state.current_training)[0]
         before = forty.state.case(first)
-        forty.restore(first, "accepted", Role.LABELLED, None)
-        was = {"role_before": "unlabelled", "label_before": None, "label": None}
-        forty.append_review(first, before.review, "accepted", training="0000-train", dice={"1": 1.0}, **was)
+        forty.restore(first, Review.ACCEPTED, Role.LABELLED, None)
+        write_line(forty, first, before.review, "accepted", training="0000-train", dice={"1": 1.0})
         self.review(forty, EVERY * FEWEST, lambda _: 0.8)
         known = score(forty)
         assert known is not None and known.cases == 39 and first not in advice(forty).reason

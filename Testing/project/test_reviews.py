@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from review_lines import write_line
 from scans import OBLIQUE, two_labels, write_scan
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind
-from SemiSAMO1Lib.lock import Locked, identity, locked
+from SemiSAMO1Lib.lock import identity
 from SemiSAMO1Lib.project import LabelError, Project, ProjectError, Role, Skipped
 from SemiSAMO1Lib.project import reviews as review
 from SemiSAMO1Lib.project.cases import Review
@@ -83,7 +85,7 @@ def predict(project: Project, array: NDArray[Any]) -> None:
 
 def bring(project: Project, state: Review) -> None:
     """Put case b into a state."""
-    project.restore("b", str(state), Role.UNLABELLED, None)
+    project.restore("b", state, Role.UNLABELLED, None)
 
 
 @pytest.fixture
@@ -303,7 +305,7 @@ class TestRefusals:
             row = look(mine, case, action, training)
             monkeypatch.setattr(review, "_predicted", look)
             other = Project(project.folder)
-            other.restore("b", "rejected" if second is review.skip else "skipped", Role.UNLABELLED, None)
+            other.restore("b", Review.REJECTED if second is review.skip else Review.SKIPPED, Role.UNLABELLED, None)
             return row
 
         monkeypatch.setattr(review, "_predicted", meanwhile)
@@ -847,10 +849,29 @@ class TestOlderAndDamaged:
         assert review.undo(project, "b").review == "not_seen"
         assert decisions(project)["b"][-1].after == "skipped"
 
-    def test_lines_are_written_under_the_lock(self, project: Project) -> None:
-        impatient = Project(project.folder, patience_s=0.1)
-        with locked(project.folder / "project.lock"), pytest.raises(Locked):
-            impatient.append_review("b", "not_seen", "skipped")
+    @pytest.mark.parametrize("labelled_before", [False, True])
+    def test_a_decision_is_one_step_for_others(
+        self, project: Project, mended: Path, monkeypatch: pytest.MonkeyPatch, labelled_before: bool
+    ) -> None:
+        """Somebody takes a correction back while its line is being written: they wait, and find it."""
+        if labelled_before:
+            review.correct(project, "b", mended)
+            review.begin_draft(project, "b")
+        before, real, others = project.refresh().case("b"), files.append_line, []
+
+        def slow(path: Path, line: Any) -> None:
+            if line["after"] == "corrected":
+                others.append(threading.Thread(target=review.undo, args=(Project(project.folder), "b")))
+                others[0].start()
+                time.sleep(0.3)
+            real(path, line)
+
+        monkeypatch.setattr(files, "append_line", slow)
+        review.correct(project, "b", mended)
+        others[0].join(20)
+        after = project.refresh().case("b")
+        assert (after.review, after.role, after.label_version) == (before.review, before.role, before.label_version)
+        assert [one.after for one in decisions(project).get("b", [])] == ["corrected", "draft"] * labelled_before
 
     def test_a_newer_prediction_than_the_one_that_was_seen_is_not_accepted(self, project: Project) -> None:
         seen = project.state.current_training
@@ -906,9 +927,9 @@ class TestOlderAndDamaged:
         assert sorted(decisions(project)["b"][-1].dice) == [1, 2]
 
     def test_decisions_of_an_older_program_are_read(self, project: Project) -> None:
-        old = {"role_before": "unlabelled", "label_before": None, "label": 1, "training": "0001-train"}
-        project.append_review("b", "not_seen", "accepted", **old)
-        project.append_review("c", "not_seen", "corrected", **old, dice_seen_to_saved=0.8)
+        old = {"label": 1, "training": "0001-train"}
+        write_line(project, "b", "not_seen", "accepted", **old)
+        write_line(project, "c", "not_seen", "corrected", **old, dice_seen_to_saved=0.8)
         made = decisions(project)
         assert [made["b"][-1].mean_dice, made["c"][-1].mean_dice] == [1.0, 0.8]
 
@@ -992,12 +1013,12 @@ class TestDrafts:
         self, project: Project, actions: Any, before: Review
     ) -> None:
         case = actions[before]()
-        project.restore("b", "draft", case.role, case.label_version)
+        project.restore("b", Review.DRAFT, case.role, case.label_version)
         assert review.discard_draft(project, "b").review == before
 
     def test_a_draft_without_its_painting_can_be_discarded(self, project: Project) -> None:
         """Slicer ended between the note and the file; or the line of the review is lost."""
-        project.restore("b", "draft", Role.UNLABELLED, None)
+        project.restore("b", Review.DRAFT, Role.UNLABELLED, None)
         assert review.discard_draft(project, "b").review == "not_seen"
 
     def test_discarding_takes_no_other_decision_back(self, project: Project, mended: Path) -> None:
