@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -160,6 +160,20 @@ def lattice_indices(source: Geometry, target: Geometry) -> list[tuple[int, NDArr
         index = int(offset[along]) + int(step[along, 2 - axis]) * np.arange(target.shape[axis])
         indices.append((2 - along, index))
     return indices
+
+
+def grid_of_both(one: Geometry, other: Geometry) -> Geometry | None:
+    """The smallest grid on the lattice of `one` with both in it, or None when they do not share a lattice."""
+    if lattice_indices(one, other) is None:
+        return None
+    to_one = np.linalg.inv(one.index_to_space) @ other.index_to_space
+    far = np.array(other.shape[::-1]) - 1.0
+    corners = np.rint(np.array([to_one[:3, 3], to_one[:3, :3] @ far + to_one[:3, 3]])).astype(int)  # (x, y, z)
+    low = np.minimum(corners.min(0), 0)
+    high = np.maximum(corners.max(0), np.array(one.shape[::-1]) - 1)
+    x, y, z = (one.index_to_space @ np.array([*low, 1.0]))[:3].tolist()
+    a, b, c = (int(n) for n in (high - low + 1)[::-1])
+    return replace(one, shape=(a, b, c), origin=(x, y, z))
 
 
 def copy_on_lattice(volume: Volume, target: Geometry, outside: float = 0) -> Volume | None:

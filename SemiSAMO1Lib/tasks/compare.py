@@ -14,7 +14,7 @@ from ..image_io import SUFFIXES, read_geometry, stem_of, suffix_of
 from ..project import Project
 from ..project.cases import same_name
 from ..project.label_reader import read_labels
-from ..volume import Geometry, Volume
+from ..volume import grid_of_both
 
 
 class NothingToCompare(ValueError):
@@ -70,7 +70,7 @@ def compare(
 ) -> dict[str, Any]:
     """Measures of every case that has a reference.
 
-    Dice is computed on the reference's own grid.
+    Measured is on a grid that holds both: a reference that was saved cropped is background elsewhere.
 
     Args:
         predictions, references: label files by case name.
@@ -84,6 +84,7 @@ def compare(
 
     Raises:
         NothingToCompare: no names in common.
+        ValueError: a reference lies on another grid than its prediction, up to whole voxels.
     """
     common = [name for name in predictions if name in references]
     if not common:
@@ -104,17 +105,13 @@ def compare(
 
 
 def _one(prediction_file: Path, reference_file: Path, distances: bool, values: Sequence[int] | None) -> dict[str, Any]:
-    reference = _labels(reference_file, read_geometry(reference_file))
-    prediction = _labels(prediction_file, reference.geometry)
+    grid = grid_of_both(read_geometry(prediction_file), read_geometry(reference_file))
+    if grid is None:
+        raise ValueError(f"{prediction_file} lies on another grid than {reference_file}; resample one of them first")
+    prediction, reference = (
+        read_labels(one, grid, allow_empty=True).volume for one in (prediction_file, reference_file)
+    )
     if values is None:
         found = set(np.unique(reference.array).tolist()) | set(np.unique(prediction.array).tolist())
         values = [int(value) for value in sorted(found - {0})]
-    return case_metrics(prediction.array, reference.array, values, reference.geometry.spacing, distances)
-
-
-def _labels(path: Path, grid: Geometry) -> Volume:
-    """A label file by the one reader. Raises ValueError where it lies on another grid than its reference."""
-    reading = read_labels(path, grid, allow_empty=True)
-    if not reading.exact:
-        raise ValueError(f"{path.name} lies on another grid than its reference {grid}; resample one of them first")
-    return reading.volume
+    return case_metrics(prediction.array, reference.array, values, grid.spacing, distances)

@@ -18,7 +18,7 @@ import numpy as np
 from .. import files
 from ..engine.evaluation.paired import paired_difference
 from ..engine.observer import Observer, Silent, stop_if_asked
-from ..job import JobFolder, State, observe, start
+from ..job import JobError, JobFolder, State, cancel, kill, observe, running_training, start
 from ..job.folder import usable_cores
 from ..project import Project, ProjectError, Review, Role, reviews
 from ..project.label_reader import LabelError, read_labels
@@ -98,7 +98,7 @@ def simulate(
     waiting = [case.id for case in project.state.with_role(Role.UNLABELLED) if case.id in truth]
     _require_enough(waiting, plan)
     _require_usable(project, {case: truth[case] for case in waiting})
-    _require_same_plan(folder / "plan.json", plan)
+    _require_same_plan(folder / "plan.json", plan, project, {case: truth[case] for case in waiting})
     start_folder = folder / "start"
     if not (start_folder / "done.json").exists():
         first = _copy(project, start_folder)
@@ -141,6 +141,8 @@ def _require_usable(project: Project, truth: Mapping[str, Path]) -> None:
     """Raise LabelError for a reference that could not stand for a person's correction; an empty one can."""
     for case, path in truth.items():
         reading = read_labels(path, project.state.case(case).geometry, allow_empty=True)
+        if not reading.exact:  # a person's correction may be resampled; what is measured against may not
+            raise LabelError(f"{path} lies on another grid than the scan of {case}; resample it first")
         if unknown := sorted(set(np.unique(reading.volume.array).tolist()) - {0, *project.state.labels.values}):
             raise LabelError(f"{path} has label {unknown[0]}, which the template lacks; give references of its labels")
 
@@ -206,9 +208,17 @@ def _mean(dice: Mapping[str, float], cases: Collection[str]) -> float | None:
     return round(float(np.mean([dice[case] for case in cases])), 4) if cases else None
 
 
-def _require_same_plan(path: Path, plan: Plan) -> None:
-    """Steps of another plan are not mixed with these. Raises ProjectError."""
-    wanted = {"steps": list(plan.steps), "parameters": dict(plan.parameters), "go_on": plan.go_on}
+def _require_same_plan(path: Path, plan: Plan, project: Project, truth: Mapping[str, Path]) -> None:
+    """Steps of another plan, project or references are not mixed with these. Raises ProjectError."""
+    labelled = [case for case in project.state.cases if case.label_version is not None]
+    wanted: dict[str, Any] = {
+        "steps": list(plan.steps),
+        "parameters": dict(plan.parameters),
+        "go_on": plan.go_on,
+        "labels": {case.id: project.label_record(case)["sha256"] for case in labelled},
+        "scans": {case.id: case.fingerprint for case in project.state.cases if case.role is not Role.EXCLUDED},
+        "references": {case: files.sha256(file) for case, file in truth.items()},
+    }
     if path.exists() and (found := files.read_json(path)) != wanted:
         differ = " and ".join(key for key in wanted if found.get(key) != wanted[key])
         hint = " (it was made with --from-scratch)" if wanted["go_on"] and found.get("go_on") is False else ""
@@ -222,19 +232,29 @@ def _train(project: Project, plan: Plan, observer: Observer, earlier: str | None
     job = request_training(project, {**plan.parameters, **going_on})
     files.write_json(job.path / "job.json", {**job.spec(), "threads": usable_cores()})
     start(job)
-    while (seen := observe(job)).state.active:
-        stop_if_asked(observer)
-        observer.event(
-            "progress", stage=f"{project.folder.name}: {seen.stage or 'waiting'}", done=0, of=1, fraction=seen.fraction
-        )
-        time.sleep(_TICK_S)
+    try:
+        while (seen := observe(job)).state.active:
+            stop_if_asked(observer)
+            stage = f"{project.folder.name}: {seen.stage or 'waiting'}"
+            observer.event("progress", stage=stage, done=0, of=1, fraction=seen.fraction)
+            time.sleep(_TICK_S)
+    except BaseException:  # nobody else knows of this training
+        if not kill(job):
+            with suppress(JobError):
+                cancel(job)
+        raise
     if seen.state is not State.FINISHED:
         raise ProjectError(f"the training of {project.folder} {seen.state}: {seen.message}")
     project.refresh()
 
 
 def _copy(project: Project, folder: Path) -> Project:
-    """The project without its old jobs, with the results of the current one; images stay where they are."""
+    """The project without its old jobs, with the results of the current one; images stay where they are.
+
+    Raises ProjectError where a training of an earlier simulation is under way in the folder.
+    """
+    if (other := running_training(folder / "jobs")) is not None:
+        raise ProjectError(f"{other.id} is under way in {folder}. Wait for it, or stop it: semisamo1 cancel {folder}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in ("labels", "images"):

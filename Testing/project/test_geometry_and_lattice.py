@@ -11,7 +11,7 @@ from scans import OBLIQUE, left_handed, places, two_labels
 
 from SemiSAMO1Lib.image_io import from_sitk, to_sitk
 from SemiSAMO1Lib.project.label_reader import to_grid
-from SemiSAMO1Lib.volume import Geometry, Volume, copy_on_lattice, lattice_indices
+from SemiSAMO1Lib.volume import Geometry, Volume, copy_on_lattice, grid_of_both, lattice_indices
 
 ORDERS = [
     (order, flips) for order in itertools.permutations(range(3)) for flips in itertools.product((False, True), repeat=3)
@@ -80,6 +80,26 @@ def test_a_part_of_the_grid_gets_the_labels_inside_it() -> None:
     copied = copy_on_lattice(labels, part)
     assert copied is not None, "a sub-grid is on the same lattice"
     assert np.array_equal(copied.array, labels.array[2:6, 2:7, 3:9]), "the sub-grid should hold exactly that block"
+
+
+@pytest.mark.parametrize(("order", "flips"), ORDERS[::5])
+def test_a_grid_of_both_holds_every_voxel_of_both(order: tuple[int, ...], flips: tuple[bool, ...]) -> None:
+    other = rearranged(OBLIQUE, order, flips, (2, -3, 1))
+    both = grid_of_both(OBLIQUE, other)
+    assert both is not None and both.spacing == OBLIQUE.spacing
+    for one in (OBLIQUE, other):
+        labels = Volume(np.ones(one.shape, np.uint8), one)
+        copied = copy_on_lattice(labels, both)
+        assert copied is not None and labelled_places(copied) == labelled_places(labels)
+
+
+def test_a_grid_of_both_is_no_larger_than_needed() -> None:
+    part = Geometry((2, 3, 4), OBLIQUE.spacing, OBLIQUE.origin, OBLIQUE.direction)
+    assert grid_of_both(OBLIQUE, part) == OBLIQUE == grid_of_both(part, OBLIQUE)
+
+
+def test_grids_between_each_others_voxels_have_none_of_both() -> None:
+    assert grid_of_both(OBLIQUE, shifted(OBLIQUE, (0.5, 0, 0))) is None
 
 
 def test_a_left_handed_grid_is_the_same_lattice() -> None:

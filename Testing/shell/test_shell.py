@@ -21,6 +21,7 @@ import pytest
 from shell_runner import Shown, shell
 
 from SemiSAMO1Lib import files, lock, worker
+from SemiSAMO1Lib.engine.data.boxes import box_around
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind, State, kill, observe
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
@@ -967,6 +968,19 @@ def test_evaluate_leaves_uncertainty_maps_out(cohort: Path, tmp_path: Path) -> N
 def test_evaluate_without_references(cohort: Path, tmp_path: Path) -> None:
     shown = shell("evaluate", cohort / "labels", tmp_path)
     assert shown.code == WRONG_USE and "no prediction has a reference of the same name" in shown.text
+
+
+def test_evaluate_takes_a_reference_that_was_saved_cropped(
+    story: Story, cohort: Path, evaluated: Shown, tmp_path: Path
+) -> None:
+    """As Slicer saves a segmentation: what a prediction has outside of its extent is wrong all the same."""
+    for path in (cohort / "labels").iterdir():
+        label = read_volume(path)
+        box = box_around(label.array)
+        assert box is not None
+        write_volume(tmp_path / path.name, box.of(label))
+    shown = shell("evaluate", story.project, tmp_path, "--no-distances", "--json")
+    assert shown.json()["mean_dice"] == evaluated.json()["mean_dice"]
 
 
 def test_evaluate_on_another_grid(cohort: Path, tmp_path: Path) -> None:

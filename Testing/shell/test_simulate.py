@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from numpy.typing import NDArray
 from shell_runner import shell
 
 from SemiSAMO1Lib import files
+from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.image_io import read_volume, write_volume
+from SemiSAMO1Lib.job import running_training
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
-from SemiSAMO1Lib.project import Project, Review
+from SemiSAMO1Lib.project import Project, ProjectError, Review
 from SemiSAMO1Lib.tasks import simulate as module
 from SemiSAMO1Lib.volume import Volume
 
@@ -200,6 +204,57 @@ def test_a_reference_that_cannot_be_used_is_found_before_anything_is_trained(
     refused = shell("simulate", played[0] / "project", *given, "--steps", "1,2")
     assert refused.code == 2 and "has label 77, which the template lacks" in refused.text
     assert not (tmp_path / "effort" / "start").exists(), "nothing was trained"
+
+
+def test_a_reference_on_another_grid_is_found_before_anything_is_trained(
+    played: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    labels = spoiled(played[0], tmp_path, np.asarray)
+    label = read_volume(labels / "phantom_003.nrrd")
+    finer = replace(label.geometry, spacing=tuple(mm / 2 for mm in label.geometry.spacing))
+    write_volume(labels / "phantom_003.nrrd", Volume(label.array, finer))
+    given = ("--references", labels, "--output", tmp_path / "effort", "--steps", "1,2")
+    refused = shell("simulate", played[0] / "project", *given)
+    assert refused.code == WRONG_USE and "lies on another grid than the scan of phantom_003" in refused.text
+    assert not (tmp_path / "effort" / "start").exists(), "nothing was trained"
+
+
+def test_steps_with_other_references_are_not_taken_for_these(
+    played: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    labels = spoiled(played[0], tmp_path, lambda array: np.where(array == 1, 0, array))
+    given = ("--references", labels, "--output", played[0] / "effort", "--config", played[0] / "tiny.json")
+    refused = shell("simulate", played[0] / "project", *given, *OPTIONS)
+    assert refused.code == WRONG_USE and "holds a simulation with other references" in refused.text
+
+
+def test_a_simulation_that_is_stopped_takes_its_training_with_it(
+    played: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    class Impatient(Silent):
+        def should_stop(self) -> bool:
+            return running_training(tmp_path / "effort" / "start" / "jobs") is not None
+
+    plan = module.Plan(["queue"], [1], {**TINY, "preset": "quick", "iterations": 100_000})
+    with pytest.raises(Stopped):
+        module.simulate(
+            Project(played[0] / "project"), played[0] / "cohort" / "labels", tmp_path / "effort", plan, Impatient()
+        )
+    deadline = time.monotonic() + 60
+    while (left := running_training(tmp_path / "effort" / "start" / "jobs")) is not None:
+        assert time.monotonic() < deadline, f"{left.id} goes on by itself"
+        time.sleep(0.2)
+
+
+def test_the_folder_of_a_training_that_goes_on_is_left_alone(
+    played: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    job = module.request_training(module._copy(Project(played[0] / "project"), folder), TINY)
+    files.write_json(job.status, {"state": "running", "heartbeat": time.time(), "host": "another computer"})
+    with pytest.raises(ProjectError, match=f"{job.id} is under way in"):
+        module._copy(Project(played[0] / "project"), folder)
+    assert job.path.is_dir()
 
 
 def test_a_project_that_was_reviewed_is_refused(played: tuple[Path, dict[str, Any]]) -> None:
