@@ -148,19 +148,21 @@ def refitted(model: QualityModel, reviewed: Sequence[Reviewed], penalty: float =
     if len(reviewed) < ENOUGH:
         return model
 
-    rows = [np.c_[np.ones(len(case.signals)), model.standardised(case.signals)] for case in reviewed]
+    standard = model.standardised([one for case in reviewed for one in case.signals])
+    ends = np.cumsum([len(case.signals) for case in reviewed])[:-1]
+    rows = np.split(np.c_[np.ones(len(standard)), standard], ends)
     wanted = [np.array([logit(value) for value in case.dice]) for case in reviewed]
     start = np.array([model.intercept, *model.coefficients])
     stiff = np.diag([1.0, *[penalty] * len(model.coefficients)])  # the level is learned fast, the slopes slowly
-    squares = [x.T @ x for x in rows]
-    misses = [x.T @ (y - x @ start) for x, y in zip(rows, wanted, strict=True)]
-    all_squares, all_misses = sum(squares) + stiff, sum(misses)
-    errors: list[float] = []
-    for x, square, miss, case in zip(rows, squares, misses, reviewed, strict=True):
-        if not case.measured:
-            continue
-        others = start + np.linalg.solve(all_squares - square, all_misses - miss)
-        errors.append(abs(float(np.mean(1 / (1 + np.exp(-x @ others))) - np.mean(case.dice))))
+    squares = np.array([x.T @ x for x in rows])
+    misses = np.array([x.T @ (y - x @ start) for x, y in zip(rows, wanted, strict=True)])
+    all_squares, all_misses = squares.sum(0) + stiff, misses.sum(0)
+    measured = [place for place, case in enumerate(reviewed) if case.measured]
+    without = np.linalg.solve(all_squares - squares[measured], (all_misses - misses[measured])[..., None])[..., 0]
+    errors = [
+        abs(float(np.mean(1 / (1 + np.exp(-rows[place] @ (start + other)))) - np.mean(reviewed[place].dice)))
+        for place, other in zip(measured, without, strict=True)
+    ]
     found = start + np.linalg.solve(all_squares, all_misses)
     origin = {**model.origin, "reviewed": len(reviewed)}
     slopes = tuple(found[1:].tolist())

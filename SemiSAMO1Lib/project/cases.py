@@ -137,15 +137,20 @@ def make_id(name: str, taken: Iterable[str]) -> str:
     return candidate
 
 
+def plain_name(name: str) -> str:
+    """A name in the one way of writing accents: file systems have two."""
+    return unicodedata.normalize("NFC", name)
+
+
 def same_name(one: str, other: str) -> bool:
     """Whether two names are the same letters, however a file system wrote their accents."""
-    return unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
+    return plain_name(one) == plain_name(other)
 
 
 def mentions(text: str, name: str) -> bool:
     """Whether a file's name holds this name as a word of its own, as in `scan_7-label` or `label of scan_7`."""
-    where = re.escape(unicodedata.normalize("NFC", name))
-    return re.search(rf"(?<![^\W_]){where}(?![^\W_])", unicodedata.normalize("NFC", text)) is not None
+    where = re.escape(plain_name(name))
+    return re.search(rf"(?<![^\W_]){where}(?![^\W_])", plain_name(text)) is not None
 
 
 def fingerprint(path: Path) -> str:

@@ -224,14 +224,19 @@ def rows_of(one: Exported, labels: Volume, table: LabelTable, file: str) -> Iter
 def clear_earlier(folder: Path, kind: str, planned: Iterable[str]) -> None:
     """Remove what earlier exports of this format wrote; mark the folder as one of an export, and note the files that
     are about to be written: an export that is ended by force leaves some of them."""
-    table, names = folder / TABLE, set(_written(folder).get(kind, ()))
-    if table.is_file():  # an older program wrote no list
-        names |= {row.get("file") or "" for row in csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))}
-    for name in names:
+    names = set(_written(folder).get(kind, ()))
+    for name in names | _listed(folder):  # an older program wrote no list
         if name.endswith(FORMATS[kind]) and Path(name).name == name:
             (folder / name).unlink(missing_ok=True)
     write_tables(folder, kind, [], [])
     files.write_json(folder / _LIST, {**_written(folder), kind: sorted(planned)})
+
+
+def _listed(folder: Path) -> set[str]:
+    """Files that the table of the last export names."""
+    path = folder / TABLE
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return {name for row in csv.DictReader(io.StringIO(text)) if (name := row.get("file"))}
 
 
 def _written(folder: Path) -> dict[str, list[str]]:
@@ -241,8 +246,13 @@ def _written(folder: Path) -> dict[str, list[str]]:
 
 
 def write_tables(folder: Path, kind: str, rows: list[dict[str, Any]], left_out: list[tuple[str, str]]) -> None:
-    """`volumes.csv`, `left_out.csv` with the reasons, and `exported.json`, what each format's last export wrote."""
+    """`volumes.csv`, `left_out.csv` with the reasons, and `exported.json`, what each format's last export wrote.
+
+    An export that wrote nothing leaves the tables of another format's files, which are still there.
+    """
     files.write_json(folder / _LIST, {**_written(folder), kind: sorted({row["file"] for row in rows})})
+    if not rows and any(not name.endswith(FORMATS[kind]) for name in _listed(folder)):
+        return
     files.write_text(folder / TABLE, table_as_text((*_COLUMNS, *_SCORES), rows))
     listed = [{"case": case, "reason": reason} for case, reason in left_out]
     files.write_text(folder / "left_out.csv", table_as_text(("case", "reason"), listed))

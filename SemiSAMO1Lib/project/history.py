@@ -16,9 +16,9 @@ from .store import Project
 ALL_TOGETHER = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decision:
-    """One line of reviews.jsonl.
+    """One line of reviews.jsonl; what it teaches is remembered by it (`results.py`).
 
     Attributes:
         case, reviewer, time: which, who, when.
@@ -54,13 +54,14 @@ class Decision:
 class _History:
     """What a reviews.jsonl of this size and time says, and how many of its lines say nothing.
 
-    `left_out`: who left a case out, and when.
+    `left_out`: who left a case out, and when. `read`: all of the file, if its last line is whole.
     """
 
     stamp: tuple[int, int]
-    decisions: dict[str, list[Decision]]
-    unreadable: int
+    decisions: dict[str, list[Decision]] = field(default_factory=dict)
+    unreadable: int = 0
     left_out: dict[str, tuple[str, str]] = field(default_factory=dict)
+    read: bytes = b""
 
 
 #: Project -> its history as it was last read.
@@ -104,19 +105,22 @@ def _history(project: Project) -> _History:
     try:
         found = project.reviews.stat()
     except OSError:
-        return _History((0, 0), {}, 0)
+        return _History((0, 0))
     stamp = found.st_size, found.st_mtime_ns
     known = _KNOWN.get(project)
     if known is None or known.stamp != stamp:
-        known = _KNOWN[project] = _read(project.reviews, stamp)
+        known = _KNOWN[project] = _read(project.reviews, stamp, known or _History(stamp))
     return known
 
 
-def _read(path: Path, stamp: tuple[int, int]) -> _History:
-    found: dict[str, list[Decision]] = {}
-    left_out: dict[str, tuple[str, str]] = {}
-    unreadable = 0
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def _read(path: Path, stamp: tuple[int, int], known: _History) -> _History:
+    """Read the file; of one that only grew, the new lines."""
+    data = path.read_bytes()
+    if not data.startswith(known.read):
+        known = _History(stamp)
+    found = {case: list(made) for case, made in known.decisions.items()}
+    left_out, unreadable = dict(known.left_out), known.unreadable
+    for text in data[len(known.read) :].decode("utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
             if "left_out" in line:  # no decision about a prediction
@@ -131,7 +135,9 @@ def _read(path: Path, stamp: tuple[int, int]) -> _History:
                 mine.pop()
         except (KeyError, TypeError, ValueError, AttributeError):
             unreadable += 1
-    return _History(stamp, found, unreadable, left_out)
+    if not data.endswith(b"\n"):  # the next line mends this one: all is read once more then
+        return _History(stamp, found, unreadable, left_out)
+    return _History(stamp, found, unreadable, left_out, data)
 
 
 def _decision(line: dict[str, Any]) -> Decision:

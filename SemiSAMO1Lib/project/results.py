@@ -290,21 +290,24 @@ _ESTIMATED = _Estimated()
 
 
 def _lesson(made: Sequence[Decision]) -> Reviewed | None:
-    """What the decisions about a case teach about the estimate; None where nothing was decided, or without signals.
+    """What the decisions about a case teach about the estimate: the last one that does counts; None without one."""
+    return next((lesson for one in reversed(made) if (lesson := _taught_by(one)) is not None), None)
 
-    The last one counts. An accepted prediction need not be perfect: it says that it is at least good enough, so it
-    teaches a Dice of `HIGH` where less was expected, and what was expected elsewhere. A rejected one teaches at most
-    `MEDIUM` in the same way.
+
+@lru_cache(maxsize=8192)
+def _taught_by(decision: Decision) -> Reviewed | None:
+    """What a decision teaches about the estimate; None without signals.
+
+    An accepted prediction need not be perfect: it says that it is at least good enough, so it teaches a Dice of `HIGH`
+    where less was expected, and what was expected elsewhere. A rejected one teaches at most `MEDIUM` in the same way.
     """
-    for decision in reversed(made):
-        rejected = decision.after == Review.REJECTED
-        values = [value for value in decision.signals if rejected or value in decision.dice]
-        if not values:
-            continue
-        signals = tuple(decision.signals[value] for value in values)
-        if decision.after == Review.ACCEPTED:
-            return Reviewed(signals, tuple(max(one, HIGH) for one in shipped().likely(signals)), False)
-        if rejected:
-            return Reviewed(signals, tuple(min(one, MEDIUM) for one in shipped().likely(signals)), False)
-        return Reviewed(signals, tuple(decision.dice[value] for value in values))
-    return None
+    rejected = decision.after == Review.REJECTED
+    values = [value for value in decision.signals if rejected or value in decision.dice]
+    if not values:
+        return None
+    signals = tuple(decision.signals[value] for value in values)
+    if decision.after == Review.ACCEPTED:
+        return Reviewed(signals, tuple(max(one, HIGH) for one in shipped().likely(signals)), False)
+    if rejected:
+        return Reviewed(signals, tuple(min(one, MEDIUM) for one in shipped().likely(signals)), False)
+    return Reviewed(signals, tuple(decision.dice[value] for value in values))

@@ -5,6 +5,7 @@ A decision is one change of the project and one line in reviews.jsonl with the s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ def correct(
     sure: bool = False,
     training: str | None = None,
     seen: Case | None = None,
+    priority: Sequence[int] | None = None,
 ) -> Case:
     """Labels that a person drew or mended become the case's label; a draft of the case ends.
 
@@ -106,6 +108,7 @@ def correct(
         sure: take it although it looks like another case's.
         training: whose prediction the person began from; None: what the draft says, else the current one.
         seen: the case as it was when the person opened it; None: as it is now.
+        priority: which value wins where segments overlap; None: they are refused.
 
     Raises:
         ProjectError: the state does not allow it, somebody else decided meanwhile, or there is no such training.
@@ -127,6 +130,7 @@ def correct(
         role=Role.LABELLED,
         absent=absent or (),
         add_labels=add_labels,
+        priority=priority,
         reviewer=reviewer,
         review=Review.CORRECTED,
         seen=case,
@@ -319,6 +323,8 @@ def _may(project: Project, case_id: str, to: Review, seen: Case | None) -> Case:
         raise ProjectError(f"case {case.id} is {case.role}; it is not reviewed")
     if case.role is Role.LABELLED and now in (Review.NOT_SEEN, Review.SKIPPED) and to is not Review.CORRECTED:
         raise ProjectError(f"case {case.id} was labelled by a person; its prediction is not reviewed any more")
+    if now is Review.DRAFT and to not in TRANSITIONS[now]:
+        raise ProjectError(f"case {case.id} is a draft: save what was painted as a correction, or discard it")
     if to not in TRANSITIONS[now]:
         raise ProjectError(f"case {case.id} is {now} and cannot become {to}. Take that decision back first (undo).")
     return case

@@ -20,7 +20,7 @@ from .. import files
 from ..image_io import read_geometry, stem_of, suffix_of, write_volume
 from ..lock import identity, locked
 from ..volume import Geometry
-from .cases import Case, Review, Role, Skipped, fingerprint, make_id, mentions, relative_path, same_name
+from .cases import Case, Review, Role, Skipped, fingerprint, make_id, mentions, plain_name, relative_path, same_name
 from .importing import Found
 from .label_reader import DoubtfulLabel, LabelError, LabelReading, read_labels
 from .label_table import Label, LabelTable
@@ -393,16 +393,16 @@ class Project:
         if not folder.is_dir():
             raise ProjectError(f"{folder} is not a folder. Give the folder that holds the scans now.")
         wanted = [case for case in self.state.cases if not self._in_place(case)]
-        names = {Path(case.absolute).name for case in wanted}
+        names = {plain_name(Path(case.absolute).name) for case in wanted}
         there: dict[str, list[Path]] = {}
         for path in folder.rglob("*"):
             if stop():
                 return {}
-            if path.name in names and path.is_file():
-                there.setdefault(path.name, []).append(path.resolve())
+            if (name := plain_name(path.name)) in names and path.is_file():
+                there.setdefault(name, []).append(path.resolve())
         places = {}
         for case in wanted:
-            for path in sorted(there.get(Path(case.absolute).name, ())):
+            for path in sorted(there.get(plain_name(Path(case.absolute).name), ())):
                 if stop():
                     return {}
                 if fingerprint(path) == case.fingerprint:
@@ -494,7 +494,7 @@ class Project:
         Raises:
             LabelError: the file cannot be used; nothing was changed.
             DoubtfulLabel: it looks like another case's; nothing was changed.
-            ProjectError: somebody else changed the case meanwhile; nothing was changed.
+            ProjectError: the case is excluded, or somebody else changed it meanwhile; nothing was changed.
         """
         state = self.refresh()
         case = state.case(case_id)
@@ -511,7 +511,7 @@ class Project:
         _require_complete(reading, needed, table, absent, Path(labels_file).name)
 
         def apply(now: ProjectState) -> ProjectState:
-            current = now.case(case_id)
+            current = _not_excluded(now.case(case_id))
             require_as_seen(current, seen)
             merged = now.labels.with_labels((label.value, label.name) for label in table)
             began = began_from or now.current_training
@@ -567,10 +567,10 @@ class Project:
 
     def remove_label(self, case_id: str) -> Case:
         """Take the label out of force; its file stays. The case becomes unlabelled; what was decided about its
-        prediction by that label is open again."""
+        prediction by that label is open again. Raises ProjectError: the case is excluded."""
 
         def apply(state: ProjectState) -> ProjectState:
-            case = state.case(case_id)
+            case = _not_excluded(state.case(case_id))
             review = Review.NOT_SEEN if case.review in (Review.ACCEPTED, Review.CORRECTED) else case.review
             return _with_case(state, replace(case, label_version=None, role=Role.UNLABELLED, review=review))
 
@@ -705,6 +705,13 @@ def _known(found: Found, state: ProjectState) -> Skipped | None:
 
 def _with_case(state: ProjectState, changed: Case) -> ProjectState:
     return replace(state, cases=tuple(changed if case.id == changed.id else case for case in state.cases))
+
+
+def _not_excluded(case: Case) -> Case:
+    """Raise ProjectError for a case that was left out: a label alone does not take it in again."""
+    if case.role is Role.EXCLUDED:
+        raise ProjectError(f"case {case.id} is excluded; include it first")
+    return case
 
 
 def require_as_seen(case: Case, seen: Case | None) -> None:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from .. import __version__, files
 from ..choices import PRESETS
@@ -26,6 +26,7 @@ from .console import (
     Bar,
     Json,
     ProjectPath,
+    as_volume_file,
     counted,
     existing_file,
     exit_for,
@@ -34,6 +35,7 @@ from .console import (
     guarded,
     next_step,
     out,
+    parsed_priority,
     read_parameters,
     run_job,
     say,
@@ -135,11 +137,8 @@ def template(
         return
     existing_file(labels)
     role = one.role_for_label(case)
-    try:
-        order = None if priority is None else [int(word) for word in priority.split(",")]
-    except ValueError as error:
-        raise fail(f"--priority {priority}: give label values with commas between, e.g. 2,1", WRONG_USE) from error
-    with _as_volume_file(labels) as volume:
+    order = parsed_priority(priority)
+    with as_volume_file(labels) as volume:
         reading = one.add_label(
             case,
             volume,
@@ -163,23 +162,6 @@ def template(
     lines = [f"{found.id} is {found.role}, label version {found.label_version}: {shown}"]
     lines += [f"note: {note}" for note in reading.notes]
     say(value, as_json, "\n".join([*lines, next_step("train", project)]))
-
-
-@contextmanager
-def _as_volume_file(labels: Path) -> Iterator[Path]:
-    """The label file itself, or the labels of a file of the HDF5 layout, written elsewhere for as long as they are
-    read."""
-    if labels.suffix != ".h5":
-        yield labels
-        return
-    from ..image_io import write_volume
-    from ..tasks.layout import read_labelled_file
-
-    _, label = read_labelled_file(labels)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / f"{labels.stem}.nrrd"
-        write_volume(path, label)
-        yield path
 
 
 @app.command(epilog="Example: semisamo1 train ~/hippocampus --preset quick --device auto --seed 1")
@@ -458,9 +440,7 @@ def evaluate(
     out.print(table)
     if absent := value["without_reference"]:
         some = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
-        out.print(
-            f"not compared, no reference of the same name ({len(absent)}): {some}", highlight=False, soft_wrap=True
-        )
+        out.print(f"not compared, no reference of the same name ({len(absent)}): {some}", soft_wrap=True)
 
 
 @app.command(epilog="Example: semisamo1 report ~/hippocampus --references ~/references")
@@ -524,15 +504,18 @@ def doctor(as_json: Json = False) -> None:
     for device in found["devices"]:
         table.add_row("device", ", ".join(f"{k} {v}" if k != "name" else str(v) for k, v in device.items()))
     for place, access in found["write_access"].items():
-        table.add_row(place, "writable" if access["writable"] else f"[red]not writable[/] {access['error']}")
+        table.add_row(
+            place, "writable" if access["writable"] else Text.assemble(("not writable", "red"), f" {access['error']}")
+        )
     for name, one in found["packages"].items():
-        absent = "[yellow]absent (optional)[/]" if name in OPTIONAL else "[red]absent[/]"
+        absent = Text("absent (optional)", "yellow") if name in OPTIONAL else Text("absent", "red")
         table.add_row(name, one.get("version", absent))
     out.print(table)
-    out.print(_checkpoint_line(), highlight=False, soft_wrap=True)
-    out.print("ready" if found["ready"] else "[red]not ready[/]: something that is needed is missing")
+    out.print(_checkpoint_line(), soft_wrap=True)
+    lacking = Text.assemble(("not ready", "red"), ": something that is needed is missing")
+    out.print("ready" if found["ready"] else lacking)
     for one in found["missing"]:
-        out.print(f"[red]missing[/] {one['package']}, needed for {one['for']}: {one['get']}")
+        out.print(Text.assemble(("missing", "red"), f" {one['package']}, needed for {one['for']}: {one['get']}"))
     raise typer.Exit(0 if found["ready"] else 1)
 
 

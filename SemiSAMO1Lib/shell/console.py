@@ -8,16 +8,19 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from .. import files
-from ..image_io import UnreadableImage
+from ..image_io import UnreadableImage, write_volume
 from ..job import JobError, JobFolder, JobKind, Observed, State, observe, start
 from ..lock import Locked
 from ..project import LabelError, ProjectError
@@ -32,8 +35,9 @@ NO_MEMORY = (
     "work on a computer with more memory"
 )
 
-out = Console()
-err = Console(stderr=True)
+#: What is printed is what is meant: names and paths may hold brackets, which rich would take for colours.
+out = Console(markup=False, highlight=False)
+err = Console(stderr=True, markup=False, highlight=False)
 
 #: Arguments that most commands have.
 ProjectPath = Annotated[Path, typer.Argument(help="The project folder.", show_default=False)]
@@ -48,12 +52,12 @@ def say(value: Any, as_json: bool, text: str) -> None:
     if as_json:
         print(json.dumps(value, ensure_ascii=False))
     else:
-        out.print(text, highlight=False, markup=False, soft_wrap=True)
+        out.print(text, soft_wrap=True)
 
 
 def fail(message: str, code: int) -> typer.Exit:
     """Print an error and give the exit to raise."""
-    err.print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
+    err.print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True)
     return typer.Exit(code)
 
 
@@ -131,6 +135,30 @@ def read_parameters(config: Path | None) -> dict[str, Any]:
     return found
 
 
+def parsed_priority(priority: str | None) -> list[int] | None:
+    """Label values, the strongest first, from `2,1`."""
+    try:
+        return None if priority is None else [int(word) for word in priority.split(",")]
+    except ValueError as error:
+        raise fail(f"--priority {priority}: give label values with commas between, e.g. 2,1", WRONG_USE) from error
+
+
+@contextmanager
+def as_volume_file(labels: Path) -> Iterator[Path]:
+    """The label file itself, or the labels of a file of the HDF5 layout, written elsewhere for as long as they are
+    read."""
+    if labels.suffix != ".h5":
+        yield labels
+        return
+    from ..tasks.layout import read_labelled_file
+
+    _, label = read_labelled_file(labels)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"{labels.stem}.nrrd"
+        write_volume(path, label)
+        yield path
+
+
 def next_step(*words: object) -> str:
     """The command that comes next, quoted as a shell needs it."""
     return "Next: " + shlex.join(["semisamo1", *map(str, words)])
@@ -146,7 +174,7 @@ def follow(job: JobFolder, as_json: bool) -> Observed:
 
     Ctrl+C stops watching, not the job: it says how to stop that.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(
         *columns, TextColumn("{task.fields[eta]}"), console=err, disable=as_json or not err.is_terminal, transient=True
     ) as bars:
@@ -191,14 +219,19 @@ class Stages:
         if self._quiet or name in ("", "finished", self._last):
             return
         self._last = name
-        err.print(", ".join(filter(None, (name, f"{fraction:.0%} done", eta))), highlight=False, soft_wrap=True)
+        err.print(", ".join(filter(None, (name, f"{fraction:.0%} done", eta))), soft_wrap=True)
 
 
 class Bar:
     """A progress bar for work in this process: an observer that draws on the terminal. Use as a context manager."""
 
     def __init__(self, title: str, hidden: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
         self._bars = Progress(*columns, console=err, disable=hidden or not err.is_terminal, transient=True)
         self._title = title
         self._stages = Stages(hidden)
@@ -213,7 +246,7 @@ class Bar:
 
     def event(self, kind: str, **fields: Any) -> None:
         if kind == "warning" and type(self) is Bar:
-            err.print(f"warning: {fields.get('text', '')}", highlight=False, markup=False, soft_wrap=True)
+            err.print(f"warning: {fields.get('text', '')}", soft_wrap=True)
         if kind == "progress":
             description = f"{self._title}  {fields['stage']} {fields['done']}/{fields['of']}"
             self._bars.update(self._bar, completed=fields.get("fraction"), description=description)
@@ -237,7 +270,3 @@ def exit_for(job: JobFolder, seen: Observed) -> None:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")

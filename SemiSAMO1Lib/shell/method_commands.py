@@ -30,7 +30,7 @@ class Lines(Bar):
         if kind in ("note", "warning", "judged"):
             text = fields.get("text") or ", ".join(f"{key} {value}" for key, value in fields.items())
             if not self._hidden:
-                out.print(f"{kind}: {text}", highlight=False, markup=False, soft_wrap=True)
+                out.print(f"{kind}: {text}", soft_wrap=True)
         if kind != "progress":
             files.append_line(self._log, {"kind": kind, **fields})
 

@@ -14,14 +14,26 @@ from rich.table import Table
 from ..job.watch import running_training
 from ..project import Case, Project, ProjectError, Review
 from ..project import reviews as review
-from ..project.drafts import find_draft
+from ..project.drafts import by_whom, find_draft
 from ..project.history import decisions, unreadable_lines
 from ..project.queue import Score, advice, lets_through
 from ..project.queue import queue as waiting_cases
 from ..project.queue import score as honest_score
 from ..project.results import changes, is_as_made, predictions, quality
 from ..quality import ENOUGH
-from .console import Json, ProjectPath, err, existing_file, guarded, next_step, out, register, say
+from .console import (
+    Json,
+    ProjectPath,
+    as_volume_file,
+    err,
+    existing_file,
+    guarded,
+    next_step,
+    out,
+    parsed_priority,
+    register,
+    say,
+)
 
 CaseName = Annotated[str, typer.Option("--case", help="The case.", show_default=False)]
 Seen = Annotated[
@@ -61,13 +73,13 @@ def queue(
         busy = running_training(opened.jobs)
         step = next_step("status" if busy else "train", project)
         text = f"{busy.id} is under way; its predictions are not there yet" if busy else "There are no predictions yet"
-        out.print(f"{text}. {step}", highlight=False, soft_wrap=True)
+        out.print(f"{text}. {step}", soft_wrap=True)
         return
     if not waiting and show is not Shown.ALL:
-        out.print(f"Nothing of this kind ({show}) waits. {next_step('queue', project)}", highlight=False)
+        out.print(f"Nothing of this kind ({show}) waits. {next_step('queue', project)}")
         return
     if not waiting:
-        out.print(f"Nothing waits for a decision. {next_step('score', project)}", highlight=False, soft_wrap=True)
+        out.print(f"Nothing waits for a decision. {next_step('score', project)}", soft_wrap=True)
         return
     table = Table("case", "state", "likely quality", "offered because")
     for one in waiting:
@@ -81,10 +93,14 @@ def queue(
     folder = predictions(opened)[waiting[0].case]["prediction"]
     if folder is not None:
         text = f"To be mended, a copy of: {folder.parent.parent}/CASE/{folder.name}"
-        out.print(text, highlight=False, soft_wrap=True)
-    training = opened.state.current_training
-    step = next_step("accept", project, "--case", waiting[0].case, "--training", training)
-    out.print(f"{step} (or correct --labels FILE, reject, skip)", highlight=False, soft_wrap=True)
+        out.print(text, soft_wrap=True)
+    first, training = waiting[0].case, opened.state.current_training
+    if (painted := find_draft(opened, first)) is not None:
+        step = next_step("correct", project, "--case", first, "--labels", painted)
+        out.print(f"{step} (it is a draft; or discard)", soft_wrap=True)
+        return
+    step = next_step("accept", project, "--case", first, "--training", training)
+    out.print(f"{step} (or correct --labels FILE, reject, skip)", soft_wrap=True)
 
 
 @guarded
@@ -133,27 +149,39 @@ def accept(
 def correct(
     project: ProjectPath,
     case: CaseName,
-    labels: Annotated[Path, typer.Option(help="The corrected labels: .seg.nrrd or label map.", show_default=False)],
+    labels: Annotated[
+        Path, typer.Option(help="The corrected labels: .seg.nrrd, label map, or .h5.", show_default=False)
+    ],
     absent: Absent = None,
     training: Annotated[str | None, typer.Option(help="Whose prediction you mended; else the current one's.")] = None,
     add_labels: Annotated[bool, typer.Option("--add-labels", help="Take segments that the project lacks.")] = False,
+    priority: Annotated[str | None, typer.Option(help="Which label wins where segments overlap, e.g. 2,1.")] = None,
     sure: Annotated[bool, typer.Option("--sure", help="It is this case's, even if it looks like another's.")] = False,
     as_json: Json = False,
 ) -> None:
     """Give a case corrected labels: they count in the next training."""
-    opened = Project(project)
+    opened, order = Project(project), parsed_priority(priority)
+    painted = find_draft(opened, opened.state.case(case).id)
+    if painted is not None and not painted.samefile(existing_file(labels)):
+        raise ProjectError(
+            f"there is unfinished painting of case {case}{by_whom(opened, case)}. Save that (--labels {painted}), or "
+            f"discard it first: semisamo1 discard {project} --case {case}"
+        )
     before, row = opened.state.labels.values, predictions(opened, training).get(opened.state.case(case).id)
     as_made, given = row is None or is_as_made(row), existing_file(labels)
-    changed = review.correct(opened, case, given, absent, add_labels=add_labels, sure=sure, training=training)
+    with as_volume_file(given) as volume:
+        changed = review.correct(
+            opened, case, volume, absent, add_labels=add_labels, sure=sure, training=training, priority=order
+        )
     if row is not None and not as_made:
         text = f"note: {row['prediction']} is not as {row['training']} made it; how good it was is not counted"
-        err.print(text, highlight=False, markup=False, soft_wrap=True)
+        err.print(text, soft_wrap=True)
     for label in opened.state.labels:
         if label.value not in before:
             text = f"note: label {label.value} ({label.name}) is new; in labels that were saved before it is unknown"
-            err.print(text, highlight=False, markup=False, soft_wrap=True)
+            err.print(text, soft_wrap=True)
     for note in opened.label_record(changed)["notes"]:
-        err.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        err.print(f"note: {note}", soft_wrap=True)
     _say(opened, changed, as_json)
 
 

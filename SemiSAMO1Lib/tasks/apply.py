@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +38,7 @@ def apply(job: JobFolder, reporter: Reporter) -> None:
     training = JobFolder(job.path.parent / parameters["training"])
     table = LabelTable.from_json(training.spec()["labels"])
     run, class_map = finished_run(training, parameters["device"], PartOfMore(reporter))
+    _clear_earlier(folder)
     rows: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
     listed = list(candidates(Path(parameters["images"]), Project(job.project).folder))
@@ -68,6 +71,17 @@ def apply(job: JobFolder, reporter: Reporter) -> None:
     if not rows:
         reasons = "; ".join(f"{row['scan']}: {row['reason']}" for row in left_out[:3])
         raise ValueError(f"no scan in {parameters['images']} could be segmented. {reasons}")
+
+
+def _clear_earlier(folder: Path) -> None:
+    """Remove what an earlier call wrote here: another model's segmentations are not to be taken for this one's."""
+    table = folder / PREDICTIONS
+    text = table.read_text(encoding="utf-8") if table.is_file() else ""
+    for name in {row.get("file") or "" for row in csv.DictReader(io.StringIO(text))}:
+        ending = next((one for one in FORMATS.values() if name.endswith(one)), None)
+        if ending is not None and Path(name).name == name:
+            (folder / name).unlink(missing_ok=True)
+            (folder / f"{name.removesuffix(ending)}-uncertainty.nrrd").unlink(missing_ok=True)
 
 
 def _write_tables(folder: Path, rows: list[dict[str, Any]], left_out: list[dict[str, Any]]) -> None:

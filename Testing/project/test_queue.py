@@ -452,7 +452,7 @@ class TestFiveHundredCases:
 
     @pytest.fixture(scope="class")
     def made(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """Four labels each, with all signals that a training writes; the worst hundred are decided. Read only."""
+        """Four labels each, with all signals that a training writes; the worst four hundred are decided. Read only."""
         signals = dict.fromkeys(shipped().names, 0.5)
         labels = {str(value): {"signals": signals, "volume_ml": 1.0, "uncertainty": 0.2} for value in (2, 3, 4)}
 
@@ -462,7 +462,7 @@ class TestFiveHundredCases:
 
         folder = tmp_path_factory.mktemp("many") / "project"
         project = predicted(folder, {f"case_{n:03d}": scores(0.3 + n / 1000) for n in range(500)})
-        for case in names(project)[:100]:
+        for case in names(project)[:400]:
             decide(project, case, 0.8)
         return folder
 
