@@ -200,26 +200,34 @@ class Change:
         before: mean Dice, with the same label, of the answer of the training before that learned from it; else of the
             prediction that the person saw when it was drawn; None where neither is: an accepted prediction is its own
             label.
-        now: mean Dice of the new networks' answer with the label in force, which they have learned from.
+        now: mean Dice of the new networks' answer with the label in force, which they have learned from; of a rejected
+            case, which has none, with the prediction that was rejected.
+        rejected: the case was.
     """
 
     case: str
     before: float | None
     now: float
+    rejected: bool = False
 
     @property
     def in_words(self) -> str:
+        if self.rejected:
+            return f"{self.case} Dice {self.now:.3f} with what was rejected"
         if self.before is None:
             return f"{self.case} Dice {self.now:.3f}"
         return f"{self.case} Dice {self.before:.3f} to {self.now:.3f} ({self.now - self.before:+.3f})"
 
 
 def changes(project: Project, training: str | None = None) -> list[Change]:
-    """The reviewed cases that a training learned from, those that changed most first, then those without a figure of
-    before; the current training's."""
+    """The reviewed cases that a training learned from, those that changed most first, then the rejected ones that it
+    predicted anew, then those without a figure of before; the current training's."""
     training = training or project.refresh().current_training
-    learned = _learned(project, training) if training is not None else {}
-    if training is None or not learned:
+    if training is None:
+        return []
+    learned = _learned(project, training)
+    refused = read_once(project.jobs / training / "results" / "rejected.json") or {}
+    if not learned and not refused:
         return []
     history, labels = decisions(project), labels_of_training(project, training)
     names = sorted((job.name for job in project.jobs.iterdir() if job.name < training), reverse=True)
@@ -232,7 +240,16 @@ def changes(project: Project, training: str | None = None) -> list[Change]:
         known = [then[case] for versions, then in earlier if case in then and versions.get(case) == labels.get(case)]
         before = known[0] if known else seen[-1] if seen else None
         found.append(Change(case, before, now))
-    return sorted(found, key=lambda one: (one.before is None, -abs(one.now - (one.before or 0.0)), one.case))
+    found += [Change(case, None, dice, True) for case, dice in refused.items()]
+    return sorted(found, key=_most_first)
+
+
+def _most_first(change: Change) -> tuple[int, float, str]:
+    if change.rejected:
+        return 1, change.now, change.case
+    if change.before is None:
+        return 2, 0.0, change.case
+    return 0, -abs(change.now - change.before), change.case
 
 
 def _learned(project: Project, training: str) -> dict[str, float]:

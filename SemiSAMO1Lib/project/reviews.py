@@ -25,6 +25,10 @@ from .store import Project, ProjectError, require_as_seen
 #: Labels that overlap the prediction by a smaller Dice are asked about: they may be another scan's, or mirrored.
 LEAST_OVERLAP = 0.2
 
+#: Labels that overlap the prediction by a smaller Dice than this, and that of another case on the same grid by one that
+#: is larger by that much, are asked about: where all scans have one grid, that says nothing of whose a file is.
+RATHER_ANOTHERS = (0.8, 0.1)
+
 _OPEN = frozenset({Review.ACCEPTED, Review.CORRECTED, Review.REJECTED, Review.SKIPPED, Review.DRAFT})
 
 #: State -> states that a person may bring a case to. A draft is begun by painting; accepted and corrected are reopened
@@ -122,7 +126,7 @@ def correct(
     row = predictions(project, began).get(case.id)
     predicted = _voxels(case, row)
     if not sure:
-        _require_likeness(labels, case, predicted)
+        _require_likeness(project, labels, case, predicted, began)
     project.add_label(
         case.id,
         labels,
@@ -277,8 +281,11 @@ def _predicted(project: Project, case: Case, action: str, training: str | None =
     return row
 
 
-def _require_likeness(labels: Path, case: Case, predicted: NDArray[Any] | None) -> None:
-    """Raise DoubtfulLabel for labels that overlap the prediction by next to nothing: of a mirrored scan, say."""
+def _require_likeness(
+    project: Project, labels: Path, case: Case, predicted: NDArray[Any] | None, training: str | None
+) -> None:
+    """Raise DoubtfulLabel for labels that overlap the prediction by next to nothing (of a mirrored scan, say), or that
+    are rather what was predicted of another case."""
     try:
         drawn = read_labels(labels, case.geometry).volume.array
     except LabelError:
@@ -290,6 +297,18 @@ def _require_likeness(labels: Path, case: Case, predicted: NDArray[Any] | None) 
         raise DoubtfulLabel(
             f"{labels.name} overlaps the prediction of {case.id} by a Dice of {dice:.2f} alone: is it its label?"
         )
+    enough, better = RATHER_ANOTHERS
+    if dice >= enough:
+        return
+    rows = predictions(project, training)
+    same = [one for one in project.state.cases if one.id != case.id and one.geometry.same_grid(case.geometry)]
+    for one in same:
+        theirs = _voxels(one, rows.get(one.id))
+        if theirs is not None and (other := _dice(drawn > 0, theirs > 0)) > dice + better:
+            raise DoubtfulLabel(
+                f"{labels.name} overlaps the prediction of {one.id} by a Dice of {other:.2f}, that of {case.id} by "
+                f"{dice:.2f}: is it its label?"
+            )
 
 
 def _voxels(case: Case, row: dict[str, Any] | None) -> NDArray[Any] | None:

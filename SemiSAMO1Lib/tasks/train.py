@@ -31,8 +31,11 @@ from ..engine.sampling import require_shares
 from ..engine.surroundings import FILE, margin_of, template_shows_all
 from ..image_io import write_volume
 from ..job.folder import JobFolder, usable_cores
-from ..project import Project, Review
+from ..project import LabelTable, Project, Review
+from ..project.history import decisions
 from ..project.label_writer import write_segmentation
+from ..project.results import predictions
+from .compare import compare
 from .curves import WithCurves
 from .inputs import Inputs, read_inputs
 from .report import write_report
@@ -119,12 +122,28 @@ def _finish(job: JobFolder, inputs: Inputs) -> None:
     if (job.project / "project.json").exists() and not store.has("in-force.json"):  # once, also when resumed after it
         rows = files.read_json(job.inputs / "cases.json")["cases"]
         not_learned = [row["id"] for row in rows if row.get("review") == Review.REJECTED]
-        Project(job.project).finish_training(job.id, not_learned)
+        project = Project(job.project)
+        files.write_json(job.results / "rejected.json", _beside_what_was_rejected(job, project, not_learned))
+        project.finish_training(job.id, not_learned)
         store.save_json({}, "in-force.json")
-
     write_report(job, job.path / "report.html")
     if not job.spec()["parameters"].get("keep_rounds"):
         store.keep_what_is_needed()
+
+
+def _beside_what_was_rejected(job: JobFolder, project: Project, rejected: Sequence[str]) -> dict[str, float]:
+    """Case -> mean Dice of its new prediction with the one that was rejected, where that is still there."""
+    made, old = decisions(project), {}
+    for case in rejected:
+        refused = [one.training for one in made.get(case, ()) if one.after is Review.REJECTED and one.training]
+        row = predictions(project, refused[-1]).get(case) if refused else None
+        if row is not None and row["prediction"] is not None and row["prediction"].is_file():
+            old[case] = row["prediction"]
+    new = {row["case"]: job.results / row["prediction"] for row in files.read_json(job.index)["cases"]}
+    if not old.keys() & new.keys():
+        return {}
+    found = compare(new, old, distances=False, values=LabelTable.from_json(job.spec()["labels"]).values)
+    return {row["case"]: row["mean_dice"] for row in found["cases"]}
 
 
 def completed_round(job: JobFolder) -> int:

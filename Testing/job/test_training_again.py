@@ -13,6 +13,7 @@ from SemiSAMO1Lib.job import JobFolder
 from SemiSAMO1Lib.project import Project, ProjectError, Review, Role, reviews
 from SemiSAMO1Lib.project.results import changes, predictions
 from SemiSAMO1Lib.project.training import LAST, request_training
+from SemiSAMO1Lib.tasks.compare import compare
 from SemiSAMO1Lib.tasks.inputs import read_inputs
 from SemiSAMO1Lib.tasks.train import _finish
 
@@ -56,6 +57,13 @@ def test_reviewed_cases_are_labelled_data(second: JobFolder) -> None:
     assert weights == {"phantom_000": 1.0, "phantom_001": 0.8, "phantom_002": 0.5}
 
 
+def test_of_a_rejected_case_it_is_said_how_much_of_it_stayed(first: Project, second: JobFolder) -> None:
+    old, new = (predictions(first, one)["phantom_003"]["prediction"] for one in ("0001-train", second.id))
+    wanted = compare({"a": new}, {"a": old}, distances=False, values=first.state.labels.values)["mean_dice"]
+    found = {one.case: one for one in changes(first, second.id)}["phantom_003"]
+    assert (found.rejected, found.now) == (True, wanted) and "with what was rejected" in found.in_words
+
+
 def test_a_rejected_case_is_predicted_again_and_waits(first: Project, second: JobFolder) -> None:
     assert "phantom_003" in predictions(first) and first.state.case("phantom_003").review == "not_seen"
 
@@ -65,7 +73,7 @@ def test_an_excluded_case_is_in_neither_list(second: JobFolder) -> None:
 
 
 def test_it_is_said_what_was_learned_of_the_reviewed_cases(first: Project, second: JobFolder) -> None:
-    said = {one.case: one for one in changes(first)}
+    said = {one.case: one for one in changes(first) if not one.rejected}
     assert set(said) == {"phantom_001", "phantom_002"}
     assert said["phantom_002"].before is None, "an accepted prediction is its own label: nothing was measured"
     corrected = said["phantom_001"]

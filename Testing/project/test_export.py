@@ -223,6 +223,15 @@ class TestAgain:
         run(project, tmp_path / "out", "nifti")
         assert (tmp_path / "out" / "e.seg.nrrd").is_file() and (tmp_path / "out" / "e.nii.gz").is_file()
 
+    def test_an_export_that_writes_nothing_leaves_the_other_formats_table(
+        self, project: Project, tmp_path: Path
+    ) -> None:
+        run(project, tmp_path / "out", "nrrd")
+        before = (tmp_path / "out" / "volumes.csv").read_bytes()
+        with pytest.raises(ValueError, match="nothing could be exported"):
+            run(project, tmp_path / "out", "dicom-seg", tmp_path / "scans")
+        assert (tmp_path / "out" / "volumes.csv").read_bytes() == before
+
     def test_after_another_format_too(self, project: Project, tmp_path: Path) -> None:
         """The table is that of the last export; what the one before it wrote is known all the same."""
         run(project, tmp_path / "out", "nrrd")

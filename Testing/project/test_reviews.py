@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from review_lines import write_line
 from scans import OBLIQUE, two_labels, write_scan
+from scipy import ndimage
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.image_io import read_volume, write_volume
@@ -124,7 +125,10 @@ def test_the_table_of_steps(project: Project, actions: Any, now: Review, to: Rev
     if (now, to) in POSSIBLE:
         assert actions[to]().review == to
         return
-    with pytest.raises(ProjectError, match=f"is {now} and cannot become {to}"):
+    way_on = (
+        "save what was painted as a correction, or discard it" if now is Review.DRAFT else "Take that decision back"
+    )
+    with pytest.raises(ProjectError, match=way_on):
         actions[to]()
     assert project.refresh().case("b").review == now, "a refused step changed something"
 
@@ -370,6 +374,14 @@ class TestDoubts:
     def test_a_file_that_is_not(self, project: Project, mended: Path, name: str) -> None:
         named = mended.rename(mended.with_name(f"{name}.nrrd"))
         assert review.correct(project, "b", named).review == "corrected"
+
+    def test_labels_that_are_rather_another_cases_on_the_same_grid(self, project: Project, mended: Path) -> None:
+        """Where all scans have one grid, only what was predicted of them tells them apart."""
+        grown = ndimage.binary_dilation(two_labels(OBLIQUE).array > 0, iterations=3).astype(np.uint8)
+        predict(project, np.where(two_labels(OBLIQUE).array > 0, two_labels(OBLIQUE).array, grown))
+        with pytest.raises(DoubtfulLabel, match=r"overlaps the prediction of [cde] by a Dice of .*that of b by"):
+            review.correct(project, "b", mended)
+        assert review.correct(project, "b", mended, sure=True).review == "corrected"
 
     def test_labels_that_hardly_overlap_the_prediction(self, project: Project, mended: Path) -> None:
         mirrored = np.roll(two_labels(OBLIQUE).array, OBLIQUE.shape[2] // 2, axis=2)
@@ -722,6 +734,15 @@ class TestLeavingOut:
         project.exclude("b")
         listing = files.read_json(request_training(project, {}).inputs / "cases.json")
         assert "b" not in {row["id"] for row in (*listing["labelled"], *listing["cases"])}
+
+    def test_a_label_does_not_take_it_in_again(self, project: Project, mended: Path) -> None:
+        project.exclude("b")
+        with pytest.raises(ProjectError, match="b is excluded; include it first"):
+            project.add_label("b", mended, role=Role.LABELLED)
+        with pytest.raises(ProjectError, match="b is excluded; include it first"):
+            project.remove_label("b")
+        case = project.refresh().case("b")
+        assert (case.role, case.label_version) == (Role.EXCLUDED, None)
 
     def test_it_is_not_reviewed(self, project: Project) -> None:
         project.exclude("b")

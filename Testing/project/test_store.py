@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +28,7 @@ from SemiSAMO1Lib.volume import Volume
 
 ADD_SKIPPED = """
 import sys
+import unicodedata
 from pathlib import Path
 from SemiSAMO1Lib.project import Project, Skipped
 for number in range(int(sys.argv[3])):
@@ -475,6 +477,16 @@ class TestRelinking:
     ) -> None:
         write_scan(tmp_path / "study" / "images" / "a.nrrd", seed=99)
         assert sorted(project.moved_scans(moved)) == ["a", "b"]
+
+    def test_accents_may_be_written_in_the_other_way(self, project: Project, tmp_path: Path) -> None:
+        """As macOS and some archives do."""
+        name = "Müller.nrrd"
+        write_scan(tmp_path / "study" / "images" / unicodedata.normalize("NFC", name), seed=3)
+        add_scans(project, tmp_path / "study" / "images")
+        (tmp_path / "archive").mkdir()
+        there = tmp_path / "archive" / unicodedata.normalize("NFD", name)
+        (tmp_path / "study" / "images" / unicodedata.normalize("NFC", name)).rename(there)
+        assert project.moved_scans(tmp_path / "archive") == {"Muller": there.resolve()}
 
     def test_a_folder_that_is_not_there_is_refused(self, project: Project, tmp_path: Path) -> None:
         with pytest.raises(ProjectError, match="is not a folder"):

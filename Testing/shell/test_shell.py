@@ -18,14 +18,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from shell_runner import Shown, shell
 
 from SemiSAMO1Lib import files, lock, worker
 from SemiSAMO1Lib.engine.data.boxes import box_around
+from SemiSAMO1Lib.engine.data.hdf5_layout import write_case
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind, State, kill, observe
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
-from SemiSAMO1Lib.project import Project
+from SemiSAMO1Lib.project import Project, reviews
+from SemiSAMO1Lib.project.drafts import save_draft
 from SemiSAMO1Lib.project.label_writer import write_segmentation
 from SemiSAMO1Lib.project.results import predictions
 from SemiSAMO1Lib.shell import app
@@ -743,6 +746,63 @@ def test_a_correction_says_whose_prediction_it_began_from(reviewed: Path, cohort
     assert f"prediction of {current}" in shell("correct", reviewed, *given).text
 
 
+def test_a_correction_may_lie_in_the_hdf5_layout(reviewed: Path, cohort: Path, tmp_path: Path) -> None:
+    image, label = (read_volume(cohort / kind / "phantom_001.nrrd") for kind in ("images", "labels"))
+    write_case(tmp_path / "mended.h5", image, label)
+    assert shell("correct", reviewed, "--case", "phantom_001", "--labels", tmp_path / "mended.h5").code == DONE
+    opened = Project(reviewed)
+    saved = read_volume(opened.label_path(opened.state.case("phantom_001")))
+    assert np.array_equal(saved.array, label.array)
+
+
+@pytest.fixture
+def painted(reviewed: Path, cohort: Path) -> Path:
+    """The project, in which phantom_001 is a draft."""
+    opened = Project(reviewed)
+    label = read_volume(cohort / "labels" / "phantom_001.nrrd")
+    draft = save_draft(opened, "phantom_001", label, opened.state.labels, str(opened.state.current_training))
+    reviews.begin_draft(opened, "phantom_001")
+    return draft
+
+
+def test_a_correction_does_not_throw_painting_away(painted: Path, reviewed: Path, cohort: Path) -> None:
+    before = painted.read_bytes()
+    given = ("--case", "phantom_001", "--labels", cohort / "labels" / "phantom_001.nrrd")
+    refused = shell("correct", reviewed, *given)
+    assert refused.code == WRONG_USE and "there is unfinished painting of case phantom_001" in refused.text
+    assert painted.read_bytes() == before
+    assert shell("correct", reviewed, "--case", "phantom_001", "--labels", painted).code == DONE
+
+
+def test_what_can_be_done_about_a_draft_is_said(painted: Path, reviewed: Path) -> None:
+    refused = shell("accept", reviewed, "--case", "phantom_001")
+    assert "save what was painted as a correction, or discard it" in refused.text
+    assert f"--labels {painted}" in shell("queue", reviewed, "--show", "draft").text
+
+
+def test_the_stronger_of_two_layers_can_be_named_for_a_correction(reviewed: Path, cohort: Path, tmp_path: Path) -> None:
+    """As Slicer writes overlapping segments: each in a layer of its own."""
+    label = sitk.ReadImage(str(cohort / "labels" / "phantom_001.nrrd"))
+    layers = sitk.Compose([sitk.Cast(label > 0, sitk.sitkUInt8), sitk.Cast(label > 1, sitk.sitkUInt8)])
+    for number, value in enumerate((1, 2)):
+        for key, text in (("ID", f"s{value}"), ("Name", f"s{value}"), ("LabelValue", "1"), ("Layer", str(number))):
+            layers.SetMetaData(f"Segment{number}_{key}", text)
+    sitk.WriteImage(layers, str(tmp_path / "mended.seg.nrrd"))
+    given = ("--case", "phantom_001", "--labels", tmp_path / "mended.seg.nrrd", "--absent", 3)
+    assert "say which label wins" in shell("correct", reviewed, *given).text
+    assert shell("correct", reviewed, *given, "--priority", "2,1").code == DONE
+
+
+@pytest.mark.parametrize("name", ["a[red]b", "x[/b]"])
+def test_brackets_in_a_projects_path_are_shown_as_they_are(reviewed: Path, tmp_path: Path, name: str) -> None:
+    place = tmp_path / name
+    place.mkdir()
+    moved = reviewed.rename(place / "project")
+    shown = shell("queue", moved)
+    assert shown.code == DONE and str(moved) in shown.text
+    assert shell("queue", moved, "--show", "draft").code == DONE
+
+
 def test_a_prediction_that_was_mended_in_place_is_told_of(reviewed: Path, cohort: Path) -> None:
     opened = Project(reviewed)
     path = predictions(opened)["phantom_001"]["prediction"]
@@ -1170,6 +1230,23 @@ def test_further_scans_are_segmented_as_the_cases_are(story: Story, cohort: Path
     shell("predict", story.project, *one)
     together = read_volume(tmp_path / "out" / "another.seg.nrrd").array
     assert np.array_equal(together, read_volume(tmp_path / "one.nrrd").array)
+
+
+def test_segmentations_of_an_earlier_call_do_not_stay(story: Story, cohort: Path, tmp_path: Path) -> None:
+    """They may be another model's, and the table would not name them."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    for folder in (images, out):
+        folder.mkdir()
+    shutil.copyfile(cohort / "images" / "phantom_001.nrrd", images / "new.nrrd")
+    for name in ("old.seg.nrrd", "old-uncertainty.nrrd", "mine.nrrd"):
+        (out / name).write_bytes(b"")
+    files.write_text(out / "predictions.csv", "scan,file\nold,old.seg.nrrd\n")
+    assert shell("apply", story.project, "--images", images, "--output", out, "--device", "cpu").code == DONE
+    assert sorted(path.name for path in out.iterdir() if path.suffix == ".nrrd") == [
+        "mine.nrrd",
+        "new-uncertainty.nrrd",
+        "new.seg.nrrd",
+    ]
 
 
 @pytest.mark.parametrize("place", ["images/inside", "."])
