@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..choices import full_name
 from ..job.folder import JobFolder, JobKind
 from ..job.watch import running_training
 from .case_rows import case_row
@@ -76,6 +77,8 @@ def request_training(project: Project, parameters: dict[str, Any]) -> JobFolder:
     state = project.state
     if parameters.get("continue_from") == LAST:
         parameters = {**parameters, **_going_on_if_possible(project)}
+    if isinstance(learner := parameters.get("learner"), str):  # whoever reads the job knows one name of each
+        parameters = {**parameters, "learner": full_name(learner)}
     start = _start_of(project, parameters.get("continue_from"))
     job = JobFolder.create(project.jobs, JobKind.TRAIN, parameters, state.labels.to_json())
     labelled = [*state.with_role(Role.TEMPLATE), *state.with_role(Role.LABELLED)]

@@ -796,7 +796,7 @@ def test_the_stronger_of_two_layers_can_be_named_for_a_correction(reviewed: Path
 @pytest.mark.parametrize("name", ["a[red]b", "x[/b]"])
 def test_brackets_in_a_projects_path_are_shown_as_they_are(reviewed: Path, tmp_path: Path, name: str) -> None:
     place = tmp_path / name
-    place.mkdir()
+    place.mkdir(parents=True)
     moved = reviewed.rename(place / "project")
     shown = shell("queue", moved)
     assert shown.code == DONE and str(moved) in shown.text
