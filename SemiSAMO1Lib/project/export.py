@@ -235,7 +235,7 @@ def clear_earlier(folder: Path, kind: str, planned: Iterable[str]) -> None:
 def _listed(folder: Path) -> set[str]:
     """Files that the table of the last export names."""
     path = folder / TABLE
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return {name for row in csv.DictReader(io.StringIO(text)) if (name := row.get("file"))}
 
 
@@ -248,12 +248,11 @@ def _written(folder: Path) -> dict[str, list[str]]:
 def write_tables(folder: Path, kind: str, rows: list[dict[str, Any]], left_out: list[tuple[str, str]]) -> None:
     """`volumes.csv`, `left_out.csv` with the reasons, and `exported.json`, what each format's last export wrote.
 
-    An export that wrote nothing leaves the tables of another format's files, which are still there.
+    An export that wrote nothing leaves the table of another format's files, which are still there.
     """
     files.write_json(folder / _LIST, {**_written(folder), kind: sorted({row["file"] for row in rows})})
-    if not rows and any(not name.endswith(FORMATS[kind]) for name in _listed(folder)):
-        return
-    files.write_text(folder / TABLE, table_as_text((*_COLUMNS, *_SCORES), rows))
+    if rows or all(name.endswith(FORMATS[kind]) for name in _listed(folder)):
+        files.write_text(folder / TABLE, table_as_text((*_COLUMNS, *_SCORES), rows))
     listed = [{"case": case, "reason": reason} for case, reason in left_out]
     files.write_text(folder / "left_out.csv", table_as_text(("case", "reason"), listed))
 

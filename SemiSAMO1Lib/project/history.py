@@ -116,7 +116,7 @@ def _history(project: Project) -> _History:
 def _read(path: Path, stamp: tuple[int, int], known: _History) -> _History:
     """Read the file; of one that only grew, the new lines."""
     data = path.read_bytes()
-    if not data.startswith(known.read):
+    if not known.read or not data.startswith(known.read):
         known = _History(stamp)
     found = {case: list(made) for case, made in known.decisions.items()}
     left_out, unreadable = dict(known.left_out), known.unreadable

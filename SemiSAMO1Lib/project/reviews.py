@@ -126,7 +126,7 @@ def correct(
     row = predictions(project, began).get(case.id)
     predicted = _voxels(case, row)
     if not sure:
-        _require_likeness(project, labels, case, predicted, began)
+        _require_likeness(project, labels, case, predicted, began, priority)
     project.add_label(
         case.id,
         labels,
@@ -282,12 +282,17 @@ def _predicted(project: Project, case: Case, action: str, training: str | None =
 
 
 def _require_likeness(
-    project: Project, labels: Path, case: Case, predicted: NDArray[Any] | None, training: str | None
+    project: Project,
+    labels: Path,
+    case: Case,
+    predicted: NDArray[Any] | None,
+    training: str | None,
+    priority: Sequence[int] | None,
 ) -> None:
     """Raise DoubtfulLabel for labels that overlap the prediction by next to nothing (of a mirrored scan, say), or that
     are rather what was predicted of another case."""
     try:
-        drawn = read_labels(labels, case.geometry).volume.array
+        drawn = read_labels(labels, case.geometry, priority).volume.array
     except LabelError:
         return  # whoever takes the label says what is wrong with it
     if predicted is None or not predicted.any():

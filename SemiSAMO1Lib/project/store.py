@@ -201,7 +201,7 @@ class Project:
         Args:
             apply: the change.
             line: what reviews.jsonl says of it, from the states before and after it; written in the same step, so that
-                nobody finds the one without the other.
+                nobody finds the one without the other. Where it cannot be written the change is not made.
 
         Raises:
             Locked: another process on this or another computer is writing.
@@ -213,9 +213,14 @@ class Project:
             after = replace(after, revision=before.revision + 1)
             files.write_json(self.file, after.to_json())
             self._read_at, self.state = self._stamp(), after
-            if (said := line(before, after)) is not None:
-                files.mend_last_line(self.reviews)
-                files.append_line(self.reviews, said)
+            try:
+                if (said := line(before, after)) is not None:
+                    files.mend_last_line(self.reviews)
+                    files.append_line(self.reviews, said)
+            except OSError:
+                files.write_json(self.file, before.to_json())
+                self._read_at, self.state = self._stamp(), before
+                raise
         return after
 
     def settled(self) -> ProjectState:

@@ -36,8 +36,8 @@ NO_MEMORY = (
 )
 
 #: What is printed is what is meant: names and paths may hold brackets, which rich would take for colours.
-out = Console(markup=False, highlight=False)
-err = Console(stderr=True, markup=False, highlight=False)
+out = Console(markup=False, emoji=False, highlight=False)
+err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 #: Arguments that most commands have.
 ProjectPath = Annotated[Path, typer.Argument(help="The project folder.", show_default=False)]

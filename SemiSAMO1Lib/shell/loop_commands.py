@@ -179,7 +179,8 @@ def apply(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Segment a folder of further scans with the current training; they do not become cases of the project."""
+    """Segment a folder of further scans with the current training; they do not become cases of the project. What an
+    earlier call wrote into the output folder is removed."""
     job = request_predictions(Project(project), images, output, format_, device)
     run_job(job, as_json)
     table, left_out = _table(output / "predictions.csv"), _table(output / "left_out.csv")

@@ -86,7 +86,7 @@ def reproduce(
     if isinstance(named, dict):
         frozen = {"checkpoint": checkpoint, "coverage": coverage}
         named = {**named, **{key: value for key, value in frozen.items() if value is not None}}
-        if named.get("coverage", "centre") != "centre":
+        if coverage not in (None, "centre"):
             named = {"label_cells": "share", "upsampling": "trilinear", **named}
     further["generalists"] = named
     if device is not None:

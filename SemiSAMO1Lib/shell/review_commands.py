@@ -161,11 +161,13 @@ def correct(
 ) -> None:
     """Give a case corrected labels: they count in the next training."""
     opened, order = Project(project), parsed_priority(priority)
-    painted = find_draft(opened, opened.state.case(case).id)
+    known = opened.state.case(case).id
+    painted = find_draft(opened, known)
     if painted is not None and not painted.samefile(existing_file(labels)):
+        saved = next_step("correct", project, "--case", known, "--labels", painted)
         raise ProjectError(
-            f"there is unfinished painting of case {case}{by_whom(opened, case)}. Save that (--labels {painted}), or "
-            f"discard it first: semisamo1 discard {project} --case {case}"
+            f"there is unfinished painting of case {known}{by_whom(opened, known)}. Save that, or discard it first. "
+            f"{saved}"
         )
     before, row = opened.state.labels.values, predictions(opened, training).get(opened.state.case(case).id)
     as_made, given = row is None or is_as_made(row), existing_file(labels)

@@ -39,6 +39,7 @@ def apply(job: JobFolder, reporter: Reporter) -> None:
     table = LabelTable.from_json(training.spec()["labels"])
     run, class_map = finished_run(training, parameters["device"], PartOfMore(reporter))
     _clear_earlier(folder)
+    _write_tables(folder, [], [])
     rows: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
     listed = list(candidates(Path(parameters["images"]), Project(job.project).folder))
@@ -76,7 +77,7 @@ def apply(job: JobFolder, reporter: Reporter) -> None:
 def _clear_earlier(folder: Path) -> None:
     """Remove what an earlier call wrote here: another model's segmentations are not to be taken for this one's."""
     table = folder / PREDICTIONS
-    text = table.read_text(encoding="utf-8") if table.is_file() else ""
+    text = table.read_text(encoding="utf-8", errors="replace") if table.is_file() else ""
     for name in {row.get("file") or "" for row in csv.DictReader(io.StringIO(text))}:
         ending = next((one for one in FORMATS.values() if name.endswith(one)), None)
         if ending is not None and Path(name).name == name:

@@ -16,6 +16,9 @@ from ..project.cases import same_name
 from ..project.label_reader import read_labels
 from ..volume import grid_of_both
 
+#: A grid that holds a prediction and its reference has at most so many voxels, or so many times those of both.
+_LARGEST, _APART = 2**27, 8
+
 
 class NothingToCompare(ValueError):
     """No prediction has a reference of the same name."""
@@ -84,7 +87,7 @@ def compare(
 
     Raises:
         NothingToCompare: no names in common.
-        ValueError: a reference lies on another grid than its prediction, up to whole voxels.
+        ValueError: a reference lies on another grid than its prediction, up to whole voxels, or far away from it.
     """
     common = [name for name in predictions if name in references]
     if not common:
@@ -105,9 +108,12 @@ def compare(
 
 
 def _one(prediction_file: Path, reference_file: Path, distances: bool, values: Sequence[int] | None) -> dict[str, Any]:
-    grid = grid_of_both(read_geometry(prediction_file), read_geometry(reference_file))
+    ours, theirs = read_geometry(prediction_file), read_geometry(reference_file)
+    grid = grid_of_both(ours, theirs)
     if grid is None:
         raise ValueError(f"{prediction_file} lies on another grid than {reference_file}; resample one of them first")
+    if grid.voxels > max(_LARGEST, _APART * (ours.voxels + theirs.voxels)):
+        raise ValueError(f"{prediction_file} lies far from {reference_file}: is that the reference of another scan?")
     prediction, reference = (
         read_labels(one, grid, allow_empty=True).volume for one in (prediction_file, reference_file)
     )

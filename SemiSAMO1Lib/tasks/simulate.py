@@ -5,6 +5,7 @@ A benchmark. It works on copies of the project; the references stand for the lab
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -254,7 +255,8 @@ def _copy(project: Project, folder: Path) -> Project:
     Raises ProjectError where a training of an earlier simulation is under way in the folder.
     """
     if (other := running_training(folder / "jobs")) is not None:
-        raise ProjectError(f"{other.id} is under way in {folder}. Wait for it, or stop it: semisamo1 cancel {folder}")
+        stop = shlex.join(["semisamo1", "cancel", str(folder)])
+        raise ProjectError(f"{other.id} is under way in {folder}. Wait for it, or stop it: {stop}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in ("labels", "images"):

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib import metadata
 from typing import Any
 
@@ -31,10 +31,10 @@ from ..engine.sampling import require_shares
 from ..engine.surroundings import FILE, margin_of, template_shows_all
 from ..image_io import write_volume
 from ..job.folder import JobFolder, usable_cores
-from ..project import LabelTable, Project, Review
+from ..project import Project, Review
 from ..project.history import decisions
 from ..project.label_writer import write_segmentation
-from ..project.results import predictions
+from ..project.results import is_as_made, predictions, values_of_training
 from .compare import compare
 from .curves import WithCurves
 from .inputs import Inputs, read_inputs
@@ -123,7 +123,7 @@ def _finish(job: JobFolder, inputs: Inputs) -> None:
         rows = files.read_json(job.inputs / "cases.json")["cases"]
         not_learned = [row["id"] for row in rows if row.get("review") == Review.REJECTED]
         project = Project(job.project)
-        files.write_json(job.results / "rejected.json", _beside_what_was_rejected(job, project, not_learned))
+        files.write_json(job.results / "rejected.json", beside_what_was_rejected(job, project, not_learned))
         project.finish_training(job.id, not_learned)
         store.save_json({}, "in-force.json")
     write_report(job, job.path / "report.html")
@@ -131,19 +131,20 @@ def _finish(job: JobFolder, inputs: Inputs) -> None:
         store.keep_what_is_needed()
 
 
-def _beside_what_was_rejected(job: JobFolder, project: Project, rejected: Sequence[str]) -> dict[str, float]:
-    """Case -> mean Dice of its new prediction with the one that was rejected, where that is still there."""
-    made, old = decisions(project), {}
-    for case in rejected:
-        refused = [one.training for one in made.get(case, ()) if one.after is Review.REJECTED and one.training]
-        row = predictions(project, refused[-1]).get(case) if refused else None
-        if row is not None and row["prediction"] is not None and row["prediction"].is_file():
-            old[case] = row["prediction"]
+def beside_what_was_rejected(job: JobFolder, project: Project, rejected: Sequence[str]) -> dict[str, float]:
+    """Case -> mean Dice of its new prediction with the one that was rejected, over the labels that this one knew;
+    nothing of one that is not there any more, or not as it was made."""
+    made, found = decisions(project), {}
     new = {row["case"]: job.results / row["prediction"] for row in files.read_json(job.index)["cases"]}
-    if not old.keys() & new.keys():
-        return {}
-    found = compare(new, old, distances=False, values=LabelTable.from_json(job.spec()["labels"]).values)
-    return {row["case"]: row["mean_dice"] for row in found["cases"]}
+    for case in new.keys() & set(rejected):
+        refused = [one.training for one in made.get(case, ()) if one.after is Review.REJECTED and one.training]
+        with suppress(ValueError, OSError):  # it is said by the way: nothing that is damaged there ends a training
+            row = predictions(project, refused[-1])[case] if refused else None
+            if row is not None and row["prediction"] is not None and row["prediction"].is_file() and is_as_made(row):
+                known = values_of_training(project, refused[-1]) & values_of_training(project, job.id)
+                beside = compare({case: new[case]}, {case: row["prediction"]}, distances=False, values=sorted(known))
+                found[case] = beside["mean_dice"]
+    return found
 
 
 def completed_round(job: JobFolder) -> int:

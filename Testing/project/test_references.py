@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scans import OBLIQUE, two_labels, write_scan
 
 from SemiSAMO1Lib.image_io import write_volume
 from SemiSAMO1Lib.project import Project, ProjectError, Skipped
 from SemiSAMO1Lib.project.importing import candidates, look
-from SemiSAMO1Lib.tasks.compare import NothingToCompare, references_of
+from SemiSAMO1Lib.tasks.compare import NothingToCompare, compare, references_of
+from SemiSAMO1Lib.volume import Volume
 
 
 def project_of(folder: Path, *names: str) -> Project:
@@ -79,3 +82,13 @@ def test_a_name_of_two_scans_is_no_case(tmp_path: Path) -> None:
     project = project_of(tmp_path, "first/a b.nrrd", "second/a b.nrrd")
     with pytest.raises(ProjectError, match="a-b, a-b-2"):
         project.state.case("a b")
+
+
+def test_a_reference_far_away_is_no_reference(tmp_path: Path) -> None:
+    """On the same lattice all the same: a grid with both in it would not fit into any memory."""
+    label = two_labels(OBLIQUE)
+    far = replace(OBLIQUE, origin=tuple((OBLIQUE.index_to_space @ np.array([9_000, 9_000, 9_000, 1.0]))[:3].tolist()))
+    write_volume(tmp_path / "a.nrrd", label)
+    write_volume(tmp_path / "b.nrrd", Volume(label.array, far))
+    with pytest.raises(ValueError, match="is that the reference of another scan"):
+        compare({"x": tmp_path / "a.nrrd"}, {"x": tmp_path / "b.nrrd"})

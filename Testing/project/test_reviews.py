@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from numpy.typing import NDArray
 from review_lines import write_line
 from scans import OBLIQUE, two_labels, write_scan
 from scipy import ndimage
 
 from SemiSAMO1Lib import files
-from SemiSAMO1Lib.image_io import read_volume, write_volume
+from SemiSAMO1Lib.image_io import read_volume, to_sitk, write_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind
 from SemiSAMO1Lib.lock import identity
 from SemiSAMO1Lib.project import LabelError, Project, ProjectError, Role, Skipped
@@ -35,6 +36,7 @@ from SemiSAMO1Lib.project.results import changes, past_trainings, predictions, q
 from SemiSAMO1Lib.project.reviews import TRANSITIONS
 from SemiSAMO1Lib.project.training import request_training
 from SemiSAMO1Lib.tasks.inputs import read_labelled
+from SemiSAMO1Lib.tasks.train import beside_what_was_rejected
 from SemiSAMO1Lib.volume import Geometry, Volume
 
 #: Case -> mean uncertainty of its labels.
@@ -383,6 +385,17 @@ class TestDoubts:
             review.correct(project, "b", mended)
         assert review.correct(project, "b", mended, sure=True).review == "corrected"
 
+    def test_also_where_segments_overlap(self, project: Project, tmp_path: Path) -> None:
+        """With a priority they are read like any other."""
+        mirrored = np.roll(two_labels(OBLIQUE).array > 0, OBLIQUE.shape[2] // 2, axis=2).astype(np.uint8)
+        layers = sitk.Compose([to_sitk(Volume(mirrored, OBLIQUE))] * 2)
+        for number, value in enumerate((1, 2)):
+            for key, text in (("ID", f"s{value}"), ("Name", f"s{value}"), ("LabelValue", "1"), ("Layer", str(number))):
+                layers.SetMetaData(f"Segment{number}_{key}", text)
+        sitk.WriteImage(layers, str(tmp_path / "mended.seg.nrrd"))
+        with pytest.raises(DoubtfulLabel, match="overlaps the prediction of b by a Dice of"):
+            review.correct(project, "b", tmp_path / "mended.seg.nrrd", [2], priority=[1, 2])
+
     def test_labels_that_hardly_overlap_the_prediction(self, project: Project, mended: Path) -> None:
         mirrored = np.roll(two_labels(OBLIQUE).array, OBLIQUE.shape[2] // 2, axis=2)
         write_volume(mended, Volume(mirrored, OBLIQUE))
@@ -616,6 +629,38 @@ class TestWhatWasLearned:
         review.correct(project, "b", mended)
         self.look_again(project, {"b": 0.95})
         assert [one.before for one in changes(project)] == [None]
+
+
+class TestBesideWhatWasRejected:
+    @pytest.fixture
+    def rejected(self, project: Project) -> Path:
+        """The prediction of b that was rejected."""
+        path: Path = predictions(project)["b"]["prediction"]
+        review.reject(project, "b")
+        return path
+
+    def beside(self, project: Project) -> dict[str, float]:
+        train(project)
+        return beside_what_was_rejected(JobFolder(project.jobs / str(project.state.current_training)), project, ["b"])
+
+    def test_the_same_again_has_a_dice_of_one(self, project: Project, rejected: Path) -> None:
+        assert self.beside(project) == {"b": 1.0}
+
+    def test_a_label_that_was_added_since_does_not_count(self, project: Project, rejected: Path) -> None:
+        project.update_labels([Label(3, "added")])
+        assert self.beside(project) == {"b": 1.0}
+
+    def test_a_prediction_that_is_gone_is_not_compared(self, project: Project, rejected: Path) -> None:
+        rejected.unlink()
+        assert self.beside(project) == {}
+
+    def test_nor_is_one_that_was_changed_since(self, project: Project, rejected: Path) -> None:
+        rejected.write_bytes(rejected.read_bytes()[:100])
+        assert self.beside(project) == {}
+
+    def test_damaged_results_of_before_end_nothing(self, project: Project, rejected: Path) -> None:
+        (rejected.parents[2] / "index.json").write_text("{nonsense")
+        assert self.beside(project) == {}
 
 
 def test_without_a_folder_of_trainings_nothing_was_learned(project: Project) -> None:
@@ -912,13 +957,20 @@ class TestOlderAndDamaged:
         review.correct(project, "b", mended, training=seen)
         assert decisions(project)["b"][-1].training == seen
 
+    def test_a_line_that_cannot_be_written_is_no_decision(self, project: Project) -> None:
+        project.reviews.mkdir()
+        with pytest.raises((OSError, ProjectError)):
+            review.skip(project, "b")
+        assert Project(project.folder).state.case("b").review == "not_seen" == project.state.case("b").review
+
     def test_a_torn_line_hides_no_decision(self, project: Project) -> None:
         review.reject(project, "b")
         with open(project.reviews, "a", encoding="utf-8") as stream:
             stream.write('{"case": "c", "befo')
+        looked = decisions(project)["b"][-1].after, unreadable_lines(project)
         review.skip(project, "d")
-        made = decisions(project)
-        assert [made["b"][-1].after, made["d"][-1].after] == ["rejected", "skipped"]
+        made = {case: [one.after for one in rows] for case, rows in decisions(project).items() if rows}
+        assert looked == ("rejected", 1) and made == {"b": ["rejected"], "d": ["skipped"]}
 
     def test_lines_that_cannot_be_read_are_counted(self, project: Project) -> None:
         review.reject(project, "b")
