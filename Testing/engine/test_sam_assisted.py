@@ -607,26 +607,26 @@ def test_a_further_generalist_is_asked_by_its_name(register):
 @pytest.mark.parametrize("name", ASSISTED)
 def test_unknown_generalist_is_named_with_those_there_are(name):
     with pytest.raises(ValueError, match=r"'segment-everything'.*sam-med3d"):
-        learner_named(name).check(configured(name, ("segment-everything",)), CPU, Silent())
+        learner_named(name).load_or_refuse(configured(name, ("segment-everything",)), CPU, Silent())
 
 
 @pytest.mark.parametrize("name", ASSISTED)
 def test_missing_checkpoint_is_named(tmp_path, name):
     missing = {"checkpoint": str(tmp_path / "absent.pth")}
     with pytest.raises(ValueError, match=r"absent\.pth.*semisamo1 checkpoint fetch"):
-        learner_named(name).check(configured(name, ("sam-med3d",), missing), CPU, Silent())
+        learner_named(name).load_or_refuse(configured(name, ("sam-med3d",), missing), CPU, Silent())
 
 
 @pytest.mark.parametrize("name", ["mean_teacher", "dual_task", "supervised_only"])
 def test_other_learners_need_no_checkpoint(tmp_path, name):
-    learner_named(name).check(
+    learner_named(name).load_or_refuse(
         configured(name, ("sam-med3d",), {"checkpoint": str(tmp_path / "absent.pth")}), CPU, Silent()
     )
 
 
 def test_check_tells_which_weights_are_used():
     observer = Recorder()
-    learner_named("semisam").check(configured("semisam", ("sam-med3d",)), CPU, observer)
+    learner_named("semisam").load_or_refuse(configured("semisam", ("sam-med3d",)), CPU, observer)
     assert any("random small" in fields["text"] for kind, fields in observer.events if kind == "note")
 
 
