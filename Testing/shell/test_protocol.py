@@ -314,8 +314,8 @@ def test_an_option_that_is_given_wins_over_the_config_file(
 
 
 def test_a_checkpoint_that_is_given_wins_over_the_config_file(settled: Callable[..., dict[str, Any]]) -> None:
-    found = settled("--checkpoint", "random", generalists={"checkpoint": "other.pth", "coverage": "full"})
-    assert found["generalists"]["checkpoint"] == "random" and found["generalists"]["coverage"] == "full"
+    found = settled("--checkpoint", "random", generalists={"checkpoint": "other.pth", "temperature": 0.2})
+    assert (found["generalists"]["checkpoint"], found["generalists"]["temperature"]) == ("random", 0.2)
 
 
 def test_the_learner_of_the_config_file_decides_about_pseudo_labels(settled: Callable[..., dict[str, Any]]) -> None:
