@@ -225,16 +225,15 @@ def clear_earlier(folder: Path, kind: str, planned: Iterable[str]) -> None:
     """Remove what earlier exports of this format wrote; mark the folder as one of an export, and note the files that
     are about to be written: an export that is ended by force leaves some of them."""
     names = set(_written(folder).get(kind, ()))
-    for name in names | _listed(folder):  # an older program wrote no list
+    for name in names | listed_files(folder / TABLE):  # an older program wrote no list
         if name.endswith(FORMATS[kind]) and Path(name).name == name:
             (folder / name).unlink(missing_ok=True)
     write_tables(folder, kind, [], [])
     files.write_json(folder / _LIST, {**_written(folder), kind: sorted(planned)})
 
 
-def _listed(folder: Path) -> set[str]:
-    """Files that the table of the last export names."""
-    path = folder / TABLE
+def listed_files(path: Path) -> set[str]:
+    """Files that the table of an export, or of predictions, names; none where there is no table."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return {name for row in csv.DictReader(io.StringIO(text)) if (name := row.get("file"))}
 
@@ -251,7 +250,7 @@ def write_tables(folder: Path, kind: str, rows: list[dict[str, Any]], left_out: 
     An export that wrote nothing leaves the table of another format's files, which are still there.
     """
     files.write_json(folder / _LIST, {**_written(folder), kind: sorted({row["file"] for row in rows})})
-    if rows or all(name.endswith(FORMATS[kind]) for name in _listed(folder)):
+    if rows or all(name.endswith(FORMATS[kind]) for name in listed_files(folder / TABLE)):
         files.write_text(folder / TABLE, table_as_text((*_COLUMNS, *_SCORES), rows))
     listed = [{"case": case, "reason": reason} for case, reason in left_out]
     files.write_text(folder / "left_out.csv", table_as_text(("case", "reason"), listed))

@@ -33,7 +33,8 @@ def current_training(project: Project) -> JobFolder:
 def prediction_files(project: Project) -> dict[str, Path]:
     """Case id -> its prediction by the current training. Raises ProjectError when none is finished."""
     training = current_training(project).id
-    return {case: row["prediction"] for case, row in predictions(project, training).items()}
+    rows = predictions(project, training)
+    return {case: row["prediction"] for case, row in rows.items() if row["prediction"] is not None}
 
 
 def predictions(project: Project, training: str | None = None) -> dict[str, dict[str, Any]]:

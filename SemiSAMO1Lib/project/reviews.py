@@ -25,8 +25,8 @@ from .store import Project, ProjectError, require_as_seen
 #: Labels that overlap the prediction by a smaller Dice are asked about: they may be another scan's, or mirrored.
 LEAST_OVERLAP = 0.2
 
-#: Labels that overlap the prediction by a smaller Dice than this, and that of another case on the same grid by one that
-#: is larger by that much, are asked about: where all scans have one grid, that says nothing of whose a file is.
+#: Labels are asked about whose Dice with the case's prediction is below the first, and with that of another case larger
+#: by more than the second: where scans have one grid, a file's grid does not tell whose it is.
 RATHER_ANOTHERS = (0.8, 0.1)
 
 _OPEN = frozenset({Review.ACCEPTED, Review.CORRECTED, Review.REJECTED, Review.SKIPPED, Review.DRAFT})

@@ -26,7 +26,6 @@ from .console import (
     Bar,
     Json,
     ProjectPath,
-    as_volume_file,
     counted,
     existing_file,
     exit_for,
@@ -35,11 +34,11 @@ from .console import (
     guarded,
     next_step,
     out,
-    parsed_priority,
     read_parameters,
     run_job,
     say,
 )
+from .given_labels import as_volume_file, parsed_priority
 
 app = typer.Typer(
     help="One labelled volume in, a segmented cohort out.",

@@ -8,10 +8,8 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -20,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 from .. import files
-from ..image_io import UnreadableImage, write_volume
+from ..image_io import UnreadableImage
 from ..job import JobError, JobFolder, JobKind, Observed, State, observe, start
 from ..lock import Locked
 from ..project import LabelError, ProjectError
@@ -133,30 +131,6 @@ def read_parameters(config: Path | None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise fail(f'{config} must hold one JSON object, for example {{"rounds": 2}}', WRONG_USE)
     return found
-
-
-def parsed_priority(priority: str | None) -> list[int] | None:
-    """Label values, the strongest first, from `2,1`."""
-    try:
-        return None if priority is None else [int(word) for word in priority.split(",")]
-    except ValueError as error:
-        raise fail(f"--priority {priority}: give label values with commas between, e.g. 2,1", WRONG_USE) from error
-
-
-@contextmanager
-def as_volume_file(labels: Path) -> Iterator[Path]:
-    """The label file itself, or the labels of a file of the HDF5 layout, written elsewhere for as long as they are
-    read."""
-    if labels.suffix != ".h5":
-        yield labels
-        return
-    from ..tasks.layout import read_labelled_file
-
-    _, label = read_labelled_file(labels)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / f"{labels.stem}.nrrd"
-        write_volume(path, label)
-        yield path
 
 
 def next_step(*words: object) -> str:

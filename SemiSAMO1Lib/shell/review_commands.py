@@ -21,19 +21,8 @@ from ..project.queue import queue as waiting_cases
 from ..project.queue import score as honest_score
 from ..project.results import changes, is_as_made, predictions, quality
 from ..quality import ENOUGH
-from .console import (
-    Json,
-    ProjectPath,
-    as_volume_file,
-    err,
-    existing_file,
-    guarded,
-    next_step,
-    out,
-    parsed_priority,
-    register,
-    say,
-)
+from .console import Json, ProjectPath, err, existing_file, guarded, next_step, out, register, say
+from .given_labels import as_volume_file, parsed_priority
 
 CaseName = Annotated[str, typer.Option("--case", help="The case.", show_default=False)]
 Seen = Annotated[

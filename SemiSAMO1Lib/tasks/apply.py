@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from ..job.folder import JobFolder
 from ..project import LabelTable, Project, Review, Skipped
 from ..project.case_rows import checked_volume
 from ..project.cases import make_id
-from ..project.export import FORMATS, PREDICTIONS, table_as_text, volumes_of, write_labels
+from ..project.export import FORMATS, PREDICTIONS, listed_files, table_as_text, volumes_of, write_labels
 from ..project.importing import Found, candidates, look
 from ..volume import Volume
 from .predict import doubt_of, finished_run
@@ -76,9 +74,7 @@ def apply(job: JobFolder, reporter: Reporter) -> None:
 
 def _clear_earlier(folder: Path) -> None:
     """Remove what an earlier call wrote here: another model's segmentations are not to be taken for this one's."""
-    table = folder / PREDICTIONS
-    text = table.read_text(encoding="utf-8", errors="replace") if table.is_file() else ""
-    for name in {row.get("file") or "" for row in csv.DictReader(io.StringIO(text))}:
+    for name in listed_files(folder / PREDICTIONS):
         ending = next((one for one in FORMATS.values() if name.endswith(one)), None)
         if ending is not None and Path(name).name == name:
             (folder / name).unlink(missing_ok=True)
