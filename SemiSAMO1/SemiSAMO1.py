@@ -84,18 +84,25 @@ class SemiSAMO1Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if window is not None:
             self._quit_question = QuitQuestion(self.panel)
             window.installEventFilter(self._quit_question)
+        slicer.app.connect("aboutToQuit()", self._close_panel)
 
     def enter(self):
         self.panel.enter()
 
     def exit(self):
-        self.panel.leave()
+        if self.panel is not None:
+            self.panel.leave()
 
     def cleanup(self):
         self.removeObservers()
         window = slicer.util.mainWindow()
         if window is not None and self._quit_question is not None:
             window.removeEventFilter(self._quit_question)
+        slicer.app.disconnect("aboutToQuit()", self._close_panel)
+        self._close_panel()
+
+    def _close_panel(self):
+        """While the window and its views are still there: at the end of Slicer, `cleanup` comes after them."""
         if self.panel is not None:
             self.panel.close()
             self.panel = None

@@ -136,6 +136,17 @@ class StoredVolume(Volume):
         return Volume(self._read(), self.geometry).array
 
 
+def values_in(labels: NDArray[Any]) -> set[int]:
+    """The values that a label map holds, background too. Slice by slice: a body has a hundred million voxels, and this
+    is called while a person waits."""
+    if labels.dtype not in (np.uint8, np.uint16):
+        return set(np.unique(labels).tolist())
+    found = np.zeros(np.iinfo(labels.dtype).max + 1, bool)
+    for part in labels.reshape(-1, *labels.shape[-2:]) if labels.ndim > 2 else labels[None]:
+        found |= np.bincount(part.ravel(), minlength=len(found)).astype(bool)
+    return set(np.flatnonzero(found).tolist())
+
+
 def lattice_indices(source: Geometry, target: Geometry) -> list[tuple[int, NDArray[np.intp]]] | None:
     """How the voxels of `target` index those of `source` when both lie on one lattice, else None.
 

@@ -57,6 +57,23 @@ def sizes(platform: str = sys.platform) -> str:
     return "about 3 GB to download and 8 GB on the disk"
 
 
+def this_python(executable: str = sys.executable, which: Callable[[str], str | None] = shutil.which) -> Path:
+    """The Python that this process runs in. In the Slicer application, which may call itself the executable, that is
+    PythonSlicer, the launcher of its own Python.
+
+    Raises:
+        NoPython: the application has none; to start the application instead would open a second Slicer.
+    """
+    if "python" in Path(executable).name.casefold():
+        return Path(executable)
+    beside = [folder / "PythonSlicer" for folder in Path(executable or ".").absolute().parents[:2]]
+    beside += [folder / "bin" / "PythonSlicer" for folder in Path(executable or ".").absolute().parents[:2]]
+    for program in (which("PythonSlicer"), *(which(str(one)) for one in beside)):
+        if program:
+            return Path(program)
+    raise NoPython("PythonSlicer, the Python of Slicer, was not found beside Slicer: install Slicer anew.")
+
+
 def own_folder() -> Path:
     """Where the worker's own environment lies on this computer."""
     if sys.platform == "win32":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from .. import files, processes
 from ..lock import break_lock_of, locked
-from .environment import clean
+from .environment import clean, this_python
 from .folder import JobFolder, JobKind
 from .watch import Observed, State, observe, running_training
 
@@ -143,7 +142,7 @@ def _launch(
 ) -> int:
     status = {"state": str(State.QUEUED), "host": processes.host(), "heartbeat": time.time()}
     files.write_json(job.status, status)
-    command = [str(python or sys.executable), "-m", "SemiSAMO1Lib.worker", str(job.path)]
+    command = [str(python or this_python()), "-m", "SemiSAMO1Lib.worker", str(job.path)]
     if low_priority:
         command.append("--low-priority")
     library = str(Path(__file__).resolve().parents[2])

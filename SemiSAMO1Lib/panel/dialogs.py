@@ -15,16 +15,18 @@ from ..project import LabelTable
 class Dialogs:
     """Message boxes; a test gives another object with the same methods."""
 
-    def choose(self, title: str, text: str, answers: Sequence[str]) -> int:
-        """Ask; returns the number of the answer. The first one is the default, the last one what Escape means."""
+    def choose(self, title: str, text: str, answers: Sequence[str], escape: int = 0) -> int:
+        """Ask; returns the number of the answer. The first one is the default. `escape` is what the key and closing the
+        question mean: an answer that loses nothing and begins nothing."""
         box = qt.QMessageBox(slicer.util.mainWindow())
         box.setWindowTitle(title)
         box.setText(text)
         buttons = [box.addButton(answer, qt.QMessageBox.ActionRole) for answer in answers]
         box.setDefaultButton(buttons[0])
-        box.setEscapeButton(buttons[-1])
+        box.setEscapeButton(buttons[escape])
         box.exec_()
-        return buttons.index(box.clickedButton())
+        clicked = box.clickedButton()
+        return buttons.index(clicked) if clicked in buttons else escape
 
     def color(self, rgb: tuple[int, int, int]) -> tuple[int, int, int] | None:
         """Let a person choose a colour; None when it was cancelled."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import qt
@@ -13,11 +14,13 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..files import is_there
+from ..job.environment import own_folder
 from ..lock import Locked
-from ..project import Case, Project, ProjectError, reviews
+from ..project import Case, Project, ProjectError, Review, reviews
 from ..project.drafts import save_draft
+from ..project.label_writer import write_segmentation
 from ..scene.case_view import CaseView
-from ..scene.segmentations import Snapshot, show_status, snapshot
+from ..scene.segmentations import Snapshot, show_status
 from .time_for_threads import TimeForThreads
 
 #: Seconds between the last change and the draft; and between the first and a draft where somebody paints on and on.
@@ -48,6 +51,7 @@ class DraftKeeper:
         self._seen: object = None
         self._changed_at = self._first_at = 0.0
         self._unnoted: dict[str, tuple[Project, Case | None]] = {}
+        self._rescued: dict[tuple[Path, str], Path] = {}
         self._note_at = self._note_pause = 0.0
 
     def tick(self) -> None:
@@ -63,7 +67,7 @@ class DraftKeeper:
             return
         if self._writing is not None or not self._is_due(view.marks) or _painting():
             return
-        files, copied = view.files, snapshot(view.segmentation, view.scan, project.state.labels)
+        files, copied = view.files, view.snapshot(project.state.labels)
         view.mark_kept()
         self._seen = None
         self._writing = self._writer.submit(_write, project, files.case, files.training, copied, self._reviewer())
@@ -87,7 +91,7 @@ class DraftKeeper:
         view, project = self._view(), self._project()
         if view is not None and project is not None and view.unkept and _has_segments(view):
             with slicer.util.WaitCursor():
-                copied = snapshot(view.segmentation, view.scan, project.state.labels)
+                copied = view.snapshot(project.state.labels)
                 _write(project, view.files.case, view.files.training, copied, self._reviewer())
                 view.mark_kept()
             self._to_be_noted(project, view)
@@ -96,6 +100,34 @@ class DraftKeeper:
             self._note()
         except (ProjectError, OSError) as error:  # what was painted is kept all the same
             slicer.util.showStatusMessage(str(error), 10_000)
+
+    def rescue(self) -> str:
+        """Write what could not be written into the project to a place of this computer, from where `rescued` brings it
+        back; returns what to say."""
+        view, project = self._view(), self._project()
+        if view is None or project is None or not _has_segments(view):
+            return ""
+        place = own_folder().parent / "painting" / f"{project.folder.name}-{view.files.case}-{time.time_ns()}.seg.nrrd"
+        try:
+            copied = view.snapshot(project.state.labels)
+            labels, _overlaps, _counts = copied.labels()
+            write_segmentation(place, labels, copied.table, Review.DRAFT, copied.new)
+        except (RuntimeError, ValueError, OSError) as error:
+            return str(error)
+        self._rescued[project.folder, view.files.case] = place
+        return _("It is kept in {file}, and brought back when the case is opened.").format(file=place)
+
+    def rescued(self, case: str) -> Path | None:
+        """The file of `rescue` for a case of the open project."""
+        project = self._project()
+        return self._rescued.get((project.folder, case)) if project is not None else None
+
+    def brought_back(self, case: str) -> None:
+        """What `rescued` gave is on the screen: from now on it is painting like any other."""
+        project, view = self._project(), self._view()
+        if project is not None and view is not None:
+            self._rescued.pop((project.folder, case), None)
+            view.mark_painted()
 
     def settle(self) -> None:
         """Wait for a write that is under way: what is on the screen is about to be saved, or discarded."""
@@ -161,7 +193,7 @@ def _has_segments(view: CaseView) -> bool:
 
 
 def _write(project: Project, case: str, training: str, copied: Snapshot, reviewer: str | None) -> None:
-    labels, overlaps = copied.labels()
+    labels, overlaps, _ = copied.labels()
     save_draft(project, case, labels, copied.table, training, copied.new, overlaps, reviewer)
 
 

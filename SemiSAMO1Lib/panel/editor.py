@@ -20,6 +20,7 @@ class Editor:
         widget.segmentationNodeSelectorVisible = False
         widget.sourceVolumeNodeSelectorVisible = False
         widget.switchToSegmentationsButtonVisible = False
+        widget.readOnly = True
         self.make()
 
     def make(self) -> None:
@@ -41,12 +42,14 @@ class Editor:
         self._widget.maximumNumberOfUndoStates = max(1, min(10, UNDO_BYTES // max(1, voxels)))
         self._widget.setSegmentationNode(segmentation)
         self._widget.setSourceVolumeNode(scan)
+        self._widget.readOnly = False
         if self._entered:
             self.enter()
 
     def release(self) -> None:
         """Let go of what is edited: the case changes, or the scene goes."""
         self.rest()
+        self._widget.readOnly = True  # its hidden selector may choose a segmentation of the scene by itself
         if self._node is not None and self._node.GetScene() is not None:
             self._widget.setSegmentationNode(None)
             self._widget.setSourceVolumeNode(None)
@@ -69,6 +72,7 @@ class Editor:
 
     def scene_closes(self) -> None:
         self.rest()
+        self._widget.readOnly = True
         self._widget.removeViewObservations()
         self._node = None
 

@@ -119,8 +119,10 @@ class Panel:
             self._timer.stop()
 
     def scene_closes(self) -> None:
+        """Nobody can hold that up: what cannot be kept in the project now is kept beside it."""
         self.editor.rest()
-        self._keep_work_or_say()
+        if lost := self._keep_work_or_say():
+            self.banner.show(" ".join([lost, self.drafts.rescue()]))
         self.editor.scene_closes()
         if self.view is not None:
             self.view.close()
@@ -163,7 +165,13 @@ class Panel:
         slicer.util.showStatusMessage(_("Loading {case}...").format(case=files.case))
         project = self.session.project
         draft = find_draft(project, files.case) if project is not None else None
-        self.view = CaseView(replace(files, label=draft) if draft is not None else files, table)
+        rescued = self.drafts.rescued(files.case) if draft is None else None
+        shown = draft or rescued
+        self.view = CaseView(replace(files, label=shown) if shown is not None else files, table)
+        if rescued is not None:
+            self.drafts.brought_back(files.case)
+            text = _("Painting of {case} that could not be kept in the project was brought back from {file}.")
+            self.banner.show(text.format(case=files.case, file=rescued))
         if project is not None and draft is not None:
             who = by_whom(project, files.case, reviewer())
             text = _("Unfinished painting of {case}{who} was brought back.").format(case=files.case, who=who)
@@ -410,16 +418,31 @@ class Panel:
     def may_quit(self) -> bool:
         """Asked when Slicer is about to be closed; False keeps it open."""
         self.editor.rest()
-        if lost := self._keep_work_or_say():
-            return self.dialogs.choose(_("Quit"), lost, [_("Go back to it"), _("Quit, and lose it")]) == 1
+        if (lost := self._keep_work_or_say()) and self.dialogs.choose(
+            _("Quit"), lost, [_("Go back to it"), _("Quit, and lose it")]
+        ) != 1:
+            return False
         if self.session.project is None or not self._training_runs():
+            self._put_case_away()
             return True
         text = _("A training is under way. It goes on without Slicer, and is found again when Slicer is opened.")
         answers = [_("Keep training"), _("Stop it and keep what is done"), _("Cancel")]
-        answer = self.dialogs.choose(_("Training"), text, answers)
+        answer = self.dialogs.choose(_("Training"), text, answers, escape=2)
         if answer == 1:
             self.session.stop_training()
+        if answer != 2:
+            self._put_case_away()
         return answer != 2
+
+    def _put_case_away(self) -> None:
+        """Slicer is about to be closed, and asks a person about nodes that were changed: ours are kept already."""
+        if self.view is None:
+            return
+        if self.view.changed:
+            text = _("What was painted in {case} is kept; it is brought back when the case is opened.")
+            self.banner.show(text.format(case=self.view.files.case))
+        self.close_case()
+        self._show_all()
 
     def _training_runs(self) -> bool:
         self.session.poll()

@@ -13,7 +13,8 @@ from ..image_io import write_volume
 from ..project import Case, Role
 from ..project.cases import make_id
 from ..project.session import Session
-from ..scene.volumes import volume_of
+from ..scene.nodes import is_own
+from ..scene.volumes import SceneError, volume_of
 from .banner import Banner
 from .settings import Settings
 from .widgets import Rows, chosen, explain, fill_box, guarded, silent
@@ -87,6 +88,8 @@ class ProjectStep:
         project = self._session.project
         if node is None or project is None:
             return
+        if is_own(node):
+            raise SceneError(_("{name} is shown by this module; it is no further scan.").format(name=node.GetName()))
         with slicer.util.WaitCursor():
             path = project.folder / "cache" / "from-scene" / f"{make_id(node.GetName(), ())}.nrrd"
             write_volume(path, volume_of(node), compress=False)

@@ -19,7 +19,7 @@ from ..project.session import Session, in_sentences
 from ..quality import ENOUGH
 from ..quality import level as level_of
 from ..scene.case_view import CaseFiles, CaseView
-from ..scene.segmentations import drawn, show_status
+from ..scene.segmentations import show_status
 from .banner import Banner
 from .dialogs import Dialogs, ask_absent
 from .widgets import choose, chosen, explain, fill_box, guarded, say
@@ -235,7 +235,8 @@ class ResultsStep:
         if project is None or view is None:
             return
         _require_seen(project, view)
-        found = drawn(view.segmentation, view.scan, project.state.labels)
+        with slicer.util.WaitCursor():
+            found = view.drawn(project.state.labels)
         asked = asked_about(project, view.files.case, view.files.training or None)
         table = project.state.labels.without(set(project.state.labels.values) - asked)
         absent = ask_absent(self._dialogs, table, found.counts)
@@ -250,7 +251,8 @@ class ResultsStep:
         project, view = self._session.project, self.view
         if project is None or view is None:
             return
-        found = drawn(view.segmentation, view.scan, project.state.labels)
+        with slicer.util.WaitCursor():
+            found = view.drawn(project.state.labels)
         if found.overlaps:
             raise ProjectError(" ".join(in_sentences(found.overlaps)))
         known_labels = project.state.labels

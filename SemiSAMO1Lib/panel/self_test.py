@@ -187,11 +187,11 @@ def a_draft_is_written_while_nobody_touches_slicer() -> None:
 def the_workers_python_starts() -> None:
     """PythonSlicer, started as the worker is, answers the doctor."""
     from ..job import environment
-    from .setup_section import slicer_python, text_of
+    from .setup_section import text_of
 
     process = qt.QProcess()
     variables = qt.QProcessEnvironment()
-    python = str(slicer_python())
+    python = str(environment.this_python())
     for name, value in environment.clean(slicer.util.startupEnvironment(), python).items():
         variables.insert(name, value)
     process.setProcessEnvironment(variables)
@@ -200,6 +200,23 @@ def the_workers_python_starts() -> None:
     assert process.waitForFinished(60_000), "PythonSlicer did not answer"
     text = text_of(process.readAllStandardOutput())
     assert json.loads(text)["python"]["version"], text
+
+
+def scans_are_added_before_any_set_up() -> None:
+    """The first job of a person who has just installed the extension."""
+    samples = Path(_sampled().session.project.folder) / "images"
+    panel = _panel()
+    folder = sample.place() / "new"
+    folder.mkdir()
+    panel.project.open(folder)
+    panel.session.python = None
+    adding = panel.session.add_folder(samples)
+    until = time.monotonic() + 120
+    while adding.seen.state.active and time.monotonic() < until:
+        slicer.app.processEvents()
+        panel.tick()
+        time.sleep(0.1)
+    assert len(panel.session.project.refresh().cases) == len(list(samples.glob("*.nrrd"))), adding.seen
 
 
 def a_big_scan_opens_in_bearable_time() -> None:
@@ -234,6 +251,7 @@ SCENARIOS: list[Callable[[], None]] = [
     fifty_cases_take_no_memory,
     a_draft_is_written_while_nobody_touches_slicer,
     the_workers_python_starts,
+    scans_are_added_before_any_set_up,
     a_big_scan_opens_in_bearable_time,
     the_question_when_slicer_is_closed_is_installed,
 ]

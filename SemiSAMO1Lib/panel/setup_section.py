@@ -131,11 +131,11 @@ class SetupSection:
             text = _("This installs {sizes} {source}. Slicer stays usable meanwhile.").format(
                 sizes=environment.sizes(), source=source
             )
-            if self._dialogs.choose(_("Set-up"), text, [_("Install"), _("Cancel")]) != 0:
+            if self._dialogs.choose(_("Set-up"), text, [_("Install"), _("Cancel")], escape=1) != 0:
                 return
         if way == SLICER:
             try:
-                install_into_slicer(self._resources / "requirements.txt")
+                install_into_slicer(self._resources / "requirements.txt", self._dialogs)
             except Exception as error:  # declined, no PyTorch extension, pip failed: each says what in its own way
                 self._end(str(error) or type(error).__name__)
                 return
@@ -148,7 +148,7 @@ class SetupSection:
             python = self._ui.setupPythonEdit.currentPath
             return [environment.probing(python)], python
         if way == SLICER:
-            python = str(slicer_python())
+            python = str(environment.this_python())
             return [environment.probing(python)], python
         folder = environment.own_folder()
         python = str(environment.python_of(folder))
@@ -269,10 +269,11 @@ def text_of(output: Any) -> str:
     return data if isinstance(data, str) else bytes(data).decode("utf-8", errors="replace")
 
 
-def install_into_slicer(requirements: Path) -> None:
-    """Put PyTorch and the other packages into Slicer's own Python, by Slicer's ways; these ask and show what they do.
+def install_into_slicer(requirements: Path, dialogs: Dialogs) -> None:
+    """Put PyTorch and the other packages into Slicer's own Python, by Slicer's ways.
 
-    PyTorch comes from the PyTorch extension, the rest from slicer.packaging, or from pip_install where Slicer is older.
+    PyTorch comes from the PyTorch extension, the rest from slicer.packaging: both ask, and show what they do. Where
+    Slicer is older, pip_install does neither: the question is ours.
 
     Raises:
         RuntimeError: the PyTorch extension is not installed, or a person declined.
@@ -286,16 +287,14 @@ def install_into_slicer(requirements: Path) -> None:
     logic = PyTorchUtils.PyTorchUtilsLogic()
     if not logic.torchInstalled() and logic.installTorch(askConfirmation=True) is None:
         raise RuntimeError(_("PyTorch was not installed."))
-    packaging = getattr(slicer, "packaging", None)
-    if packaging is not None and hasattr(packaging, "pip_ensure"):
-        packaging.pip_ensure(packaging.load_requirements(str(requirements)), requester="SemiSAMO1")
-    else:
+    try:
+        from slicer import packaging  # nothing else need have imported it
+    except ImportError:
+        lines = requirements.read_text(encoding="utf-8").splitlines()
+        names = ", ".join(line for line in lines if line and not line.startswith("#"))
+        text = _("This installs into Slicer's own Python: {names}. Slicer waits meanwhile.").format(names=names)
+        if dialogs.choose(_("Set-up"), text, [_("Install"), _("Cancel")], escape=1) != 0:
+            raise RuntimeError(_("The packages were not installed.")) from None
         slicer.util.pip_install(["--requirement", str(requirements)])
-
-
-def slicer_python() -> Path:
-    """PythonSlicer, the launcher of Slicer's own Python."""
-    import shutil
-    import sys
-
-    return Path(shutil.which("PythonSlicer") or sys.executable)
+    else:
+        packaging.pip_ensure(packaging.load_requirements(str(requirements)), requester="SemiSAMO1")

@@ -11,7 +11,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ..project import Case, Label, LabelReading, LabelTable, Project, Review, Role
+from ..project import Case, Label, LabelReading, LabelTable, Project, ProjectError, Review, Role
 from ..project.advisor import Ranked
 from ..project.drafts import discard_draft
 from ..project.label_reader import DoubtfulLabel
@@ -65,6 +65,7 @@ class TemplateStep:
         ui.openTemplateButton.connect("clicked(bool)", guard(self.open))
         ui.adviseButton.connect("clicked(bool)", guard(self.advise))
         ui.addLabelButton.connect("clicked(bool)", guard(self.add_label))
+        ui.removeLabelButton.connect("clicked(bool)", guard(self.remove_label))
         ui.colorButton.connect("clicked(bool)", guard(self.change_color))
         ui.takeNodeButton.connect("clicked(bool)", guard(self.take_node))
         ui.takeFileButton.connect("clicked(bool)", guard(self.take_file))
@@ -90,7 +91,7 @@ class TemplateStep:
         view = self.view
         if view is None or view.segmentation.GetSegmentation().GetNumberOfSegments() == 0:
             return None
-        return drawn(view.segmentation, view.scan, self._table)
+        return view.drawn(self._table)
 
     # ------------------------------------------------------------------ actions
 
@@ -160,13 +161,54 @@ class TemplateStep:
         node, view = self._ui.takeNodeSelector.currentNode(), self.view
         if node is None or view is None:
             return
-        found = drawn(node, view.scan, self._table)
+        if node is view.segmentation:
+            raise SceneError(_("{name} is what you paint; choose another one.").format(name=node.GetName()))
+        found = drawn(node, view.scan, self._named_by(node), view.grid)
         if found.overlaps:
             raise SceneError(" ".join(in_sentences(found.overlaps)))
         if not any(found.counts.values()):
             text = _("Nothing of {name} lies in the scan of {case}: is it another scan's?")
             raise SceneError(text.format(name=node.GetName(), case=view.files.case))
         self._take(found)
+
+    def _named_by(self, node: Any) -> LabelTable:
+        """The labels of the project; one that only stands in for the first is the node's first segment's."""
+        table, segmentation = self._table, node.GetSegmentation()
+        painted = self.drawn()
+        if (
+            [label.name for label in table] != [_("structure 1")]
+            or (painted is not None and painted.counts.get(1))
+            or self._against_removing(1)
+            or segmentation.GetNumberOfSegments() == 0
+        ):
+            return table
+        return table.updated([replace(table.labels[0], name=segmentation.GetNthSegment(0).GetName())])
+
+    def remove_label(self) -> None:
+        """Take a label out again that is painted nowhere, and its segment."""
+        project, row = self._session.project, self._ui.labelTable.currentRow()
+        if project is None or not 0 <= row < len(self._rows):
+            return
+        value, name, *_rest = self._rows[row]
+        if reason := self._against_removing(value):
+            raise ProjectError(reason)
+        view = self._open_case()
+        if view is not None and view.segmentation is not None:
+            painted = view.changed
+            if view.drawn(self._table).counts.get(value):
+                raise ProjectError(_("{name} is painted in the open scan.").format(name=name))
+            view.remove_label(value)
+            if not painted:
+                view.mark_saved()
+        project.retire_labels([value])
+        self.show()
+
+    def _against_removing(self, value: int) -> str:
+        """Why a label cannot be taken out of the project; empty where it can."""
+        project = self._session.project
+        if project is None or value not in project.painted_labels():
+            return ""
+        return _("{name} is painted in saved labels.").format(name=project.state.labels.name_of(value))
 
     def take_file(self) -> None:
         """Use a label file as the template's label at once; beside a template, as a further labelled scan's."""
@@ -196,7 +238,7 @@ class TemplateStep:
         if painted is not None and any(painted.counts.values()):
             text = _("What is painted in {case} is replaced; Undo in the Segment Editor brings it back.")
             answers = [_("Replace it"), _("Cancel")]
-            if self._dialogs.choose(_("Take"), text.format(case=view.files.case), answers) != 0:
+            if self._dialogs.choose(_("Take"), text.format(case=view.files.case), answers, escape=1) != 0:
                 return
         self._ui.segmentEditor.saveStateForUndo()
         table = project.update_labels(found.table)
@@ -261,6 +303,7 @@ class TemplateStep:
             ui.labelReasonLabel,
             (ui.openTemplateButton, no_case),
             (ui.addLabelButton, no_project),
+            (ui.removeLabelButton, no_project),
             (ui.colorButton, no_project),
         )
         explain(ui.takeReasonLabel, (ui.takeNodeButton, not_open or no_node), (ui.takeFileButton, no_case or no_file))
@@ -339,4 +382,4 @@ def _why(advised: Ranked | None) -> str:
 def _meaning(label: Label) -> str:
     """What a label's terminology says; it is chosen in the Segment Editor and kept when the template is saved."""
     codes = label.terminology or {}
-    return " ".join(codes[key]["meaning"] for key in ("modifier", "type") if key in codes)
+    return " ".join(codes[key]["meaning"] for key in ("modifier", "type", "region") if key in codes)

@@ -11,13 +11,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from ..image_io import UnreadableImage, from_sitk, read_image, suffix_of, to_sitk
-from ..volume import Geometry, Volume, copy_on_lattice
+from ..volume import Geometry, Volume, copy_on_lattice, values_in
 from .label_table import LARGEST_VALUE
 
 #: The tag in which a segment carries the value of the project's label table.
@@ -95,7 +96,7 @@ def read_labels(
     if not merged.array.any() and not allow_empty:
         raise LabelError(f"{path.name} has no labelled voxel. Paint it, or choose another file.")
     volume, exact, moved = to_grid(merged, reference, path.name)
-    present = set(np.unique(volume.array).tolist())
+    present = values_in(volume.array)
     if present == {0} and not allow_empty:
         raise LabelError(f"{path.name}: no labelled voxel lies inside the image. Is it the label of another scan?")
     empty = tuple(sorted(set(names) - present))
@@ -106,6 +107,8 @@ def read_labels(
 
 def to_grid(labels: Volume, reference: Geometry, name: str = "labels") -> tuple[Volume, bool, list[str]]:
     """Bring a label map to `reference`: (volume, copied exactly?, notes)."""
+    if labels.geometry.same_grid(reference):
+        return Volume(labels.array, reference), True, []
     copied = copy_on_lattice(labels, reference)
     if copied is not None:
         before, after = int(np.count_nonzero(labels.array)), int(np.count_nonzero(copied.array))
@@ -155,7 +158,7 @@ def _layers_and_segments(path: Path, image: sitk.Image) -> tuple[list[Volume], l
         return layers, segments
     if suffix_of(path) == ".seg.nrrd" or count > 1:
         raise LabelError(f"{path.name} names no segments, though it has {count} layers. Save it again from Slicer.")
-    values = [int(value) for value in np.unique(layers[0].array) if value != 0]
+    values = sorted(values_in(layers[0].array.astype(np.uint16, copy=False)) - {0})
     if len(values) > MANY_VALUES and not _in_one_piece(layers[0].array):
         raise LabelError(
             f"{path.name} has {len(values)} different values that change from voxel to voxel: it looks like a scan, "
@@ -213,6 +216,8 @@ def _require_integers(path: Path, array: NDArray[np.generic]) -> None:
         raise LabelError(f"{path.name} holds complex numbers, not labels")
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and np.array_equal(array, np.rint(array))):
         raise LabelError(f"{path.name} holds fractions or NaN: a scan or probability map, not labels")
+    if array.dtype == np.uint8:
+        return
     if array.size and (array.min() < 0 or array.max() > LARGEST_VALUE):
         raise LabelError(
             f"{path.name} has label values from {array.min()} to {array.max()}; 0 to {LARGEST_VALUE} are possible"
@@ -223,30 +228,53 @@ def _merge(
     layers: list[Volume], segments: list[Segment], priority: Sequence[int] | None, path: Path
 ) -> tuple[Volume, list[str]]:
     """All layers as one label map in the project's values; voxels that no segment declares are left out."""
+    for segment in segments:
+        if segment.layer >= len(layers):
+            raise LabelError(f"{path.name}: segment {segment.name!r} is in layer {segment.layer}, which is missing")
     largest = max([segment.value for segment in segments], default=0)
-    merged = np.zeros(layers[0].array.shape, np.uint8 if largest <= 255 else np.uint16)
+    kind = np.uint8 if largest <= 255 else np.uint16
+    if len(layers) == 1 and len({segment.voxel_value for segment in segments}) == len(segments):
+        return _renumbered(layers[0], segments, kind, path)
+    merged = np.zeros(layers[0].array.shape, kind)
     order = list(segments)
     if priority is not None:
         rank = {value: position for position, value in enumerate(priority)}
         order.sort(key=lambda segment: -rank.get(segment.value, len(rank)))
+    names = {segment.value: segment.name for segment in segments}
     overlaps: dict[tuple[str, str], int] = {}
     for segment in order:
-        if segment.layer >= len(layers):
-            raise LabelError(f"{path.name}: segment {segment.name!r} is in layer {segment.layer}, which is missing")
         where = layers[segment.layer].array == segment.voxel_value
-        for other in order:
-            shared = int(np.count_nonzero(where & (merged == other.value))) if other is not segment else 0
-            if shared:
-                overlaps[other.name, segment.name] = shared
+        taken, shared = np.unique(merged[where], return_counts=True)
+        for value, count in zip(taken.tolist(), shared.tolist(), strict=True):
+            if value:
+                overlaps[names[value], segment.name] = count
         merged[where] = segment.value
     claims = "; ".join(f"{a!r} and {b!r} share {n} voxels" for (a, b), n in overlaps.items())
     if overlaps and priority is None:
         raise LabelError(f"{path.name}: {claims}. A voxel has one label: correct it, or say which label wins.")
     notes = [f"{path.name}: {claims}; resolved by the stated priority"] if overlaps else []
-    declared = np.zeros(merged.shape, bool)
-    for segment in segments:
-        declared |= layers[segment.layer].array == segment.voxel_value
-    stray = sum(int(np.count_nonzero(layer.array)) for layer in layers[:1]) - int(np.count_nonzero(declared))
-    if len(layers) == 1 and stray > 0:
-        notes.append(f"{path.name}: {stray} voxels have a value that no segment declares; left out")
+    if len(layers) == 1:
+        notes += _stray(layers[0], merged, path)
     return Volume(merged, layers[0].geometry), notes
+
+
+def _renumbered(
+    layer: Volume, segments: list[Segment], kind: type[np.uint8 | np.uint16], path: Path
+) -> tuple[Volume, list[str]]:
+    """One layer of segments that share no voxel: only its values change, where they do."""
+    values = {segment.voxel_value: segment.value for segment in segments}
+    found = layer.array.astype(np.uint16 if layer.array.dtype != np.uint8 else np.uint8, copy=False)
+    if all(values.get(value) == value for value in values_in(found) - {0}):
+        return Volume(found.astype(kind, copy=False), layer.geometry), []
+    table = np.zeros(256 if found.dtype == np.uint8 else LARGEST_VALUE + 1, kind)
+    for voxel_value, value in values.items():
+        if 0 < voxel_value < len(table):
+            table[voxel_value] = value
+    merged = table[found]
+    return Volume(merged, layer.geometry), _stray(layer, merged, path)
+
+
+def _stray(layer: Volume, merged: NDArray[Any], path: Path) -> list[str]:
+    """What to say of voxels that have a value, and no segment has it."""
+    stray = int(np.count_nonzero(layer.array)) - int(np.count_nonzero(merged))
+    return [f"{path.name}: {stray} voxels have a value that no segment declares; left out"] if stray > 0 else []

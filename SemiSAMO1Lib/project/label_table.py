@@ -23,8 +23,11 @@ LARGEST_VALUE = 65535
 
 @dataclass(frozen=True)
 class Label:
-    """One structure: a value that never changes, a name, a colour (RGB 0-255), terminology codes, and what else a newer
-    program wrote."""
+    """One structure: a value that never changes, a name, a colour (RGB 0-255), and what else a newer program wrote.
+
+    `terminology`: category, type, modifier, region and region_modifier, each {scheme, value, meaning}; context and
+    region_context, the names of the lists that they were chosen from. What was not chosen is not there.
+    """
 
     value: int
     name: str

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..image_io import write_volume
-from ..volume import Volume
+from ..volume import Volume, values_in
 from .label_reader import VALUE_TAG
 from .label_table import Label, LabelTable
 
@@ -24,6 +24,15 @@ STATUS = {
 }
 
 STATUS_TAG = "Segmentation.Status"
+
+#: Parts of Slicer's terminology text, in its order: keys of `Label.terminology`.
+TERMINOLOGY = ("context", "category", "type", "modifier", "region_context", "region", "region_modifier")
+
+#: Those that name a list of codes, and the list where a person chose none.
+CONTEXTS = {
+    "context": "Segmentation category and type - DICOM master list",
+    "region_context": "Anatomic codes - DICOM master list",
+}
 
 
 def write_segmentation(
@@ -41,8 +50,7 @@ def write_segmentation(
     Raises:
         ValueError: voxels carry a value that the table does not have.
     """
-    values = set(np.unique(labels.array).tolist()) - {0}
-    if unknown := sorted(values - set(table.values)):
+    if unknown := sorted(values_in(labels.array) - {0} - set(table.values)):
         raise ValueError(f"{path.name}: values {unknown} are not in the label table {table.values}")
     kind = np.uint8 if max(table.values, default=0) <= 255 else np.uint16
     metadata = {
@@ -56,7 +64,7 @@ def write_segmentation(
         metadata |= {
             f"Segment{number}_{key}": text for key, text in _fields(label, extent, review, label.value in new).items()
         }
-    write_volume(path, Volume(labels.array.astype(kind), labels.geometry), metadata)
+    write_volume(path, Volume(labels.array.astype(kind, copy=False), labels.geometry), metadata)
 
 
 @contextmanager
@@ -88,18 +96,11 @@ def _fields(label: Label, extent: str, review: str | None, new: bool) -> dict[st
 
 
 def terminology_entry(label: Label) -> str:
-    """Slicer's terminology text for a label: category, type and modifier as scheme^value^meaning."""
+    """Slicer's terminology text for a label: its parts joined by ~, codes as scheme^value^meaning."""
+    chosen = label.terminology or {}
 
     def code(key: str) -> str:
-        value = (label.terminology or {}).get(key)
+        value = chosen.get(key)
         return "^".join((value["scheme"], value["value"], value["meaning"])) if value else "^^"
 
-    return "~".join(
-        (
-            "Segmentation category and type - DICOM master list",
-            *(code(key) for key in ("category", "type", "modifier")),
-            "Anatomic codes - DICOM master list",
-            "^^",
-            "^^",
-        )
-    )
+    return "~".join(chosen.get(key, CONTEXTS[key]) if key in CONTEXTS else code(key) for key in TERMINOLOGY)

@@ -84,7 +84,7 @@ def accept(
         review=Review.ACCEPTED,
         seen=case,
         asked=asked_about(project, case.id, row["training"]),
-        note=partial(_lesson, project, row, _read(case, row)),
+        note=lambda reading: _lesson(project, row, reading.volume.array, reading),
     )
     return project.state.case(case.id)
 
@@ -318,11 +318,8 @@ def _require_likeness(
 
 def _voxels(case: Case, row: dict[str, Any] | None) -> NDArray[Any] | None:
     """Label values of a prediction on the scan's grid; None where it is not there any more, or was changed since."""
-    return None if row is None or row["prediction"] is None or not is_as_made(row) else _read(case, row)
-
-
-def _read(case: Case, row: dict[str, Any]) -> NDArray[Any] | None:
-    """The same of a row that is known to be as it was made."""
+    if row is None or row["prediction"] is None or not is_as_made(row):
+        return None
     try:
         return read_labels(row["prediction"], case.geometry, allow_empty=True).volume.array
     except (LabelError, OSError):
@@ -366,7 +363,10 @@ def _lesson(
         return {}
     saved, rows = reading.volume.array, row["scores"].get("labels", {})
     known = [int(value) for value in rows] or project.state.labels.values  # labels added later were not predicted
-    dice = {value: _dice(saved == value, predicted == value) for value in known}
+    if saved is predicted:  # accepted as it is
+        dice = dict.fromkeys(known, 1.0)
+    else:
+        dice = {value: _dice(saved == value, predicted == value) for value in known}
     return {"training": row["training"], "dice": dice, "signals": _signals_of(row)}
 
 

@@ -561,14 +561,21 @@ class Project:
         """Take labels out of the table that no label in force has painted; their values are not given again."""
 
         def apply(state: ProjectState) -> ProjectState:
-            used: set[int] = set()
-            for case in state.cases:
-                if case.label_version is not None:
-                    record = self.label_record(case)
-                    used |= set(record["declared"]) - set(record.get("absent", ()))
-            return replace(state, labels=state.labels.without(set(values) - used))
+            return replace(state, labels=state.labels.without(set(values) - self._painted_in(state)))
 
         self.change(apply)
+
+    def painted_labels(self) -> set[int]:
+        """Values that some label in force has painted."""
+        return self._painted_in(self.state)
+
+    def _painted_in(self, state: ProjectState) -> set[int]:
+        used: set[int] = set()
+        for case in state.cases:
+            if case.label_version is not None:
+                record = self.label_record(case)
+                used |= set(record["declared"]) - set(record.get("absent", ()))
+        return used
 
     def remove_label(self, case_id: str) -> Case:
         """Take the label out of force; its file stays. The case becomes unlabelled; what was decided about its

@@ -11,8 +11,18 @@ from ..project import Case, Project
 from ..project.label_table import Label, LabelTable
 from . import overlay
 from .nodes import group, items_of, remove, ungroup
-from .segmentations import apply_labels, load_segmentation, new_segmentation, terminology_of
-from .volumes import load_scan, show_scan
+from .segmentations import (
+    Drawn,
+    Snapshot,
+    apply_labels,
+    drawn,
+    load_segmentation,
+    new_segmentation,
+    snapshot,
+    terminology_of,
+    value_of,
+)
+from .volumes import SceneError, geometry_of, load_scan, show_scan
 
 _LABELMAP = "Binary labelmap"
 
@@ -60,6 +70,8 @@ class CaseView:
     def __init__(self, files: CaseFiles, table: LabelTable) -> None:
         self.files = files
         self.scan: Any = load_scan(files.scan, files.title)
+        #: Where the scan's voxels lie by its file: a person may move its node, and what is painted belongs to the file.
+        self.grid = geometry_of(self.scan)
         self.segmentation: Any = None
         self.uncertainty: Any = None
         #: The case as the person sees it: what somebody else decides after that is not overruled.
@@ -77,7 +89,7 @@ class CaseView:
             self._remove_nodes()
             raise
         self._folder = group(files.title, self.nodes)
-        self._clean = self.marks
+        self._clean: dict[str, Any] | None = self.marks
         self._kept: dict[str, Any] | None = self._clean
         show_scan(self.scan)
 
@@ -103,6 +115,10 @@ class CaseView:
         """What is painted now lies in the case's draft."""
         self._kept = self.marks
 
+    def mark_painted(self) -> None:
+        """What is shown was painted before, and lies in neither a label nor a draft."""
+        self._clean = self._kept = None
+
     def mark_unkept(self) -> None:
         """The draft could not be written."""
         self._kept = None
@@ -124,9 +140,30 @@ class CaseView:
     def nodes(self) -> list[Any]:
         return [node for node in (self.scan, self.segmentation, self.uncertainty) if node is not None]
 
+    def drawn(self, table: LabelTable) -> Drawn:
+        """What is painted, on the scan's grid. Raises SceneError."""
+        self._require_there()
+        return drawn(self.segmentation, self.scan, table, self.grid)
+
+    def snapshot(self, table: LabelTable) -> Snapshot:
+        """What is painted, copied for another thread. Raises SceneError."""
+        self._require_there()
+        return snapshot(self.segmentation, self.scan, table, self.grid)
+
     def use_labels(self, labels: Iterable[Label]) -> None:
         """Take over names, colours and terminology of some labels; segments of others stay as a person made them."""
         apply_labels(self.segmentation, labels)
+
+    def _require_there(self) -> None:
+        if any(node is None or node.GetScene() is None for node in (self.scan, self.segmentation)):
+            raise SceneError(f"the scan or the segments of {self.files.case} were removed; open the case again")
+
+    def remove_label(self, value: int) -> None:
+        """Take the segment of a label out."""
+        segmentation = self.segmentation.GetSegmentation()
+        for identity in list(segmentation.GetSegmentIDs()):
+            if value_of(segmentation.GetSegment(identity)) == value:
+                segmentation.RemoveSegment(identity)
 
     def show_uncertainty(self, visible: bool, opacity: float, threshold: float) -> None:
         """Opacity 0 to 1; threshold in percent."""

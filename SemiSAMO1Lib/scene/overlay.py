@@ -88,7 +88,8 @@ def show(node: Any, opacity: float, threshold: float, legend: bool = True) -> No
 
 def hide(node: Any) -> None:
     """Take the map off the slice views that show it; other foregrounds stay."""
-    for name in slicer.app.layoutManager().sliceViewNames():
+    views = slicer.app.layoutManager().sliceViewNames() if slicer.app.layoutManager() is not None else ()
+    for name in views:  # none while Slicer ends
         composite = slicer.app.layoutManager().sliceWidget(name).mrmlSliceCompositeNode()
         if composite.GetForegroundVolumeID() == node.GetID():
             composite.SetForegroundVolumeID(None)

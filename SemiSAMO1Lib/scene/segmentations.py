@@ -6,7 +6,7 @@ turn left-handed volumes round: everything here goes by place in the patient.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from vtk.util.numpy_support import vtk_to_numpy
 from ..project.drafts import Overlap
 from ..project.label_reader import VALUE_TAG, to_grid
 from ..project.label_table import Label, LabelTable
-from ..project.label_writer import STATUS, STATUS_TAG, terminology_entry
-from ..volume import Geometry, Volume
+from ..project.label_writer import CONTEXTS, STATUS, STATUS_TAG, TERMINOLOGY, terminology_entry
+from ..volume import Geometry, Volume, lattice_indices
 from .nodes import forget_file, own
 from .volumes import RAS_TO_LPS, SceneError, geometry_of
 
@@ -128,13 +128,15 @@ def value_of(segment: Any) -> int | None:
     return int(str(text)) if str(text).isdigit() else None
 
 
-def drawn(node: Any, scan: Any, table: LabelTable) -> Drawn:
+def drawn(node: Any, scan: Any, table: LabelTable, grid: Geometry | None = None) -> Drawn:
     """The labels that a person drew, on the scan's grid; segments without a value get the next free ones.
 
     Args:
         node: any segmentation node, a person's own too.
-        scan: the volume node whose grid is wanted.
+        scan: the volume node that it is drawn on.
         table: values that are given already.
+        grid: where the scan's voxels lie by its file, when somebody may have moved its node since it was loaded; None:
+            where the node has them.
 
     Raises:
         SceneError: the segmentation is empty, or under a transform that bends or shears.
@@ -143,22 +145,27 @@ def drawn(node: Any, scan: Any, table: LabelTable) -> Drawn:
     identities = list(segmentation.GetSegmentIDs())
     if not identities:
         raise SceneError(f"{node.GetName()} has no segment. Add one and paint it.")
-    values = _values([segmentation.GetSegment(one) for one in identities], table)
-    geometry = geometry_of(scan)
-    kind = np.uint8 if max(values) <= 255 else np.uint16
-    merged = np.zeros(geometry.shape, kind)
-    labels, overlaps, counts = [], [], {}
+    grid = grid or geometry_of(scan)
+    copied = _layers_on(node, scan, table, grid)
+    if copied is not None:
+        labels, overlaps, counts = copied.labels()
+        return Drawn(labels, copied.table, overlaps, counts)
+    segments = [segmentation.GetSegment(one) for one in identities]
+    values = _values(segments, table)
+    merged = _empty(grid, values)
+    shared, counts = [], {}
     names: dict[int, str] = {}
-    for identity, value in zip(identities, values, strict=True):
-        segment = segmentation.GetSegment(identity)
+    for identity, segment, value in zip(identities, segments, values, strict=True):
         mask = slicer.util.arrayFromSegmentBinaryLabelmap(node, identity, scan)
-        inside = np.zeros(geometry.shape, bool) if mask is None else mask > 0
+        inside = np.zeros(grid.shape, bool) if mask is None else mask > 0
         counts[value] = int(np.count_nonzero(inside))
-        overlaps += [(names[other], segment.GetName(), n) for other, n in _claim(merged, inside, value)]
+        shared += [(names[other], segment.GetName(), n) for other, n in _claim(merged, inside, value)]
         names[value] = segment.GetName()
-        labels.append(_label(segment, value, table))
-    own_table = LabelTable(tuple(sorted(labels, key=lambda one: one.value)))
-    return Drawn(Volume(merged, geometry), own_table, tuple(overlaps), counts)
+    return Drawn(Volume(merged, grid), _table_of(segments, values, table), tuple(shared), counts)
+
+
+def _empty(grid: Geometry, values: Collection[int]) -> NDArray[Any]:
+    return np.zeros(grid.shape, np.uint8 if max(values, default=0) <= 255 else np.uint16)
 
 
 def _claim(merged: NDArray[Any], inside: NDArray[np.bool_], value: int) -> list[tuple[int, int]]:
@@ -170,63 +177,86 @@ def _claim(merged: NDArray[Any], inside: NDArray[np.bool_], value: int) -> list[
 
 
 @dataclass(frozen=True)
-class Painted:
-    """One segment as it was at a moment: a copy of its own voxels (z, y, x) and where they lie."""
-
-    value: int
-    mask: Volume
-
-
-@dataclass(frozen=True)
 class Snapshot:
     """What a segmentation held at a moment, copied in the main thread; `labels` may be called in any thread.
 
-    `new`: values of `table` that the project had not given.
+    Attributes:
+        layers: voxels of the segments, each in its own numbers; several segments may share one.
+        segments: of each segment, in order, its layer, its number there and its value in the project.
+        table: their labels.
+        grid: the scan's.
+        new: values of `table` that the project had not given.
     """
 
-    painted: tuple[Painted, ...]
+    layers: tuple[Volume, ...]
+    segments: tuple[tuple[int, int, int], ...]
     table: LabelTable
     grid: Geometry
     new: frozenset[int]
 
-    def labels(self) -> tuple[Volume, tuple[Overlap, ...]]:
+    def labels(self) -> tuple[Volume, tuple[Overlap, ...], dict[int, int]]:
         """All segments as one label map on the scan's grid; where segments overlap the later one wins, and it is said
-        which took how many voxels from which."""
-        merged = np.zeros(self.grid.shape, np.uint8 if max(self.table.values, default=0) <= 255 else np.uint16)
+        which took how many voxels from which. With the number of voxels of each value, shared ones too."""
+        merged = _empty(self.grid, self.table.values)
+        placed = [to_grid(layer, self.grid)[0].array for layer in self.layers]
         overlaps: list[Overlap] = []
-        for one in self.painted:
-            placed, _, _ = to_grid(one.mask, self.grid)
-            mine, lost = self.table.name_of(one.value), _claim(merged, placed.array > 0, one.value)
-            overlaps += [(self.table.name_of(value), mine, count) for value, count in lost]
-        return Volume(merged, self.grid), tuple(overlaps)
+        counts = dict.fromkeys(self.table.values, 0)
+        for layer, number, value in self.segments:
+            inside = placed[layer] == number
+            counts[value] = int(np.count_nonzero(inside))
+            mine, lost = self.table.name_of(value), _claim(merged, inside, value)
+            overlaps += [(self.table.name_of(other), mine, count) for other, count in lost]
+        return Volume(merged, self.grid), tuple(overlaps), counts
 
 
-def snapshot(node: Any, scan: Any, table: LabelTable) -> Snapshot:
-    """Copy what is painted, each segment's own extent only: quick enough for the main thread.
+def snapshot(node: Any, scan: Any, table: LabelTable, grid: Geometry | None = None) -> Snapshot:
+    """Copy what is painted, quickly enough for the main thread. Arguments as of `drawn`.
 
     Raises:
         SceneError: the segmentation is empty, or under a transform that bends or shears.
     """
+    grid = grid or geometry_of(scan)
+    copied = _layers_on(node, scan, table, grid)
+    if copied is not None:
+        return copied
+    found = drawn(node, scan, table, grid)  # slower, and right wherever the nodes were moved to
+    segments = tuple((0, value, value) for value in found.counts)
+    return Snapshot((found.labels,), segments, found.table, grid, _new(found.table, table))
+
+
+def _layers_on(node: Any, scan: Any, table: LabelTable, grid: Geometry) -> Snapshot | None:
+    """The segments' own voxels, copied; None where a node was moved, or where they do not lie on the grid's lattice."""
     segmentation = node.GetSegmentation()
     segments = [segmentation.GetSegment(one) for one in segmentation.GetSegmentIDs()]
-    moved = node.GetParentTransformNode() is not None or scan.GetParentTransformNode() is not None
-    if moved or any(segment.GetRepresentation(_LABELMAP) is None for segment in segments):
-        found = drawn(node, scan, table)  # slower, and right wherever the nodes were moved to
-        parts = [Painted(value, Volume(found.labels.array == value, found.labels.geometry)) for value in found.counts]
-        return Snapshot(tuple(parts), found.table, found.labels.geometry, _new(found.table, table))
+    if node.GetParentTransformNode() is not None or scan.GetParentTransformNode() is not None:
+        return None
+    if not geometry_of(scan).same_grid(grid):
+        return None
     values = _values(segments, table)
-    painted = []
+    layers: list[Volume] = []
+    places: dict[str, int] = {}  # segments that Slicer read from one layer share a labelmap
+    found = []
     for segment, value in zip(segments, values, strict=True):
         labelmap = segment.GetRepresentation(_LABELMAP)
-        if labelmap is not None and labelmap.GetPointData().GetScalars() is not None:
-            x, y, z = labelmap.GetDimensions()
-            if x and y and z:
-                voxels = vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(z, y, x)
-                mask = (voxels == segment.GetLabelValue()).astype(np.uint8)
-                painted.append(Painted(value, Volume(mask, _grid_of(labelmap))))
+        if labelmap is None:
+            return None
+        if labelmap.GetPointData().GetScalars() is None or not labelmap.GetNumberOfPoints():
+            continue
+        if (this := labelmap.GetAddressAsString("")) not in places:
+            place = _grid_of(labelmap)
+            if lattice_indices(place, grid) is None:
+                return None
+            voxels = vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(place.shape)
+            places[this] = len(layers)
+            layers.append(Volume(voxels.copy(), place))
+        found.append((places[this], segment.GetLabelValue(), value))
+    own_table = _table_of(segments, values, table)
+    return Snapshot(tuple(layers), tuple(found), own_table, grid, _new(own_table, table))
+
+
+def _table_of(segments: Iterable[Any], values: Iterable[int], table: LabelTable) -> LabelTable:
     rows = [_label(segment, value, table) for segment, value in zip(segments, values, strict=True)]
-    own_table = LabelTable(tuple(sorted(rows, key=lambda one: one.value)))
-    return Snapshot(tuple(painted), own_table, geometry_of(scan), _new(own_table, table))
+    return LabelTable(tuple(sorted(rows, key=lambda one: one.value)))
 
 
 def _new(drawn_labels: LabelTable, given: LabelTable) -> frozenset[int]:
@@ -279,15 +309,19 @@ def _label(segment: Any, value: int, table: LabelTable) -> Label:
 
 
 def terminology_of(segment: Any) -> dict[str, Any] | None:
-    """Category, type and modifier codes of a segment; None where nobody chose any (Slicer then says Tissue)."""
+    """What a person chose for a segment in Slicer's terminology selector, as `Label.terminology`; None where nobody
+    chose anything (Slicer then says Tissue)."""
     text = vtk.reference("")
     if not segment.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), text):
         return None
-    parts = str(text).split("~")
     codes: dict[str, Any] = {}
-    for key, part in zip(("category", "type", "modifier"), parts[1:4], strict=False):
+    for key, part in zip(TERMINOLOGY, str(text).split("~"), strict=False):
         scheme, _, rest = part.partition("^")
         value, _, meaning = rest.partition("^")
-        if value:
+        if key in CONTEXTS:
+            if part and part != CONTEXTS[key]:
+                codes[key] = part
+        elif value:
             codes[key] = {"scheme": scheme, "value": value, "meaning": meaning}
-    return None if codes.get("type", _TISSUE)["value"] == _TISSUE["value"] else codes
+    nothing = codes.get("type", _TISSUE)["value"] == _TISSUE["value"] and "region" not in codes
+    return None if nothing else codes

@@ -181,13 +181,17 @@ def _segmentation(one: Exported, labels: Volume, present: list[Label], sources: 
     kind = kinds.MANUAL if by_person else kinds.SEMIAUTOMATIC if one.origin == "corrected" else kinds.AUTOMATIC
     numbers = {label.value: number for number, label in enumerate(present, start=1)}
     descriptions = [
-        highdicom.seg.SegmentDescription(
-            segment_number=numbers[label.value],
-            segment_label=label.name[:64],
-            segmented_property_category=_code(label, "category"),
-            segmented_property_type=_code(label, "type"),
-            algorithm_type=kind,
-            algorithm_identification=None if by_person else algorithm,
+        _described(
+            label,
+            highdicom.seg.SegmentDescription(
+                segment_number=numbers[label.value],
+                segment_label=label.name[:64],
+                segmented_property_category=_code(label, "category") or _concept(_TISSUE),
+                segmented_property_type=_code(label, "type") or _concept(_TISSUE),
+                algorithm_type=kind,
+                algorithm_identification=None if by_person else algorithm,
+                anatomic_regions=[region] if (region := _code(label, "region")) else None,
+            ),
         )
         for label in present
     ]
@@ -214,9 +218,22 @@ def _segmentation(one: Exported, labels: Volume, present: list[Label], sources: 
     return made
 
 
+def _described(label: Label, description: Any) -> Any:
+    """The description with what a person said besides: left or right of the structure, and of its region."""
+    if modifier := _code(label, "modifier"):
+        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
+    if (modifier := _code(label, "region_modifier")) and "AnatomicRegionSequence" in description:
+        description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [modifier]
+    return description
+
+
 def _code(label: Label, key: str) -> Any:
+    """A code of a label's terminology; None where nobody chose it."""
+    row = (label.terminology or {}).get(key)
+    return _concept((row["value"], row["scheme"], row["meaning"])) if row else None
+
+
+def _concept(code: tuple[str, str, str]) -> Any:
     from highdicom.sr import CodedConcept
 
-    row = (label.terminology or {}).get(key)
-    value, scheme, meaning = (row["value"], row["scheme"], row["meaning"]) if row else _TISSUE
-    return CodedConcept(value, scheme, meaning)
+    return CodedConcept(*code)

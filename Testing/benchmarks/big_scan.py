@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from slicer_harness import application
 
 from SemiSAMO1Lib.image_io import write_volume
-from SemiSAMO1Lib.project import Label, LabelTable
+from SemiSAMO1Lib.project import Label, LabelTable, read_labels
 from SemiSAMO1Lib.project.label_writer import write_segmentation
 from SemiSAMO1Lib.volume import Geometry, Volume
 
@@ -36,7 +36,6 @@ def main() -> None:
     options = parser.parse_args()
     application.boot()
     from SemiSAMO1Lib.scene.case_view import CaseFiles, CaseView
-    from SemiSAMO1Lib.scene.segmentations import drawn
 
     grid = Geometry(SHAPE, (1.0, 0.8, 0.8))
     table = LabelTable(tuple(Label(value, f"organ {value}") for value in (1, 2, 3)))
@@ -48,9 +47,11 @@ def main() -> None:
         )
         _timed("show the overlay", lambda: view.show_uncertainty(True, 0.5, 30), options)
         _timed("go to the most uncertain place", lambda: view.jump_to_most_uncertain(30), options)
-        found = _timed("read what was drawn", lambda: drawn(view.segmentation, view.scan, table), options)
+        _timed("copy what was drawn, for a draft", lambda: view.snapshot(table), options)
+        found = _timed("read what was drawn", lambda: view.drawn(table), options)
         target = folder / "saved.seg.nrrd"
         _timed("write the label", lambda: write_segmentation(target, found.labels, found.table), options)
+        _timed("read a label, as Accept and Correct do", lambda: read_labels(target, grid), options)
         _timed("close the case", view.close, options)
 
 

@@ -20,7 +20,7 @@ class Answers:
         self.found: Path | None = None
         self.named: Path | None = None
 
-    def choose(self, title: str, text: str, answers: Sequence[str]) -> int:
+    def choose(self, title: str, text: str, answers: Sequence[str], escape: int = 0) -> int:
         self.asked.append(text)
         return min(self.answer, len(answers) - 1)
 

@@ -22,7 +22,7 @@ from SemiSAMO1Lib.project.drafts import drafts_put_aside, find_draft
 from SemiSAMO1Lib.project.queue import FILTERS, queue
 from SemiSAMO1Lib.project.results import predictions
 from SemiSAMO1Lib.project.training import request_training
-from SemiSAMO1Lib.scene.segmentations import Drawn, drawn
+from SemiSAMO1Lib.scene.segmentations import Drawn, drawn, value_of
 
 #: Seconds between the last change and the draft.
 PAUSE_S = 20.0
@@ -239,21 +239,57 @@ class TestDraftsByThemselves:
         ui.undoButton.click()
         assert not panel.view.changed and Project(trained).state.case(opened).review == "not_seen"
 
-    def test_under_a_transform_the_draft_lies_where_it_is_shown(
-        self, panel: Any, trained: Path, opened: str, clock: Clock
-    ) -> None:
+    def moved(self, panel: Any) -> None:
+        """A person straightens the patient: scan and segments lie under one transform."""
         transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
         matrix = vtk.vtkMatrix4x4()
         matrix.SetElement(0, 3, 12.0)
         transform.SetMatrixTransformToParent(matrix)
         for node in (panel.view.scan, panel.view.segmentation):
             node.SetAndObserveTransformNodeID(transform.GetID())
+
+    def painted(self, panel: Any) -> Any:
+        """What is painted, voxel by voxel of the scan, as Slicer itself reads it."""
+        view = panel.view
+        found = np.zeros(view.grid.shape, np.uint8)
+        for identity in view.segmentation.GetSegmentation().GetSegmentIDs():
+            mask = slicer.util.arrayFromSegmentBinaryLabelmap(view.segmentation, identity, view.scan)
+            found[mask > 0] = value_of(view.segmentation.GetSegmentation().GetSegment(identity))
+        return found
+
+    def test_a_scan_that_somebody_moved_keeps_its_drafts_on_its_own_voxels(
+        self, panel: Any, trained: Path, opened: str, clock: Clock
+    ) -> None:
+        self.moved(panel)
         paint(panel)
         panel.keep_work()
-        draft = find_draft(Project(trained), opened)
+        draft, case = find_draft(Project(trained), opened), Project(trained).state.case(opened)
         assert draft is not None
-        shown = drawn(panel.view.segmentation, panel.view.scan, Project(trained).state.labels).labels
-        assert np.array_equal(read_labels(draft, shown.geometry).volume.array, shown.array)
+        read = read_labels(draft, case.geometry)
+        assert read.exact and np.array_equal(read.volume.array, self.painted(panel))
+
+    def test_and_its_corrections(self, panel: Any, ui: Any, trained: Path, opened: str) -> None:
+        self.moved(panel)
+        paint(panel)
+        panel.tick()
+        wanted = self.painted(panel)
+        ui.correctButton.click()
+        project = Project(trained)
+        case = project.state.case(opened)
+        assert case.review == "corrected", panel.banner.text
+        assert np.array_equal(read_labels(project.label_path(case), case.geometry).volume.array, wanted)
+
+    def test_or_whose_node_was_centred(self, panel: Any, trained: Path, opened: str) -> None:
+        """*Center volume* changes the node's own origin; the segments are moved after it by hand."""
+        paint(panel)
+        wanted = self.painted(panel)
+        matrix = vtk.vtkMatrix4x4()
+        matrix.SetElement(1, 3, -7.0)
+        for node in (panel.view.scan, panel.view.segmentation):
+            node.ApplyTransformMatrix(matrix)
+        panel.keep_work()
+        draft, case = find_draft(Project(trained), opened), Project(trained).state.case(opened)
+        assert draft is not None and np.array_equal(read_labels(draft, case.geometry).volume.array, wanted)
 
 
 class TestStatus:

@@ -55,6 +55,24 @@ class TestCommands:
         steps = environment.installing("python", *FILES, wheels=tmp_path)
         assert all({"--no-index", "--find-links", str(tmp_path)} <= set(one.arguments) for one in steps)
 
+    def test_the_application_is_not_taken_for_a_python(self, tmp_path: Path) -> None:
+        """Slicer may call itself sys.executable: started as a worker it would be a second Slicer."""
+        application = tmp_path / "bin" / "SlicerApp-real"
+        assert environment.this_python(str(application), found("PythonSlicer")) == Path("/bin/PythonSlicer")
+
+    def test_pythonslicer_beside_the_application_is_found(self, tmp_path: Path) -> None:
+        (tmp_path / "Contents" / "bin").mkdir(parents=True)
+        launcher = script(tmp_path / "Contents" / "bin" / "PythonSlicer", "")
+        application = str(tmp_path / "Contents" / "MacOS" / "Slicer")
+        assert environment.this_python(application) == launcher
+
+    def test_without_it_no_second_slicer_is_started(self, tmp_path: Path) -> None:
+        with pytest.raises(NoPython, match="PythonSlicer"):
+            environment.this_python(str(tmp_path / "bin" / "SlicerApp-real"), found())
+
+    def test_a_python_is_its_own(self) -> None:
+        assert environment.this_python() == Path(sys.executable)
+
     def test_another_python_sees_nothing_of_slicers(self) -> None:
         leaking = {"PYTHONHOME": "/slicer", "LD_LIBRARY_PATH": "/slicer/lib", "PATH": "/bin"}
         kept = environment.clean(leaking, "/other/python", "/slicer/bin/PythonSlicer")
@@ -201,7 +219,7 @@ class TestSlicersPython:
         extension = types.SimpleNamespace(PyTorchUtilsLogic=PyTorchUtilsLogic)
         monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
         monkeypatch.setattr(slicer.util, "pip_install", lambda arguments: made.append(("pip", arguments)))
-        monkeypatch.setattr(setup_section, "slicer_python", lambda: Path(sys.executable))
+        monkeypatch.delattr(slicer, "packaging", raising=False)
         return made
 
     def choose(self, ui: Any) -> None:
@@ -225,6 +243,12 @@ class TestSlicersPython:
         wait(widget.panel, lambda: not setup.running, "the probe")
         requester, text = calls[1]
         assert requester == "SemiSAMO1" and "monai>=" in text and "torch>=" not in text
+
+    def test_an_older_slicer_is_asked_for_nothing_before_a_person_agreed(self, calls: Any, setup: Any, ui: Any) -> None:
+        setup._dialogs.answer = 1
+        self.choose(ui)
+        assert [kind for kind, _ in calls] == ["torch"] and "were not installed" in ui.setupStatusLabel.text
+        assert "monai>=" in setup._dialogs.asked[-1]
 
     def test_a_pip_that_fails_is_told_of(
         self, calls: Any, setup: Any, ui: Any, monkeypatch: pytest.MonkeyPatch

@@ -123,6 +123,14 @@ class TestTemplate:
     def test_the_editors_own_node_is_set_before_the_scene(self, ui: Any, panel: Any) -> None:
         assert ui.segmentEditor._told[:2] == ["node", "scene"]
 
+    def test_without_a_case_it_paints_into_nothing(self, panel: Any, ui: Any, with_scans: Path) -> None:
+        """Its hidden selector may choose a person's own segmentation by itself."""
+        before = ui.segmentEditor.readOnly
+        ui.openTemplateButton.click()
+        during = ui.segmentEditor.readOnly
+        panel.close_case()
+        assert (before, during, ui.segmentEditor.readOnly) == (True, False, True)
+
     def test_its_selectors_are_hidden(self, ui: Any, panel: Any) -> None:
         assert not ui.segmentEditor.segmentationNodeSelectorVisible
         assert not ui.segmentEditor.sourceVolumeNodeSelectorVisible
@@ -200,6 +208,60 @@ class TestTemplate:
         assert panel.template.drawn().counts == {1: 24}
         assert theirs.GetSegmentation().GetNumberOfSegments() == 1, "the person's segmentation was changed"
 
+    def theirs(self, scan: Any, name: str) -> Any:
+        """A person's own segmentation with one painted segment of this name."""
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "theirs")
+        node.GetSegmentation().AddEmptySegment("", name)
+        array = (slicer.util.arrayFromVolume(scan) * 0).astype("uint8")
+        array[3:5, 3:6, 3:7] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(array, node, node.GetSegmentation().GetNthSegmentID(0), scan)
+        return node
+
+    def take(self, ui: Any, node: Any) -> None:
+        ui.takeNodeSelector.setCurrentNode(node)
+        ui.takeNodeButton.click()
+
+    def test_its_name_takes_the_place_of_the_label_that_was_invented(
+        self, ui: Any, opened: Any, with_scans: Path
+    ) -> None:
+        self.take(ui, self.theirs(opened.scan, "liver"))
+        assert [(one.value, one.name) for one in Project(with_scans).state.labels] == [(1, "liver")]
+
+    def test_but_not_of_one_that_is_painted(self, panel: Any, ui: Any, opened: Any, with_scans: Path) -> None:
+        self.paint(opened, 0)
+        self.take(ui, self.theirs(opened.scan, "liver"))
+        assert [one.name for one in Project(with_scans).state.labels] == ["structure 1", "liver"]
+
+    def test_what_is_painted_here_is_no_segmentation_to_take(self, panel: Any, ui: Any, opened: Any) -> None:
+        self.take(ui, opened.segmentation)
+        assert "is what you paint" in panel.banner.text
+
+    def remove(self, ui: Any, row: int) -> None:
+        ui.labelTable.setCurrentCell(row, 1)
+        ui.removeLabelButton.click()
+
+    def test_a_label_that_was_added_by_the_way_can_be_removed(self, ui: Any, opened: Any, with_scans: Path) -> None:
+        ui.addLabelButton.click()
+        self.remove(ui, 1)
+        assert [one.name for one in Project(with_scans).state.labels] == ["structure 1"]
+        assert opened.segmentation.GetSegmentation().GetNumberOfSegments() == 1 and not opened.changed
+
+    def test_its_value_is_not_given_again(self, ui: Any, opened: Any, with_scans: Path) -> None:
+        ui.addLabelButton.click()
+        self.remove(ui, 1)
+        ui.addLabelButton.click()
+        assert Project(with_scans).state.labels.values == [1, 3]
+
+    def test_one_that_is_painted_stays(self, panel: Any, ui: Any, opened: Any, with_scans: Path) -> None:
+        self.paint(opened, 0)
+        self.remove(ui, 0)
+        assert "is painted in the open scan" in panel.banner.text and len(Project(with_scans).state.labels) == 1
+
+    def test_one_that_is_in_force_stays(self, panel: Any, ui: Any, with_template: Path) -> None:
+        before = Project(with_template).state.labels
+        self.remove(ui, 0)
+        assert "is painted in saved labels" in panel.banner.text and Project(with_template).state.labels == before
+
     def test_a_file_is_taken_at_once(self, with_template: Path) -> None:
         (template,) = Project(with_template).state.with_role(Role.TEMPLATE)
         assert template.id == "phantom_000"
@@ -271,6 +333,23 @@ class TestNothingIsLost:
         widget.cleanup()
         assert find_draft(Project(with_template), "phantom_000") is not None
 
+    def test_slicer_does_not_ask_about_what_is_kept(self, panel: Any, painted: Any) -> None:
+        """Its own question before it ends is about nodes that changed since they were read."""
+        assert panel.may_quit()
+        changed = slicer.mrmlScene.GetStorableNodesModifiedSinceRead()
+        assert not changed and "is kept" in panel.banner.text
+
+    def test_when_slicer_ends_the_panel_goes_before_its_window(self, app: Any, widget: Any, painted: Any) -> None:
+        for handler in app.handlers["aboutToQuit()"]:
+            handler()
+        assert widget.panel is None and slicer.util.getNodesByClass("vtkMRMLSegmentationNode") == []
+
+    def test_and_the_rest_does_no_harm(self, app: Any, widget: Any, painted: Any, with_template: Path) -> None:
+        app.handlers["aboutToQuit()"][0]()
+        widget.exit()
+        widget.cleanup()
+        assert find_draft(Project(with_template), "phantom_000") is not None
+
     def test_it_is_said_that_it_was_brought_back(self, panel: Any, ui: Any, painted: Any) -> None:
         self.again(panel, ui)
         assert "Unfinished painting of phantom_000 was brought back." in panel.banner.text
@@ -297,6 +376,23 @@ class TestNothingIsLost:
         ui.templateCaseBox.setCurrentIndex(ui.templateCaseBox.findData("phantom_001"))
         ui.openTemplateButton.click()
         assert panel.view is painted and panel.template.drawn().counts == self.after
+
+    def test_and_a_scene_that_is_closed_on_it(
+        self, panel: Any, ui: Any, painted: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, with_template: Path
+    ) -> None:
+        """Nobody can hold that up: it lies on this computer until the case is opened again."""
+
+        def away(*_: Any) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+        with monkeypatch.context() as broken:
+            broken.setattr("SemiSAMO1Lib.panel.draft_keeper.save_draft", away)
+            slicer.mrmlScene.Clear(False)
+        assert "Input/output error" in panel.banner.text and str(tmp_path) in panel.banner.text
+        assert self.again(panel, ui) == self.after and "brought back" in panel.banner.text
+        panel.keep_work()
+        assert find_draft(Project(with_template), "phantom_000") is not None, "then it is a draft like any other"
 
     def test_renaming_a_label_is_no_painting(self, panel: Any, ui: Any, with_template: Path) -> None:
         ui.openTemplateButton.click()

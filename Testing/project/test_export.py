@@ -317,6 +317,26 @@ class TestDicomSeg:
         assert [one.segment_label for one in found.SegmentSequence] == [NAMES[0], NAMES[1][:64]]
         assert str(found.PatientName) == PATIENT
 
+    def test_sides_and_regions_are_kept(self, series: Project, tmp_path: Path) -> None:
+        def code(value: str, meaning: str) -> dict[str, str]:
+            return {"scheme": "SCT", "value": value, "meaning": meaning}
+
+        codes = {
+            "category": code("49755003", "Morphologically Altered Structure"),
+            "type": code("4147007", "Mass"),
+            "modifier": code("24028007", "Right"),
+            "region": code("64033007", "Kidney"),
+            "region_modifier": code("7771000", "Left"),
+        }
+        series.update_labels([replace(series.state.labels.labels[0], terminology=codes)])
+        run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans")
+        chosen, other = self.read(tmp_path / "out" / "p2.dcm").SegmentSequence
+        kind, region = chosen.SegmentedPropertyTypeCodeSequence[0], chosen.AnatomicRegionSequence[0]
+        assert (kind.CodeMeaning, region.CodeMeaning) == ("Mass", "Kidney")
+        assert kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == "Right"
+        assert region.AnatomicRegionModifierSequence[0].CodeMeaning == "Left"
+        assert "AnatomicRegionSequence" not in other
+
     def test_it_names_its_segments_and_who_made_them(self, series: Project, tmp_path: Path) -> None:
         run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans")
         label, prediction = (self.read(tmp_path / "out" / f"{case}.dcm") for case in ("p1", "p2"))

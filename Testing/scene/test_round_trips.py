@@ -13,9 +13,16 @@ from scene_helpers import GRIDS, TABLE, labels_on, scan_on, uncertainty_on
 from SemiSAMO1Lib.image_io import write_volume
 from SemiSAMO1Lib.project.label_reader import VALUE_TAG, read_labels
 from SemiSAMO1Lib.project.label_table import Label, LabelTable
-from SemiSAMO1Lib.project.label_writer import write_segmentation
+from SemiSAMO1Lib.project.label_writer import terminology_entry, write_segmentation
 from SemiSAMO1Lib.scene.case_view import CaseFiles
-from SemiSAMO1Lib.scene.segmentations import drawn, load_segmentation, new_segmentation, terminology_of, value_of
+from SemiSAMO1Lib.scene.segmentations import (
+    drawn,
+    load_segmentation,
+    new_segmentation,
+    snapshot,
+    terminology_of,
+    value_of,
+)
 from SemiSAMO1Lib.scene.volumes import SceneError, geometry_of, load_scan, volume_of
 from SemiSAMO1Lib.volume import Geometry, Volume, copy_on_lattice
 
@@ -84,6 +91,30 @@ class TestSegments:
 
     def test_terminology_is_kept(self, segments) -> None:
         assert terminology_of(segments[0]) == TABLE.labels[0].terminology
+
+    def test_a_region_and_the_lists_are_kept(self, segments) -> None:
+        """As Slicer's selector writes them."""
+        text = (
+            "General Anatomy~SCT^49755003^Morphologically Altered Structure~SCT^4147007^Mass~^^~"
+            "Anatomic codes - mine~SCT^64033007^Kidney~SCT^7771000^Left"
+        )
+        tag = slicer.vtkSegment.GetTerminologyEntryTagName()
+        segments[0].SetTag(tag, text)
+        codes = terminology_of(segments[0])
+        assert (codes["region"]["meaning"], codes["region_modifier"]["meaning"]) == ("Kidney", "Left")
+        assert terminology_entry(Label(1, "tumour", terminology=codes)) == text
+
+    def test_a_region_alone_is_something_that_was_chosen(self, segments) -> None:
+        text = "~".join(["list", "SCT^85756007^Tissue", "SCT^85756007^Tissue", "^^", "", "SCT^64033007^Kidney", "^^"])
+        segments[0].SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), text)
+        assert terminology_of(segments[0])["region"]["value"] == "64033007"
+
+    def test_segments_of_one_layer_are_copied_once(self, case_files: CaseFiles, scan) -> None:
+        """Of a body with ten labels a copy for each would hold up the window."""
+        node = load_segmentation(case_files.prediction, TABLE, scan, "prediction")
+        copied = snapshot(node, scan, TABLE)
+        assert len(copied.layers) == 1 < len(copied.segments)
+        assert np.array_equal(copied.labels()[0].array, drawn(node, scan, TABLE).labels.array)
 
     def test_no_terminology_is_none(self, segments) -> None:
         assert terminology_of(segments[1]) is None

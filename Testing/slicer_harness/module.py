@@ -34,12 +34,18 @@ class GuiApplication(application.Application):
     def __init__(self) -> None:
         super().__init__()
         self.window = MainWindow()
-        self.handlers: list[Any] = []
+        self.handlers: dict[str, list[Any]] = {"startupCompleted()": [], "aboutToQuit()": []}
 
     def connect(self, signal: str, function: Any) -> None:
-        if not signal.startswith("startupCompleted"):
+        if signal not in self.handlers:
             raise ValueError(f"the harness has no signal {signal}")
-        self.handlers.append(function)
+        self.handlers[signal].append(function)
+
+    def disconnect(self, signal: str, function: Any) -> bool:
+        known = function in self.handlers[signal]
+        if known:
+            self.handlers[signal].remove(function)
+        return known
 
     def processEvents(self, *_: Any) -> None:
         QAPPLICATION.processEvents()

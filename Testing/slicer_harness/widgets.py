@@ -165,6 +165,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
     removeEnabled = _stored(bool, "removeEnabled", True)
     renameEnabled = _stored(bool, "renameEnabled", False)
     showHidden = _stored(bool, "showHidden", False)
+    showChildNodeTypes = _stored(bool, "showChildNodeTypes", True, on="_fill")
 
     def setMRMLScene(self, scene: Any) -> None:
         for source, tag in self._observed:
@@ -182,6 +183,8 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         if self._scene is None or slicer.mrmlScene is None:  # the scene is being taken down
             return []
         nodes = [node for kind in self.nodeTypes for node in slicer.util.getNodesByClass(kind)]
+        if not self.showChildNodeTypes:
+            nodes = [node for node in nodes if node.GetClassName() in self.nodeTypes]
         return [node for node in nodes if self.showHidden or not node.GetHideFromEditors()]
 
     def _fill(self, *_: Any) -> None:
@@ -238,6 +241,7 @@ class qMRMLSegmentEditorWidget(QtWidgets.QWidget):
     sourceVolumeNodeSelectorVisible = _stored(bool, "sourceVolumeNodeSelectorVisible", True)
     switchToSegmentationsButtonVisible = _stored(bool, "switchToSegmentationsButtonVisible", True)
     maximumNumberOfUndoStates = _stored(int, "maximumNumberOfUndoStates", 0)
+    readOnly = _stored(bool, "readOnly", False)
 
     def setMRMLSegmentEditorNode(self, node: Any) -> None:
         self._told.append("node" if node else "no node")
