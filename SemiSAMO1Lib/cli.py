@@ -8,6 +8,9 @@ import sys
 #: Says that this process was started anew.
 _ANEW = "SEMISAMO1_STARTED_ANEW"
 
+#: Variables that torchrun or srun sets for the processes that it starts.
+_TOGETHER = {"TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"}
+
 
 def main() -> None:
     """Entry point of the console script; says what to install when the shell's own packages are missing."""
@@ -18,8 +21,21 @@ def main() -> None:
             raise
         print(f"the shell needs {error.name}: pip install 'semisamo1[shell]'", file=sys.stderr)
         sys.exit(2)
+    _require_shared_work()
     _with_allocator_settings()
     app()
+
+
+def _require_shared_work() -> None:
+    """Several processes that torchrun or srun started share a training; anything else each would do once more, into one
+    folder."""
+    if sys.argv[1:2] in (["train"], ["resume"]) or not _TOGETHER & set(os.environ):
+        return
+    from .engine.ranks import started_together
+
+    if (count := started_together()[0]) > 1:
+        print(f"{count} processes were started, and only train and resume share their work: start one", file=sys.stderr)
+        sys.exit(2)
 
 
 def _with_allocator_settings() -> None:
@@ -27,7 +43,7 @@ def _with_allocator_settings() -> None:
     training that torchrun or srun shares among several."""
     from .job.launcher import ALLOCATOR, WAITING
 
-    started = {"TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"} & set(os.environ)
+    started = _TOGETHER & set(os.environ)
     here = sys.argv[1:2] == ["reproduce"] or (sys.argv[1:2] in (["train"], ["resume"]) and started)
     if here and sys.platform.startswith("linux") and _ANEW not in os.environ:
         words = [sys.executable, *sys.orig_argv[1:]]  # a bare "python" might be found to be another one

@@ -28,7 +28,8 @@ def make_fabric(device: str, precision: str, together: bool = False) -> Fabric:
         together: connect the processes that torchrun or srun started with this one; each has a device of its own.
 
     Raises:
-        ValueError: there is no such device here, or one GPU was named for several processes.
+        ValueError: there is no such device here, one GPU was named for several processes, or there are fewer GPUs than
+            processes.
     """
     kind, number = require_device(device)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the precision stands in the plan
@@ -41,6 +42,11 @@ def make_fabric(device: str, precision: str, together: bool = False) -> Fabric:
     if number:
         raise ValueError(
             f"{count} processes cannot share {device}; give --device cuda, and each takes a GPU of its own"
+        )
+    if kind == "cuda" and torch.cuda.device_count() < here:
+        raise ValueError(
+            f"{here} processes run on this computer and each sees {torch.cuda.device_count()} GPUs: all have to see "
+            "all of them (SLURM: --gpus-per-node, not --gpus-per-task), or start fewer"
         )
     # one waits for another as long as the slowest case takes, not half an hour
     strategy = DDPStrategy(

@@ -38,6 +38,19 @@ def by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def threads_each(usable: int, wanted: int | None) -> int:
+    """CPU threads of this process beside those that were started with it.
+
+    Args:
+        usable: cores that this process may use.
+        wanted: threads that a person gave for all of this computer's processes; None: all that there are.
+    """
+    here = started_together()[1]
+    given = os.environ.get("SLURM_CPUS_PER_TASK")  # stands in every allocation, and is each task's of srun alone
+    share = min(usable, int(given)) if given and not by_torchrun() else usable // here
+    return max(1, min(share, wanted // here if wanted else share))
+
+
 class Ranks:
     """The processes of a run, seen from one of them.
 

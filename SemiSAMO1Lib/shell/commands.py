@@ -228,9 +228,12 @@ def train(
 
     def request() -> JobFolder:
         if (other := running_training(one.jobs)) is not None:
-            raise JobError(
+            told = (
                 f"training {other.id} is under way in this project. Wait for it, or stop it: semisamo1 cancel {project}"
             )
+            if not observe(other).here:
+                told += f". If the computer where it ran has surely ended it: semisamo1 resume {project} --elsewhere"
+            raise JobError(told)
         earlier = LAST if go_on is None else current_training(one).id if go_on else None
         return request_training(one, {**parameters, "continue_from": earlier, "keep_rounds": keep_rounds})
 

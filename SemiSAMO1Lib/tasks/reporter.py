@@ -115,14 +115,17 @@ class Reporter:
 
 
 class Follower(Reporter):
-    """Says nothing and writes nothing but why it failed, and is asked to stop as the first process is."""
+    """Writes nothing but why it failed, and is asked to stop as the first process is. What went another way with its
+    own cases is said where torchrun or srun puts it."""
 
     def __enter__(self) -> Follower:
         return self
 
     def __exit__(self, *_: object) -> None: ...
 
-    def event(self, kind: str, **fields: Any) -> None: ...
+    def event(self, kind: str, **fields: Any) -> None:
+        if kind == "warning":
+            print(f"{kind}: {fields}", flush=True)
 
     def end(self, state: State, message: str = "", stopped: bool = False) -> None:
         if state is State.FAILED:

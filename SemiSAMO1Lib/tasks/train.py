@@ -24,7 +24,7 @@ from ..engine.memory import usable_memory
 from ..engine.observer import stop_if_asked
 from ..engine.planning import Plan, plan_to_json, taken_over
 from ..engine.propagation.registration import FINEST_BELOW
-from ..engine.ranks import Ranks, started_together
+from ..engine.ranks import Ranks, threads_each
 from ..engine.round_training import EARLIER
 from ..engine.rounds import run
 from ..engine.sampling import require_shares
@@ -314,10 +314,8 @@ def _unreadable(case: EngineCase) -> str | None:
 def _prepare_torch(spec: dict[str, Any], config: TrainingConfig, together: bool) -> dict[str, str]:
     """Threads and determinism as job.json fixes them; returns the versions in use. Processes of one computer share its
     threads."""
-    threads = config.threads or int(spec["threads"])
-    if together:  # srun may have given each process cores of its own; those of torchrun share all there are
-        threads = usable_cores() if "SLURM_CPUS_PER_TASK" in os.environ else threads // started_together()[1]
-    torch.set_num_threads(max(1, threads))
+    threads = threads_each(usable_cores(), config.threads) if together else config.threads or int(spec["threads"])
+    torch.set_num_threads(threads)
     if spec["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product on a GPU
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -81,7 +81,7 @@ class MonaiLoop:
         loss = self.loss(logits.float(), label)
         loss.backward()
         self.optimizer.step()
-        return float(loss)
+        return loss.item()
 
     def close(self) -> None:
         """End the loader's processes."""

@@ -79,13 +79,20 @@ def mean_dice(prediction: NDArray[Any], reference: NDArray[Any]) -> float:
     )
 
 
-def convex_adam(fixed: Volume, moving: NDArray[Any], label: NDArray[Any], classes: int) -> tuple[NDArray[Any], float]:
-    from convexAdam.apply_convex import apply_convex
+def by_convex_adam(fixed: Volume, moving: NDArray[Any]) -> NDArray[Any]:
+    """convexAdam's displacement, with its defaults; both arrays on one grid."""
     from convexAdam.convex_adam_MIND import convex_adam_pt
 
-    began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        displacement = convex_adam_pt(fixed.array, moving, dtype=torch.float32, device=CPU)
+        found: NDArray[Any] = convex_adam_pt(fixed.array, moving, dtype=torch.float32, device=CPU)
+    return found
+
+
+def convex_adam(fixed: Volume, moving: NDArray[Any], label: NDArray[Any], classes: int) -> tuple[NDArray[Any], float]:
+    from convexAdam.apply_convex import apply_convex
+
+    began = time.perf_counter()
+    displacement = by_convex_adam(fixed, moving)
     seconds = time.perf_counter() - began
     warped = [apply_convex(displacement, (label == c).astype(np.float32)) for c in range(classes)]
     return np.stack(warped).argmax(0), seconds

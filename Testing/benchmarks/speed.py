@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
 from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.config import TrainingConfig, make_config
-from SemiSAMO1Lib.engine.data.grids import resample_image, resample_labels
+from SemiSAMO1Lib.engine.data.grids import resample_image
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.generalists.mind_features import MindFeatures
@@ -167,18 +167,16 @@ def registration(bench: Bench) -> None:
         atlases = propagator.prepare([LabelledCase("template", template.image, template.label)])
         propagator.propagate(atlases, case.image, case.image.geometry)
 
-    actions = {"one start, without its affine step": deformable, "one start, with its affine step": one_start}
+    actions: dict[str, Callable[[], object]] = {
+        "one start, without its affine step": deformable,
+        "one start, with its affine step": one_start,
+    }
     actions["all starts, judged and fused"] = all_starts
     if importlib.util.find_spec("convexAdam"):
-        from registration import convex_adam
+        from registration import by_convex_adam
 
-        grid = case.image.geometry  # convexAdam wants both on one
-        moving, label = resample_image(template.image, grid), resample_labels(template.label, grid)
-
-        def by_convex_adam() -> None:
-            convex_adam(case.image, moving, label, CLASSES)
-
-        actions["convexAdam 0.2.0"] = by_convex_adam
+        moving = resample_image(template.image, case.image.geometry)  # convexAdam wants both on one grid
+        actions["convexAdam 0.2.0"] = lambda: by_convex_adam(case.image, moving)
     times = bench.time(actions)
     for name, action in actions.items():
         theirs = times.get("convexAdam 0.2.0")

@@ -14,18 +14,27 @@ import pytest
 import torch
 from common import SPLITS, commit, measured_once
 from gpu import Busy, stages
+from monai_loop import MonaiLoop
 from one_label import Cohort, Row, Setting, rows_for, table
+from processes import seconds_by_stage
 from roofline import Counter
+from speed import Passes
 from whole_scan import embedded
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.engine.config import make_config
+from SemiSAMO1Lib.engine.data.patches import Patches
+from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.learners import learner_named
+from SemiSAMO1Lib.engine.learners.base import Batch
+from SemiSAMO1Lib.engine.planning import IntensityPlan, Plan
 from SemiSAMO1Lib.image_io import read_volume, write_volume
+from SemiSAMO1Lib.job import JobFolder
 from SemiSAMO1Lib.phantoms import PhantomSettings, make_phantom
 from SemiSAMO1Lib.volume import Geometry, Volume
 
 HERE = Path(__file__).parent
+CPU = torch.device("cpu")
 SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path.stem != Path(__file__).stem)
 
 
@@ -237,3 +246,55 @@ class TestOneLabelFromItsCommand:
     def test_parts_are_not_for_the_test_scans(self, few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(SystemExit):
             self.said(few, monkeypatch, "test", "phantoms", "--rows", "parts")
+
+
+def small_plan() -> Plan:
+    """A network of three levels and four channels, patches of 8³ voxels."""
+    return Plan(
+        classes=2,
+        spacing=(1.0, 1.0, 1.0),
+        registration_spacing=1.0,
+        patch=(8, 8, 8),
+        strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+        kernels=((3, 3, 3),) * 3,
+        filters=(4, 8, 8),
+        batch=1,
+        intensity=IntensityPlan(scheme="per_case", low=0.5, high=99.5),
+        precision="32-true",
+        reasons=(),
+    )
+
+
+def patches_of(value: float) -> Patches:
+    image = torch.full((1, 1, 8, 8, 8), value)
+    return Patches(image, torch.cat([1 - image, image], 1), torch.ones_like(image))
+
+
+def test_the_bare_passes_of_a_step_are_those_that_it_makes() -> None:
+    """The student sees both patches and learns; the teacher sees the unlabelled one and does not."""
+    fabric = make_fabric("cpu", "32-true")
+    learner = learner_named("mean_teacher")(small_plan(), make_config("quick", device="cpu"))
+    learner.setup(fabric)
+    passes = Passes(learner, Batch(patches_of(1.0), patches_of(0.0)), fabric)
+    assert [(one.samples, one.with_gradient) for one in passes.found] == [(2, True), (1, False)]
+    before = [one.clone() for one in learner.inference_model().parameters()]
+    passes()
+    after = list(learner.inference_model().parameters())
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True)), "a bare pass taught it"
+
+
+def test_the_plain_loop_learns_something() -> None:
+    generator = np.random.default_rng(0)
+    labels = [(generator.random((12, 12, 12)) > 0.5).astype(np.uint8) for _ in range(2)]
+    torch.manual_seed(0)
+    loop = MonaiLoop([label.astype(np.float32) for label in labels], labels, small_plan(), CPU, torch.float32)
+    losses = [loop() for _ in range(12)]
+    assert losses[-1] < losses[0], "grey values that are the label itself were not learned"
+
+
+def test_times_of_stages_are_those_between_events(tmp_path: Path) -> None:
+    job = JobFolder(tmp_path)
+    events = [("handshake", "", 10.0), ("progress", "links", 12.5), ("losses", "", 13.0), ("progress", "links", 14.0)]
+    for kind, stage, time in [*events, ("progress", "training 1", 20.0)]:
+        files.append_line(job.events, {"kind": kind, "stage": stage, "time": time})
+    assert seconds_by_stage(job) == {"links": 4.0, "training 1": 6.0}

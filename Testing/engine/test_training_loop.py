@@ -8,6 +8,7 @@ from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.learners import learner_named
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
+from SemiSAMO1Lib.engine.ranks import threads_each
 from SemiSAMO1Lib.engine.specialists import make_specialist
 from SemiSAMO1Lib.engine.training import hash_key, load_weights, train_round
 
@@ -226,6 +227,54 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
     learner.setup(fabric)
     with pytest.raises(ValueError, match="another network"):
         load_weights(learner, store, "round-1.pt")
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+SRUN = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
+
+
+class TestThreads:
+    """Of processes that were started together on a computer of eight cores."""
+
+    @pytest.fixture(autouse=True)
+    def nobody(self, monkeypatch):
+        for name in ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "SLURM_CPUS_PER_TASK"):
+            monkeypatch.delenv(name, raising=False)
+
+    def told(self, monkeypatch, **variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    def test_those_of_torchrun_share_the_cores(self, monkeypatch):
+        self.told(monkeypatch, **TORCHRUN)
+        assert threads_each(8, None) == 2
+
+    def test_in_an_allocation_too(self, monkeypatch):
+        """Its variable is of the whole script, which torchrun divides."""
+        self.told(monkeypatch, **TORCHRUN, SLURM_CPUS_PER_TASK="8")
+        assert threads_each(8, None) == 2
+
+    def test_a_task_of_srun_has_cores_of_its_own(self, monkeypatch):
+        self.told(monkeypatch, **SRUN, SLURM_CPUS_PER_TASK="3")
+        assert threads_each(8, None) == 3
+
+    def test_without_binding_it_sees_more_than_it_was_given(self, monkeypatch):
+        self.told(monkeypatch, **SRUN, SLURM_CPUS_PER_TASK="1")
+        assert threads_each(8, None) == 1
+
+    @pytest.mark.parametrize(("wanted", "each"), [(4, 2), (1, 1), (100, 3)])
+    def test_what_a_person_gave_is_for_all_of_a_computer(self, monkeypatch, wanted, each):
+        self.told(monkeypatch, **SRUN, SLURM_CPUS_PER_TASK="3")
+        assert threads_each(8, wanted) == each
+
+
+def test_processes_that_see_fewer_gpus_than_they_are_say_what_to_ask_for(monkeypatch):
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("SemiSAMO1Lib.engine.devices.require_device", lambda _name: ("cuda", ""))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ValueError, match=r"4 processes .* sees 1 GPUs.*--gpus-per-node"):
+        make_fabric("cuda", "32-true", together=True)
 
 
 def test_inside_a_slurm_allocation_one_process_is_alone(monkeypatch):

@@ -218,6 +218,14 @@ def test_what_failed_in_another_process_is_the_jobs_failure(job: JobFolder) -> N
     assert (seen.state, seen.message) == (State.FAILED, "out of memory on the second GPU")
 
 
+def test_what_another_process_had_to_do_otherwise_is_said(job: JobFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own cases, of which the first process knows nothing; what all know the first one says."""
+    follower = Follower(job, together=True)
+    follower.event("warning", text="prediction: the GPU's memory does not suffice")
+    follower.event("note", text="round 1: going on from iteration 5")
+    assert capsys.readouterr().out == "warning: {'text': \"prediction: the GPU's memory does not suffice\"}\n"
+
+
 def test_the_first_to_fail_is_the_one_that_counts(job: JobFolder) -> None:
     """What others meet then may come of it."""
     status(job, pid=dead_pid())

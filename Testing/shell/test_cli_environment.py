@@ -50,6 +50,27 @@ def test_what_trains_here_starts_anew(
     assert {**ALLOCATOR, **WAITING}.items() <= surroundings.items()
 
 
+class TestStartedSeveralTimes:
+    def started(self, monkeypatch: pytest.MonkeyPatch, *words: str, count: str = "4") -> None:
+        monkeypatch.setattr(sys, "argv", ["semisamo1", *words])
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", count)
+        cli._require_shared_work()
+
+    @pytest.mark.parametrize("command", ["reproduce", "apply", "simulate"])
+    def test_what_is_not_shared_is_not_done_several_times(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+    ) -> None:
+        """Each process would write the same files."""
+        with pytest.raises(SystemExit) as ended:
+            self.started(monkeypatch, command, "study")
+        assert ended.value.code == 2 and "4 processes were started" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(("command", "count"), [("train", "4"), ("resume", "4"), ("reproduce", "1")])
+    def test_the_rest_goes_on(self, monkeypatch: pytest.MonkeyPatch, command: str, count: str) -> None:
+        self.started(monkeypatch, command, "study", count=count)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the allocator is that of Linux")
 def test_a_persons_own_way_of_waiting_is_kept(monkeypatch: pytest.MonkeyPatch, started_anew: Any) -> None:
     run(monkeypatch, ["train", "study"], {**TORCHRUN, "OMP_WAIT_POLICY": "ACTIVE"})

@@ -516,6 +516,12 @@ def test_two_trainings_at_once_are_refused(busy: JobFolder) -> None:
     assert shown.code != DONE and f"training {busy.id} is under way" in shown.text
 
 
+def test_one_that_another_computer_left_behind_says_how_it_is_taken_over(busy: JobFolder) -> None:
+    files.write_json(busy.status, {**files.read_json(busy.status), "host": "elsewhere"})
+    shown = shell("train", busy.project, "--preset", "quick")
+    assert "resume" in shown.text and "--elsewhere" in shown.text
+
+
 def test_two_trainings_at_once_are_code_4(busy: JobFolder) -> None:
     assert shell("train", busy.project, "--preset", "quick").code == BUSY
 
