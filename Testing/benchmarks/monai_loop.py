@@ -81,7 +81,7 @@ class MonaiLoop:
         loss = self.loss(logits.float(), label)
         loss.backward()
         self.optimizer.step()
-        return loss.item()
+        return float(loss.detach())
 
     def close(self) -> None:
         """End the loader's processes."""

@@ -23,11 +23,12 @@ from whole_scan import embedded
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.engine.config import make_config
+from SemiSAMO1Lib.engine.data.intensities import IntensityPlan
 from SemiSAMO1Lib.engine.data.patches import Patches
 from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.learners import learner_named
 from SemiSAMO1Lib.engine.learners.base import Batch
-from SemiSAMO1Lib.engine.planning import IntensityPlan, Plan
+from SemiSAMO1Lib.engine.planning import Plan
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder
 from SemiSAMO1Lib.phantoms import PhantomSettings, make_phantom
