@@ -52,10 +52,11 @@ def propagate(cohort: Cohort, config: TrainingConfig, fabric: Fabric, progress: 
     ranks.once(lambda: cohort.store.once(lambda: asdict(_chosen(cohort, config)), *DETOURS_FILE))
     detours = Detours(**cohort.store.json(*DETOURS_FILE))
     through = functools.cache(lambda: [_helper(cohort, one) for one in detours.through])  # often nobody needs them
-    for position, case in ranks.share(cohort.cases, observer):  # each by the process whose case it is
-        if case.id in detours.again and not cohort.store.json("propagation", f"{case.id}.json").get("through"):
+    again = [case for case in cohort.cases if case.id in detours.again]
+    for position, case in ranks.share(again, observer):  # dealt out anew: they are few, and one process had most
+        if not cohort.store.json("propagation", f"{case.id}.json").get("through"):
             cohort.save_propagation(case.id, carried(case, through()))
-        progress.step("detours", position + 1, len(cohort.cases))
+        progress.step("detours", position + 1, len(again))
     if ranks.first and not cohort.store.has("template-signature.npy"):
         propagator, prepared = or_on_cpu(on, fabric.device, observer, "the template")
         cohort.store.save_array(propagator.template_signature(prepared), "template-signature.npy")

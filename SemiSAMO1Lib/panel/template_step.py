@@ -139,7 +139,7 @@ class TemplateStep:
     def change_color(self) -> None:
         row = self._ui.labelTable.currentRow()
         if not 0 <= row < len(self._rows):
-            return
+            raise ProjectError(_("Select a label in the table."))
         label = next(one for one in self._table if one.value == self._rows[row][0])
         color = self._dialogs.color(label.color)
         if color is not None:
@@ -187,8 +187,10 @@ class TemplateStep:
     def remove_label(self) -> None:
         """Take a label out again that is painted nowhere, and its segment."""
         project, row = self._session.project, self._ui.labelTable.currentRow()
-        if project is None or not 0 <= row < len(self._rows):
+        if project is None:
             return
+        if not 0 <= row < len(self._rows):
+            raise ProjectError(_("Select a label in the table."))
         value, name, *_rest = self._rows[row]
         if reason := self._against_removing(value):
             raise ProjectError(reason)
