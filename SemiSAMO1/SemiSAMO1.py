@@ -94,7 +94,6 @@ class SemiSAMO1Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.panel.leave()
 
     def cleanup(self):
-        self.removeObservers()
         window = slicer.util.mainWindow()
         if window is not None and self._quit_question is not None:
             window.removeEventFilter(self._quit_question)
@@ -103,6 +102,7 @@ class SemiSAMO1Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _close_panel(self):
         """While the window and its views are still there: at the end of Slicer, `cleanup` comes after them."""
+        self.removeObservers()
         if self.panel is not None:
             self.panel.close()
             self.panel = None

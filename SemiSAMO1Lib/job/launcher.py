@@ -140,9 +140,9 @@ def kill(job: JobFolder) -> bool:
 def _launch(
     job: JobFolder, python: Path | None, low_priority: bool, environment: Mapping[str, str] | None = None
 ) -> int:
+    command = [str(python or this_python()), "-m", "SemiSAMO1Lib.worker", str(job.path)]
     status = {"state": str(State.QUEUED), "host": processes.host(), "heartbeat": time.time()}
     files.write_json(job.status, status)
-    command = [str(python or this_python()), "-m", "SemiSAMO1Lib.worker", str(job.path)]
     if low_priority:
         command.append("--low-priority")
     library = str(Path(__file__).resolve().parents[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,7 +52,7 @@ class DraftKeeper:
         self._seen: object = None
         self._changed_at = self._first_at = 0.0
         self._unnoted: dict[str, tuple[Project, Case | None]] = {}
-        self._rescued: dict[tuple[Path, str], Path] = {}
+        self._written_of: str = ""
         self._note_at = self._note_pause = 0.0
 
     def tick(self) -> None:
@@ -71,6 +72,7 @@ class DraftKeeper:
         view.mark_kept()
         self._seen = None
         self._writing = self._writer.submit(_write, project, files.case, files.training, copied, self._reviewer())
+        self._written_of = files.case
         self._time.give(self._writing)
         self._to_be_noted(project, view)
         self._note()
@@ -94,6 +96,7 @@ class DraftKeeper:
                 copied = view.snapshot(project.state.labels)
                 _write(project, view.files.case, view.files.training, copied, self._reviewer())
                 view.mark_kept()
+            self.forget_rescue(view.files.case)
             self._to_be_noted(project, view)
         self._note_at = 0.0
         try:
@@ -107,27 +110,27 @@ class DraftKeeper:
         view, project = self._view(), self._project()
         if view is None or project is None or not _has_segments(view):
             return ""
-        place = own_folder().parent / "painting" / f"{project.folder.name}-{view.files.case}-{time.time_ns()}.seg.nrrd"
+        place = _place_of(project, view.files.case)
         try:
             copied = view.snapshot(project.state.labels)
             labels, _overlaps, _counts = copied.labels()
             write_segmentation(place, labels, copied.table, Review.DRAFT, copied.new)
         except (RuntimeError, ValueError, OSError) as error:
             return str(error)
-        self._rescued[project.folder, view.files.case] = place
         return _("It is kept in {file}, and brought back when the case is opened.").format(file=place)
 
     def rescued(self, case: str) -> Path | None:
-        """The file of `rescue` for a case of the open project."""
+        """The file of `rescue` for a case of the open project, of this session or an earlier one."""
         project = self._project()
-        return self._rescued.get((project.folder, case)) if project is not None else None
+        place = _place_of(project, case) if project is not None else None
+        return place if place is not None and place.exists() else None
 
-    def brought_back(self, case: str) -> None:
-        """What `rescued` gave is on the screen: from now on it is painting like any other."""
-        project, view = self._project(), self._view()
-        if project is not None and view is not None:
-            self._rescued.pop((project.folder, case), None)
-            view.mark_painted()
+    def forget_rescue(self, case: str) -> None:
+        """What was painted later is kept in the project, or a person does not want it."""
+        project = self._project()
+        if project is not None:
+            with suppress(OSError):
+                _place_of(project, case).unlink(missing_ok=True)
 
     def settle(self) -> None:
         """Wait for a write that is under way: what is on the screen is about to be saved, or discarded."""
@@ -135,6 +138,7 @@ class DraftKeeper:
             self._take_result(wait=True)
         if (view := self._view()) is not None:
             self._unnoted.pop(view.files.case, None)
+            self.forget_rescue(view.files.case)
 
     def close(self) -> None:
         """No further draft is written."""
@@ -182,10 +186,17 @@ class DraftKeeper:
         writing, self._writing = self._writing, None
         try:
             writing.result()  # waiting lets the thread run
+            self.forget_rescue(self._written_of)
         except Exception:
             if (view := self._view()) is not None:
                 view.mark_unkept()
             raise
+
+
+def _place_of(project: Project, case: str) -> Path:
+    """Where painting of a case is kept on this computer when its project is away."""
+    known_by = hashlib.sha256(f"{project.folder.resolve()}\n{case}".encode()).hexdigest()[:16]
+    return own_folder().parent / "painting" / f"{case}-{known_by}.seg.nrrd"
 
 
 def _has_segments(view: CaseView) -> bool:

@@ -74,7 +74,14 @@ class Panel:
         self.editor = Editor(ui.segmentEditor)
         self.drafts = DraftKeeper(lambda: self.view, lambda: self.session.project, reviewer)
         self.project = ProjectStep(
-            ui, self.session, self.settings, self.banner, self.close_case, self._opened, self._sample
+            ui,
+            self.session,
+            self.settings,
+            self.banner,
+            self.close_case,
+            self._opened,
+            self._sample,
+            lambda: self.view.nodes if self.view is not None else [],
         )
         shown = (self.show_case, lambda: self.view)
         settle = self.drafts.settle
@@ -141,7 +148,8 @@ class Panel:
         self.leave()
         self._timer.stop()
         self.setup.close()
-        self._keep_work_or_say()
+        if self._keep_work_or_say():
+            self.drafts.rescue()
         if self.view is not None:
             self.view.mark_saved()
         self.close_case()
@@ -165,14 +173,15 @@ class Panel:
         slicer.util.showStatusMessage(_("Loading {case}...").format(case=files.case))
         project = self.session.project
         draft = find_draft(project, files.case) if project is not None else None
-        rescued = self.drafts.rescued(files.case) if draft is None else None
-        shown = draft or rescued
+        rescued = self.drafts.rescued(files.case)  # later than any draft: the next one could not be written
+        shown = rescued or draft
         self.view = CaseView(replace(files, label=shown) if shown is not None else files, table)
         if rescued is not None:
-            self.drafts.brought_back(files.case)
+            self.view.mark_painted()
             text = _("Painting of {case} that could not be kept in the project was brought back from {file}.")
-            self.banner.show(text.format(case=files.case, file=rescued))
-        if project is not None and draft is not None:
+            shown_text = text.format(case=files.case, file=rescued)
+            self.banner.show(shown_text, _("Discard it"), partial(self._discard_rescued, files, table))
+        if project is not None and draft is not None and rescued is None:
             who = by_whom(project, files.case, reviewer())
             text = _("Unfinished painting of {case}{who} was brought back.").format(case=files.case, who=who)
             for one, other, count in overlaps_of(project, files.case):
@@ -208,6 +217,16 @@ class Panel:
             self.banner.show(text)
             return text
         return ""
+
+    def _discard_rescued(self, files: CaseFiles, table: LabelTable) -> None:
+        """Offered when such painting was brought back: the case is shown as the project has it."""
+        view = self.view
+        if view is None or view.files.case != files.case or self.drafts.rescued(files.case) is None:
+            return
+        self.drafts.forget_rescue(files.case)
+        view.mark_saved()
+        self.show_case(files, table)
+        self._show_all()
 
     def _discard(self, files: CaseFiles, table: LabelTable) -> None:
         """Offered when a draft was brought back; another case may be open since then, or the draft saved."""
@@ -418,10 +437,11 @@ class Panel:
     def may_quit(self) -> bool:
         """Asked when Slicer is about to be closed; False keeps it open."""
         self.editor.rest()
-        if (lost := self._keep_work_or_say()) and self.dialogs.choose(
-            _("Quit"), lost, [_("Go back to it"), _("Quit, and lose it")]
-        ) != 1:
-            return False
+        if lost := self._keep_work_or_say():
+            said = self.drafts.rescue()
+            answers = [_("Go back to it"), _("Quit")]
+            if self.dialogs.choose(_("Quit"), " ".join([lost, said]), answers) != 1:
+                return False
         if self.session.project is None or not self._training_runs():
             self._put_case_away()
             return True
@@ -435,12 +455,14 @@ class Panel:
         return answer != 2
 
     def _put_case_away(self) -> None:
-        """Slicer is about to be closed, and asks a person about nodes that were changed: ours are kept already."""
+        """Slicer is about to be closed, and asks a person about nodes that were changed: ours are kept already, or a
+        person was told where they are."""
         if self.view is None:
             return
-        if self.view.changed:
+        if self.view.changed and not self.view.unkept:
             text = _("What was painted in {case} is kept; it is brought back when the case is opened.")
             self.banner.show(text.format(case=self.view.files.case))
+        self.view.mark_saved()
         self.close_case()
         self._show_all()
 

@@ -13,7 +13,6 @@ from ..image_io import write_volume
 from ..project import Case, Role
 from ..project.cases import make_id
 from ..project.session import Session
-from ..scene.nodes import is_own
 from ..scene.volumes import SceneError, volume_of
 from .banner import Banner
 from .settings import Settings
@@ -31,6 +30,7 @@ class ProjectStep:
         closing: called before another project is opened.
         opened: called after it.
         sample: the folder with the sample project.
+        shown: the nodes of the open case.
     """
 
     def __init__(
@@ -42,9 +42,10 @@ class ProjectStep:
         closing: Callable[[], None],
         opened: Callable[[], None],
         sample: Callable[[], Path],
+        shown: Callable[[], list[Any]],
     ) -> None:
         self._ui, self._session, self._settings, self._banner = ui, session, settings, banner
-        self._closing, self._opened, self._sample = closing, opened, sample
+        self._closing, self._opened, self._sample, self._shown = closing, opened, sample, shown
         guard = guarded(banner.show)
         self._table = Rows(ui.caseTable, [_("case"), _("size"), _("spacing, mm"), _("role"), _("state")], WIDTHS)
         ui.openProjectButton.connect("clicked(bool)", guard(lambda: self.open(Path(ui.projectPathEdit.currentPath))))
@@ -88,7 +89,7 @@ class ProjectStep:
         project = self._session.project
         if node is None or project is None:
             return
-        if is_own(node):
+        if node in self._shown():
             raise SceneError(_("{name} is shown by this module; it is no further scan.").format(name=node.GetName()))
         with slicer.util.WaitCursor():
             path = project.folder / "cache" / "from-scene" / f"{make_id(node.GetName(), ())}.nrrd"

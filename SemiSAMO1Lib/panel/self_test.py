@@ -211,6 +211,7 @@ def scans_are_added_before_any_set_up() -> None:
     panel.project.open(folder)
     panel.session.python = None
     adding = panel.session.add_folder(samples)
+    panel.session.python = panel.setup.python
     until = time.monotonic() + 120
     while adding.seen.state.active and time.monotonic() < until:
         slicer.app.processEvents()

@@ -13,9 +13,10 @@ from slicer.i18n import tr as _
 
 from ..project import Case, Label, LabelReading, LabelTable, Project, ProjectError, Review, Role
 from ..project.advisor import Ranked
-from ..project.drafts import discard_draft
+from ..project.drafts import discard_draft, painted_in_drafts
 from ..project.label_reader import DoubtfulLabel
 from ..project.label_writer import written
+from ..project.results import values_of_training
 from ..project.session import Session, in_sentences, template_gaps
 from ..project.store import require_as_seen
 from ..scene.case_view import CaseFiles, CaseView
@@ -103,7 +104,8 @@ class TemplateStep:
         case = project.refresh().case(identity)
         label = project.label_path(case) if case.label_version is not None else None
         if not project.state.labels.labels:
-            project.update_labels([Label(1, _("structure 1"), (230, 159, 0))])
+            number = project.state.labels.next_value
+            project.update_labels([Label(number, _("structure {number}").format(number=number), (230, 159, 0))])
         with slicer.util.WaitCursor():
             self._show_case(CaseFiles(case.id, "", project.image_path(case), label=label), project.state.labels)
         self.show()
@@ -173,16 +175,15 @@ class TemplateStep:
 
     def _named_by(self, node: Any) -> LabelTable:
         """The labels of the project; one that only stands in for the first is the node's first segment's."""
-        table, segmentation = self._table, node.GetSegmentation()
-        painted = self.drawn()
-        if (
-            [label.name for label in table] != [_("structure 1")]
-            or (painted is not None and painted.counts.get(1))
-            or self._against_removing(1)
-            or segmentation.GetNumberOfSegments() == 0
-        ):
+        table, painted, segmentation = self._table, self.drawn(), node.GetSegmentation()
+        if len(table) != 1 or segmentation.GetNumberOfSegments() == 0:
             return table
-        return table.updated([replace(table.labels[0], name=segmentation.GetNthSegment(0).GetName())])
+        (only,) = table
+        invented = only.name == _("structure {number}").format(number=only.value)
+        used = self._against_removing(only.value) or (painted is not None and painted.counts.get(only.value))
+        if used or not invented:
+            return table
+        return table.updated([replace(only, name=segmentation.GetNthSegment(0).GetName())])
 
     def remove_label(self) -> None:
         """Take a label out again that is painted nowhere, and its segment."""
@@ -192,25 +193,35 @@ class TemplateStep:
         if not 0 <= row < len(self._rows):
             raise ProjectError(_("Select a label in the table."))
         value, name, *_rest = self._rows[row]
+        view = self._open_case()
+        shown = view if view is not None and view.segmentation is not None else None
+        if shown is not None and shown.drawn(self._table).counts.get(value):
+            raise ProjectError(_("{name} is painted in the open scan.").format(name=name))
         if reason := self._against_removing(value):
             raise ProjectError(reason)
-        view = self._open_case()
-        if view is not None and view.segmentation is not None:
-            painted = view.changed
-            if view.drawn(self._table).counts.get(value):
-                raise ProjectError(_("{name} is painted in the open scan.").format(name=name))
-            view.remove_label(value)
-            if not painted:
-                view.mark_saved()
         project.retire_labels([value])
+        if value in project.state.labels.values:  # somebody saved it this very moment
+            raise ProjectError(_("{name} is painted in saved labels.").format(name=name))
+        if shown is not None:
+            painted = shown.changed
+            shown.remove_label(value)
+            if not painted:
+                shown.mark_saved()
         self.show()
 
     def _against_removing(self, value: int) -> str:
         """Why a label cannot be taken out of the project; empty where it can."""
         project = self._session.project
-        if project is None or value not in project.painted_labels():
+        if project is None:
             return ""
-        return _("{name} is painted in saved labels.").format(name=project.state.labels.name_of(value))
+        name = project.refresh().labels.name_of(value)
+        if value in project.painted_labels():
+            return _("{name} is painted in saved labels.").format(name=name)
+        if value in painted_in_drafts(project):
+            return _("{name} is painted in a draft.").format(name=name)
+        if self._session.busy or value in values_of_training(project):
+            return _("{name} is among the labels of a training.").format(name=name)
+        return ""
 
     def take_file(self) -> None:
         """Use a label file as the template's label at once; beside a template, as a further labelled scan's."""
@@ -252,7 +263,10 @@ class TemplateStep:
         project, view, found = self._session.project, self.view, self.drawn()
         if project is None or view is None or found is None:
             return
-        table = project.state.labels.updated(found.table)
+        given = project.state.labels
+        taken_out = {value for value in given.retired if not found.counts.get(value)}  # an older file still names it
+        found = replace(found, table=found.table.without(taken_out))
+        table = given.updated(found.table)
         gaps = template_gaps(found.counts, table, list(found.overlaps))
         may_ask = not found.overlaps and any(found.counts.values())
         absent = ask_absent(self._dialogs, table, found.counts) if may_ask else None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .. import files
 from ..lock import identity
-from ..volume import Volume
+from ..volume import Volume, values_in
 from .cases import Review, make_id
+from .label_reader import LabelError, read_labels
 from .label_table import LabelTable
 from .label_writer import write_segmentation
 from .store import Project
@@ -58,6 +60,16 @@ def save_draft(
     written.replace(path)
     _write_record(path, training, reviewer, {"overlaps": list(overlaps)} if overlaps else {})
     return path
+
+
+def painted_in_drafts(project: Project) -> set[int]:
+    """Label values that some case's draft has painted; drafts that cannot be read say nothing."""
+    found: set[int] = set()
+    for case in project.state.cases:
+        if (path := find_draft(project, case.id)) is not None:
+            with suppress(LabelError):
+                found |= values_in(read_labels(path, case.geometry).volume.array) - {0}
+    return found
 
 
 def drafts_put_aside(project: Project, case: str) -> list[Path]:

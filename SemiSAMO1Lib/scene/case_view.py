@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..project import Case, Project
+from ..project.label_reader import to_grid
 from ..project.label_table import Label, LabelTable
+from ..volume import Geometry
 from . import overlay
 from .nodes import group, items_of, remove, ungroup
 from .segmentations import (
@@ -72,6 +74,7 @@ class CaseView:
         self.scan: Any = load_scan(files.scan, files.title)
         #: Where the scan's voxels lie by its file: a person may move its node, and what is painted belongs to the file.
         self.grid = geometry_of(self.scan)
+        self._image = self.scan.GetImageData()
         self.segmentation: Any = None
         self.uncertainty: Any = None
         #: The case as the person sees it: what somebody else decides after that is not overruled.
@@ -143,20 +146,26 @@ class CaseView:
     def drawn(self, table: LabelTable) -> Drawn:
         """What is painted, on the scan's grid. Raises SceneError."""
         self._require_there()
-        return drawn(self.segmentation, self.scan, table, self.grid)
+        found = drawn(self.segmentation, self.scan, table, self._known_grid)
+        return replace(found, labels=to_grid(found.labels, self.grid)[0])
 
     def snapshot(self, table: LabelTable) -> Snapshot:
         """What is painted, copied for another thread. Raises SceneError."""
         self._require_there()
-        return snapshot(self.segmentation, self.scan, table, self.grid)
+        return replace(snapshot(self.segmentation, self.scan, table, self._known_grid), grid=self.grid)
+
+    @property
+    def _known_grid(self) -> Geometry | None:
+        """The scan's by its file, while its node has the file's voxels; None once these were cropped or turned."""
+        return self.grid if self.scan.GetImageData() is self._image else None
 
     def use_labels(self, labels: Iterable[Label]) -> None:
         """Take over names, colours and terminology of some labels; segments of others stay as a person made them."""
         apply_labels(self.segmentation, labels)
 
     def _require_there(self) -> None:
-        if any(node is None or node.GetScene() is None for node in (self.scan, self.segmentation)):
-            raise SceneError(f"the scan or the segments of {self.files.case} were removed; open the case again")
+        if not self._alive:
+            raise SceneError(f"the segments of {self.files.case} were removed; open the case again")
 
     def remove_label(self, value: int) -> None:
         """Take the segment of a label out."""

@@ -150,6 +150,8 @@ def drawn(node: Any, scan: Any, table: LabelTable, grid: Geometry | None = None)
     if copied is not None:
         labels, overlaps, counts = copied.labels()
         return Drawn(labels, copied.table, overlaps, counts)
+    if scan.GetScene() is None:
+        raise SceneError(f"{scan.GetName()} was removed; open the case again")
     segments = [segmentation.GetSegment(one) for one in identities]
     values = _values(segments, table)
     merged = _empty(grid, values)

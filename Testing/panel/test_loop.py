@@ -279,6 +279,30 @@ class TestDraftsByThemselves:
         assert case.review == "corrected", panel.banner.text
         assert np.array_equal(read_labels(project.label_path(case), case.geometry).volume.array, wanted)
 
+    def test_a_scan_that_was_cropped_in_the_scene_keeps_what_lies_in_its_file(
+        self, panel: Any, trained: Path, opened: str
+    ) -> None:
+        """Its node has other voxels: what is painted is brought to the file's by place."""
+        paint(panel)
+        wanted = self.painted(panel)
+        view = panel.view
+        cropped = vtk.vtkImageData()
+        cropped.DeepCopy(view.scan.GetImageData())
+        cropped.SetExtent(0, cropped.GetDimensions()[0] - 2, *cropped.GetExtent()[2:])
+        cropped.AllocateScalars(vtk.VTK_SHORT, 1)
+        view.scan.SetAndObserveImageData(cropped)
+        panel.keep_work()
+        draft, case = find_draft(Project(trained), opened), Project(trained).state.case(opened)
+        assert draft is not None and np.array_equal(read_labels(draft, case.geometry).volume.array, wanted)
+
+    def test_what_is_painted_is_kept_where_the_scan_was_deleted(self, panel: Any, trained: Path, opened: str) -> None:
+        paint(panel)
+        wanted = self.painted(panel)
+        slicer.mrmlScene.RemoveNode(panel.view.scan)
+        panel.keep_work()
+        draft, case = find_draft(Project(trained), opened), Project(trained).state.case(opened)
+        assert draft is not None and np.array_equal(read_labels(draft, case.geometry).volume.array, wanted)
+
     def test_or_whose_node_was_centred(self, panel: Any, trained: Path, opened: str) -> None:
         """*Center volume* changes the node's own origin; the segments are moved after it by hand."""
         paint(panel)

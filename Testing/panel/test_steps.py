@@ -14,7 +14,7 @@ from panel_helpers import wait
 from slicer_harness import module
 
 from SemiSAMO1Lib import files
-from SemiSAMO1Lib.job import start
+from SemiSAMO1Lib.job import JobFolder, start
 from SemiSAMO1Lib.project import Project, Role, reviews
 from SemiSAMO1Lib.project.drafts import find_draft
 from SemiSAMO1Lib.project.queue import queue
@@ -257,8 +257,40 @@ class TestTemplate:
         self.remove(ui, 0)
         assert "is painted in the open scan" in panel.banner.text and len(Project(with_scans).state.labels) == 1
 
+    def test_one_that_is_painted_in_another_scans_draft_stays(
+        self, panel: Any, ui: Any, opened: Any, with_scans: Path
+    ) -> None:
+        self.paint(opened, 0)
+        ui.templateCaseBox.setCurrentIndex(ui.templateCaseBox.findData("phantom_001"))
+        ui.openTemplateButton.click()
+        self.remove(ui, 0)
+        assert "is painted in a draft" in panel.banner.text and len(Project(with_scans).state.labels) == 1
+
+    def test_one_that_a_training_knows_stays(self, panel: Any, ui: Any, trained: Path) -> None:
+        """Its predictions name it: none of them could be accepted any more."""
+        job = JobFolder(Project(trained).jobs / Project(trained).state.current_training)
+        ui.addLabelButton.click()
+        table = Project(trained).state.labels
+        files.write_json(job.path / "job.json", {**job.spec(), "labels": table.to_json()})
+        self.remove(ui, len(table) - 1)
+        assert "is among the labels of a training" in panel.banner.text
+        assert Project(trained).state.labels == table
+
+    def test_a_label_that_was_removed_does_not_come_back_by_an_older_file(
+        self, ui: Any, opened: Any, with_scans: Path, panel: Any
+    ) -> None:
+        """A draft names the empty segments too."""
+        ui.addLabelButton.click()
+        self.paint(opened, 0)
+        panel.close_case()
+        self.remove(ui, 1)
+        ui.openTemplateButton.click()
+        ui.saveTemplateButton.click()
+        assert Project(with_scans).state.labels.values == [1] and panel.dialogs.asked == []
+
     def test_one_that_is_in_force_stays(self, panel: Any, ui: Any, with_template: Path) -> None:
         before = Project(with_template).state.labels
+        panel.close_case()
         self.remove(ui, 0)
         assert "is painted in saved labels" in panel.banner.text and Project(with_template).state.labels == before
 
@@ -386,13 +418,55 @@ class TestNothingIsLost:
             raise OSError(5, "Input/output error")
 
         monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+        panel.keep_work()
+        self.paint_more(painted)
+        more = panel.template.drawn().counts
         with monkeypatch.context() as broken:
             broken.setattr("SemiSAMO1Lib.panel.draft_keeper.save_draft", away)
             slicer.mrmlScene.Clear(False)
         assert "Input/output error" in panel.banner.text and str(tmp_path) in panel.banner.text
-        assert self.again(panel, ui) == self.after and "brought back" in panel.banner.text
+        assert self.again(panel, ui) == more and "brought back" in panel.banner.text, "the older draft came instead"
         panel.keep_work()
         assert find_draft(Project(with_template), "phantom_000") is not None, "then it is a draft like any other"
+        assert list((tmp_path / "SemiSAMO1" / "painting").iterdir()) == [], "it would come back over later work"
+
+    def paint_more(self, view: Any) -> None:
+        identity = view.segmentation.GetSegmentation().GetNthSegmentID(0)
+        array = slicer.util.arrayFromSegmentBinaryLabelmap(view.segmentation, identity, view.scan).copy()
+        array[4:7, 0:4, 0:5] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(array, view.segmentation, identity, view.scan)
+
+    @pytest.fixture
+    def away(self, painted: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """The project's folder cannot be written any more."""
+
+        def fails(*_: Any) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+        monkeypatch.setattr("SemiSAMO1Lib.panel.draft_keeper.save_draft", fails)
+
+    def test_quitting_on_it_says_where_it_lies(self, panel: Any, ui: Any, away: None) -> None:
+        panel.dialogs.answer = 1
+        assert panel.may_quit() and len(panel.dialogs.asked) == 1
+        assert "Input/output error" in panel.dialogs.asked[0] and "It is kept in" in panel.dialogs.asked[0]
+        assert self.again(panel, ui) == self.after, "Slicer's own question was answered with Cancel"
+
+    def test_going_back_to_it_holds_slicer(self, panel: Any, painted: Any, away: None) -> None:
+        assert not panel.may_quit() and panel.view is painted
+
+    def test_without_a_question_it_is_kept_all_the_same(
+        self, panel: Any, widget: Any, loaded: Any, away: None, tmp_path: Path
+    ) -> None:
+        widget.exit()
+        widget.cleanup()
+        assert len(list((tmp_path / "SemiSAMO1" / "painting").iterdir())) == 1
+
+    def test_what_came_back_can_be_discarded(self, panel: Any, ui: Any, away: None) -> None:
+        slicer.mrmlScene.Clear(False)
+        assert self.again(panel, ui) == self.after
+        ui.bannerButton.click()
+        assert panel.template.drawn().counts == self.before and self.again(panel, ui) == self.before
 
     def test_renaming_a_label_is_no_painting(self, panel: Any, ui: Any, with_template: Path) -> None:
         ui.openTemplateButton.click()
