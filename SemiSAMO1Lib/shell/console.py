@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -57,6 +59,20 @@ def fail(message: str, code: int) -> typer.Exit:
     """Print an error and give the exit to raise."""
     err.print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True)
     return typer.Exit(code)
+
+
+@contextmanager
+def ending_as_ctrl_c() -> Iterator[None]:
+    """Within it `kill` and a queue's time limit (SIGTERM) end a command as Ctrl+C does: what it started ends with it."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:

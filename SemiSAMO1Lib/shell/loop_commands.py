@@ -22,6 +22,7 @@ from .console import (
     Json,
     ProjectPath,
     counted,
+    ending_as_ctrl_c,
     fail,
     guarded,
     next_step,
@@ -95,7 +96,7 @@ def simulate(
     parameters = {"preset": "quick", "seed": 0, **read_parameters(config)}
     parameters |= {key: value for key, value in given.items() if value is not None}
     plan = Plan(orders.split(","), counts, parameters, go_on)
-    with Bar("simulate", as_json) as bar:
+    with Bar("simulate", as_json) as bar, ending_as_ctrl_c():
         found = play(Project(project), references, output, plan, bar)
     files.write_json(output / "effort.json", found)
     effort_figure(found["curves"], found["common_cases"]).savefig(output / "effort.png", dpi=110)

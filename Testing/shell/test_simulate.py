@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import running_training
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
 from SemiSAMO1Lib.project import Project, ProjectError, Review
+from SemiSAMO1Lib.shell.console import ending_as_ctrl_c
 from SemiSAMO1Lib.tasks import simulate as module
 from SemiSAMO1Lib.volume import Volume
 
@@ -296,3 +298,12 @@ def test_wrong_use_is_refused(played: tuple[Path, dict[str, Any]], options: tupl
     given = ("--references", folder / "cohort" / "labels", "--output", folder / "other")
     refused = shell("simulate", folder / "project", *given, *options)
     assert refused.code == 2 and message in refused.text, refused.text
+
+
+def test_kill_ends_it_as_ctrl_c_does() -> None:
+    """Its training would go on by itself otherwise."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ending_as_ctrl_c():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) == before
