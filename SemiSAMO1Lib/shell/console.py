@@ -63,7 +63,7 @@ def fail(message: str, code: int) -> typer.Exit:
 
 @contextmanager
 def ending_as_ctrl_c() -> Iterator[None]:
-    """Within it `kill` and a queue's time limit (SIGTERM) end a command as Ctrl+C does: what it started ends with it."""
+    """Within it SIGTERM (`kill`, a time limit) ends a command as Ctrl+C does: what it started ends with it."""
 
     def stop(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
