@@ -461,7 +461,7 @@ def test_a_corrected_scan_is_looked_at_again_as_it_is(learned):
     assert there > 0.6, f"a Dice of {there:.3f} with what the person drew"
 
 
-@pytest.mark.parametrize(("share", "known"), [(0.1, False), (0.7, True)], ids=["while it looks", "later"])
+@pytest.mark.parametrize(("share", "known"), [(0.05, False), (0.7, True)], ids=["while it looks", "later"])
 def test_stopped_and_resumed_it_ends_the_same(learned, template, tmp_path, share, known):
     given, other, store, results, observer = learned
     with pytest.raises(Stopped):
