@@ -66,10 +66,9 @@ def this_python(executable: str = sys.executable, which: Callable[[str], str | N
     """
     if "python" in Path(executable).name.casefold():
         return Path(executable)
-    beside = [folder / "PythonSlicer" for folder in Path(executable or ".").absolute().parents[:2]]
-    beside += [folder / "bin" / "PythonSlicer" for folder in Path(executable or ".").absolute().parents[:2]]
-    for program in (which("PythonSlicer"), *(which(str(one)) for one in beside)):
-        if program:
+    around = Path(executable or ".").absolute().parents[:2]  # beside it, or in the bin of macOS' bundle
+    for name in ("PythonSlicer", *(str(one / part) for one in around for part in ("PythonSlicer", "bin/PythonSlicer"))):
+        if program := which(name):
             return Path(program)
     raise NoPython("PythonSlicer, the Python of Slicer, was not found beside Slicer: install Slicer anew.")
 

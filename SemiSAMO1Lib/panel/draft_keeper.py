@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,9 +14,8 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..files import is_there
-from ..job.environment import own_folder
 from ..lock import Locked
-from ..project import Case, Project, ProjectError, Review, reviews
+from ..project import Case, Project, ProjectError, Review, drafts, reviews
 from ..project.drafts import save_draft
 from ..project.label_writer import write_segmentation
 from ..scene.case_view import CaseView
@@ -110,7 +108,7 @@ class DraftKeeper:
         view, project = self._view(), self._project()
         if view is None or project is None or not _has_segments(view):
             return ""
-        place = _place_of(project, view.files.case)
+        place = drafts.local_file(project, view.files.case)
         try:
             copied = view.snapshot(project.state.labels)
             labels, _overlaps, _counts = copied.labels()
@@ -122,7 +120,7 @@ class DraftKeeper:
     def rescued(self, case: str) -> Path | None:
         """The file of `rescue` for a case of the open project, of this session or an earlier one."""
         project = self._project()
-        place = _place_of(project, case) if project is not None else None
+        place = drafts.local_file(project, case) if project is not None else None
         return place if place is not None and place.exists() else None
 
     def forget_rescue(self, case: str) -> None:
@@ -130,7 +128,7 @@ class DraftKeeper:
         project = self._project()
         if project is not None:
             with suppress(OSError):
-                _place_of(project, case).unlink(missing_ok=True)
+                drafts.local_file(project, case).unlink(missing_ok=True)
 
     def settle(self) -> None:
         """Wait for a write that is under way: what is on the screen is about to be saved, or discarded."""
@@ -191,12 +189,6 @@ class DraftKeeper:
             if (view := self._view()) is not None:
                 view.mark_unkept()
             raise
-
-
-def _place_of(project: Project, case: str) -> Path:
-    """Where painting of a case is kept on this computer when its project is away."""
-    known_by = hashlib.sha256(f"{project.folder.resolve()}\n{case}".encode()).hexdigest()[:16]
-    return own_folder().parent / "painting" / f"{case}-{known_by}.seg.nrrd"
 
 
 def _has_segments(view: CaseView) -> bool:

@@ -13,10 +13,9 @@ from slicer.i18n import tr as _
 
 from ..project import Case, Label, LabelReading, LabelTable, Project, ProjectError, Review, Role
 from ..project.advisor import Ranked
-from ..project.drafts import discard_draft, painted_in_drafts
+from ..project.drafts import discard_draft
 from ..project.label_reader import DoubtfulLabel
 from ..project.label_writer import written
-from ..project.results import values_of_training
 from ..project.session import Session, in_sentences, template_gaps
 from ..project.store import require_as_seen
 from ..scene.case_view import CaseFiles, CaseView
@@ -180,7 +179,9 @@ class TemplateStep:
             return table
         (only,) = table
         invented = only.name == _("structure {number}").format(number=only.value)
-        used = self._against_removing(only.value) or (painted is not None and painted.counts.get(only.value))
+        used = self._session.reasons_against_removing(only.value) or (
+            painted is not None and painted.counts.get(only.value)
+        )
         if used or not invented:
             return table
         return table.updated([replace(only, name=segmentation.GetNthSegment(0).GetName())])
@@ -197,31 +198,13 @@ class TemplateStep:
         shown = view if view is not None and view.segmentation is not None else None
         if shown is not None and shown.drawn(self._table).counts.get(value):
             raise ProjectError(_("{name} is painted in the open scan.").format(name=name))
-        if reason := self._against_removing(value):
-            raise ProjectError(reason)
-        project.retire_labels([value])
-        if value in project.state.labels.values:  # somebody saved it this very moment
-            raise ProjectError(_("{name} is painted in saved labels.").format(name=name))
+        self._session.remove_label(value)
         if shown is not None:
             painted = shown.changed
             shown.remove_label(value)
             if not painted:
                 shown.mark_saved()
         self.show()
-
-    def _against_removing(self, value: int) -> str:
-        """Why a label cannot be taken out of the project; empty where it can."""
-        project = self._session.project
-        if project is None:
-            return ""
-        name = project.refresh().labels.name_of(value)
-        if value in project.painted_labels():
-            return _("{name} is painted in saved labels.").format(name=name)
-        if value in painted_in_drafts(project):
-            return _("{name} is painted in a draft.").format(name=name)
-        if self._session.busy or value in values_of_training(project):
-            return _("{name} is among the labels of a training.").format(name=name)
-        return ""
 
     def take_file(self) -> None:
         """Use a label file as the template's label at once; beside a template, as a further labelled scan's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..job.environment import own_folder
 from ..lock import identity
 from ..volume import Volume, values_in
 from .cases import Review, make_id
@@ -21,6 +23,12 @@ from .store import Project
 def draft_file(project: Project, case: str) -> Path:
     """Where a case's draft lies, whether there is one or not."""
     return project.folder / "labels" / case / "draft.seg.nrrd"
+
+
+def local_file(project: Project, case: str) -> Path:
+    """Where painting of a case is kept on this computer while its project cannot be written."""
+    known_by = hashlib.sha256(f"{project.folder.resolve()}\n{case}".encode()).hexdigest()[:16]
+    return own_folder().parent / "painting" / f"{case}-{known_by}.seg.nrrd"
 
 
 #: Two segments that claimed the same voxels, how many; the second one has them.

@@ -18,10 +18,20 @@ from .advising import FEWEST as FEWEST_SCANS
 from .advising import read_advice, request_advice
 from .advisor import Ranked
 from .cases import Case, Role
+from .drafts import painted_in_drafts
 from .export import request_bundle, request_export, request_predictions, request_report
 from .label_table import LabelTable
 from .queue import Advice, Score, Waiting, advice, queue, score
-from .results import PastTraining, Quality, left_out, past_trainings, predictions, quality, read_once
+from .results import (
+    PastTraining,
+    Quality,
+    left_out,
+    past_trainings,
+    predictions,
+    quality,
+    read_once,
+    values_of_training,
+)
 from .reviews import use_training
 from .store import Project, ProjectError
 from .training import reasons_against_training, request_training
@@ -226,6 +236,27 @@ class Session:
     def rows(self) -> list[CaseRow]:
         """All cases, as a person reads them."""
         return [_row(case) for case in self.project.state.cases] if self.project is not None else []
+
+    def reasons_against_removing(self, value: int) -> list[str]:
+        """Why a label cannot be taken out of the project: somebody painted it, or a training's predictions name it."""
+        project = self._opened
+        name = project.refresh().labels.name_of(value)
+        if value in project.painted_labels():
+            return [f"{name} is painted in saved labels."]
+        if value in painted_in_drafts(project):
+            return [f"{name} is painted in a draft."]
+        if self.busy or value in values_of_training(project):
+            return [f"{name} is among the labels of a training."]
+        return []
+
+    def remove_label(self, value: int) -> None:
+        """Take a label out of the project; its value is not given again. Raises ProjectError saying what stands against
+        it."""
+        if reasons := self.reasons_against_removing(value):
+            raise ProjectError(" ".join(reasons))
+        self._opened.retire_labels([value])
+        if value in self._opened.state.labels.values:  # somebody saved it this very moment
+            raise ProjectError(" ".join(self.reasons_against_removing(value)))
 
     def reasons_against_adding(self) -> list[str]:
         if self.project is None:

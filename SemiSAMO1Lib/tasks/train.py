@@ -312,8 +312,8 @@ def _unreadable(case: EngineCase) -> str | None:
 
 
 def _prepare_torch(spec: dict[str, Any], config: TrainingConfig, together: bool) -> dict[str, str]:
-    """Threads and determinism as job.json fixes them; returns the versions in use. Processes of one computer share its
-    threads."""
+    """Determinism, and the threads of one process, as job.json fixes them; returns the versions in use. Processes that
+    share a training share the threads that their computer has now."""
     threads = threads_each(usable_cores(), config.threads) if together else config.threads or int(spec["threads"])
     torch.set_num_threads(threads)
     if spec["deterministic"]:
