@@ -14,7 +14,7 @@ from .cases import EngineCase, LabelledCase, Propagation
 from .data.grids import canonical, resample_image, resample_labels, with_spacing
 from .data.intensities import scale_intensities
 from .data.patches import TrainingCase, find_centres
-from .data.store import Store
+from .data.store import SavedArray, Store
 from .planning import Plan
 from .propagation.deformable import Deformation
 from .propagation.links import Link
@@ -90,9 +90,9 @@ class Cohort:
     def confidence(self, case_id: str) -> NDArray[Any]:
         return self.store.array("confidence", f"{case_id}.npy")
 
-    def signature(self, case_id: str) -> NDArray[Any]:
+    def signature(self, case_id: str) -> SavedArray:
         """What a case looks like: see `Propagation.signature`."""
-        return self.store.array("signatures", f"{case_id}.npy")
+        return self.store.saved("signatures", f"{case_id}.npy")
 
     def template_signature(self) -> NDArray[Any]:
         return self.store.array("template-signature.npy")
@@ -142,15 +142,15 @@ class Cohort:
 
     # ------------------------------------------------------------------ training data
 
-    def _distances(self, case_id: str, label: NDArray[Any]) -> NDArray[Any]:
+    def _distances(self, case_id: str, label: NDArray[Any]) -> SavedArray:
         names = ("distances", f"{case_id}.npy")
         if not self.store.has(*names):
             self.store.save_array(signed_distances(label, self.plan.classes, self.plan.spacing), *names)
-        return self.store.array(*names)
+        return self.store.saved(*names)
 
-    def pseudo_label(self, number: int, case_id: str) -> NDArray[Any]:
+    def pseudo_label(self, number: int, case_id: str) -> SavedArray:
         """The pseudo-label that round `number` trains on: class indices, or probabilities (soft)."""
-        return self.store.array("pseudo", str(number), f"{case_id}.npy")
+        return self.store.saved("pseudo", str(number), f"{case_id}.npy")
 
     def pseudo_cases(self, number: int, seed: int) -> list[TrainingCase]:
         """Training data of the unlabelled cases for a round."""
@@ -158,12 +158,14 @@ class Cohort:
         for position, case_id in enumerate(self.ids):
             if not self.case(case_id).trainable:
                 continue
+            self.image(case_id)  # made on first use
+            image = self.store.saved("images", f"{case_id}.npy")
             target = self.pseudo_label(number, case_id)
-            weight = self.store.array("weights-of-voxels", str(number), f"{case_id}.npy")
-            label = target.argmax(0) if target.ndim == 4 else target
+            weight = self.store.saved("weights-of-voxels", str(number), f"{case_id}.npy")
+            label = np.asarray(target).argmax(0) if target.ndim == 4 else np.asarray(target)
             generator = np.random.default_rng([seed, number, position])
             centres = find_centres(np.where(np.asarray(weight) > 0, label, 0), self.plan.classes, generator)
-            found.append(TrainingCase(self.image(case_id), target, weight, centres))
+            found.append(TrainingCase(image, target, weight, centres))
         return found
 
     def labelled_cases(self, seed: int, with_distances: bool = False) -> list[TrainingCase]:
@@ -176,13 +178,14 @@ class Cohort:
         found = []
         for position, case in enumerate(self.labelled):
             image, label, weight = self._labelled(case)
-            centres = find_centres(label, self.plan.classes, np.random.default_rng([seed, 0, position]))
-            distances = self._distances(case.id, label) if with_distances else None
+            there = np.asarray(label)
+            centres = find_centres(there, self.plan.classes, np.random.default_rng([seed, 0, position]))
+            distances = self._distances(case.id, there) if with_distances else None
             found.append(TrainingCase(image, label, weight, centres, case.weight, distances))
         return found
 
-    def _labelled(self, case: LabelledCase) -> list[NDArray[Any]]:
-        """Image, label, and 1 where the label is known, on the training grid: made once, mapped from disk."""
+    def _labelled(self, case: LabelledCase) -> list[SavedArray]:
+        """Image, label, and 1 where the label is known, on the training grid: made once, left on disk."""
         names = [("labelled", kind, f"{case.id}.npy") for kind in ("image", "label", "weight")]
         if not self.store.has(*names[-1]):
             grid = self.grid(case.image.geometry)
@@ -190,7 +193,7 @@ class Cohort:
             made = self.scaled(case.image, grid), resample_labels(case.label, grid), resample_labels(known, grid)
             for array, name in zip(made, names, strict=True):
                 self.store.save_array(array, *name)
-        return [self.store.array(*name) for name in names]
+        return [self.store.saved(*name) for name in names]
 
 
 def signed_distances(label: NDArray[Any], classes: int, spacing: tuple[float, float, float]) -> NDArray[np.float16]:

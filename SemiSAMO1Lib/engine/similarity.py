@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 
 def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
@@ -24,7 +24,7 @@ class Likeness:
         signatures: scan -> what it looks like, all of one shape.
     """
 
-    def __init__(self, signatures: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, signatures: Mapping[str, ArrayLike]) -> None:
         self._place = {name: place for place, name in enumerate(signatures)}
         self._units = np.stack([_unit(one).astype(np.float32) for one in signatures.values()])
 
@@ -35,6 +35,6 @@ class Likeness:
         return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:count]
 
 
-def _unit(signature: NDArray[Any]) -> NDArray[np.float64]:
+def _unit(signature: ArrayLike) -> NDArray[np.float64]:
     vector = np.asarray(signature, np.float64).ravel()
     return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12))

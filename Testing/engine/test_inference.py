@@ -195,6 +195,18 @@ def test_unseen_voxels_are_fully_uncertain(spacing):
     assert (found.array[:8] == 100).all(), "places that no template saw must be 100 % uncertain"
 
 
+@pytest.mark.parametrize("target", [2.0, 1.0], ids=["on its lattice", "resampled"])
+def test_a_voxel_that_was_seen_is_never_as_uncertain_as_one_that_was_not(target: float) -> None:
+    """All classes alike: a person is led there, and not to where nothing was seen."""
+    grid = Geometry((4, 4, 4), (2.0, 2.0, 2.0))
+    shape = tuple(round(4 * 2 / target) for _ in range(3))
+    finer = Geometry(shape, (target, target, target))
+    seen = np.ones(grid.shape, bool)
+    seen[0] = False
+    _label, found = to_case_grid(np.full((2, 4, 4, 4), 0.5, np.float32), grid, seen, finer)
+    assert found.array[-1].max() == 99 and found.array[0].min() == 100
+
+
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0)])
 def test_sure_and_seen_voxels_are_certain(spacing):
     target = Geometry((16, 16, 16))

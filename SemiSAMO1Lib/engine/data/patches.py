@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..config import AugmentationConfig
 from .intensity_augmentation import change_intensities
+from .store import SavedArray
 
 #: Voxels remembered per class as possible patch centres.
 CENTRES_PER_CLASS = 500
@@ -29,7 +30,7 @@ class TrainingCase:
     """One scan on its training grid.
 
     Attributes:
-        image: (z, y, x) float16 or float32, scaled intensities; may be mapped from disk.
+        image: (z, y, x) float16 or float32, scaled intensities; may lie on disk, as all of these.
         target: (z, y, x) class indices, or (C, z, y, x) probabilities (soft pseudo-labels).
         weight: (z, y, x) in [0, 1]; 0 where the label is unknown.
         centres: class -> (n, 3) voxel indices (z, y, x) of that class, for patch centres.
@@ -37,12 +38,12 @@ class TrainingCase:
         distances: (C - 1, z, y, x) signed distance maps of the foreground classes, for learners that need them.
     """
 
-    image: NDArray[Any]
-    target: NDArray[Any]
-    weight: NDArray[Any]
+    image: NDArray[Any] | SavedArray
+    target: NDArray[Any] | SavedArray
+    weight: NDArray[Any] | SavedArray
     centres: dict[int, NDArray[np.intp]]
     chance: float = 1.0
-    distances: NDArray[Any] | None = None
+    distances: NDArray[Any] | SavedArray | None = None
 
 
 @dataclass
@@ -187,7 +188,7 @@ def _sample(array: NDArray[Any], grid: Tensor, mode: str, padding: str) -> Tenso
     return F.grid_sample(channels, grid, mode=mode, padding_mode=padding, align_corners=False)[0]
 
 
-def _target(target: NDArray[Any], box: tuple[slice, ...], grid: Tensor, classes: int) -> Tensor:
+def _target(target: NDArray[Any] | SavedArray, box: tuple[slice, ...], grid: Tensor, classes: int) -> Tensor:
     if target.ndim == 4:
         return _sample(target[:, *box], grid, "bilinear", "border")
     nearest = _sample(target[box][None], grid, "nearest", "border")[0].long()

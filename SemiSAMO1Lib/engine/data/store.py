@@ -24,6 +24,27 @@ _ON_THE_WAY = (
 )
 
 
+class SavedArray:
+    """A saved array that is opened for each look at it: hundreds of them hold no file open between two looks."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        there = self._mapped()
+        self.shape: tuple[int, ...] = there.shape
+        self.ndim: int = there.ndim
+
+    def __getitem__(self, where: Any) -> NDArray[Any]:
+        """A part of it, read into memory."""
+        return np.array(self._mapped()[where])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self._mapped(), dtype) if copy else np.asarray(self._mapped(), dtype)
+
+    def _mapped(self) -> NDArray[Any]:
+        array: NDArray[Any] = np.load(self._path, mmap_mode="r")
+        return array
+
+
 class Store:
     """Named arrays, tensors and JSON below one folder; every file is written atomically."""
 
@@ -45,6 +66,10 @@ class Store:
         """A saved array, mapped from disk: only the parts that are used are read."""
         array: NDArray[Any] = np.load(self.path(*names), mmap_mode="r")
         return array
+
+    def saved(self, *names: str) -> SavedArray:
+        """The same, opened for each look at it: for those that are held by the hundred."""
+        return SavedArray(self.path(*names))
 
     def save_tensors(self, tensors: Mapping[str, Any], *names: str) -> None:
         """Save tensors and plain values; they are loaded again without running any code."""

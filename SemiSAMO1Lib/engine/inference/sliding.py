@@ -100,7 +100,8 @@ def predict_probabilities(
     depth = block_depth(image.shape, plan.classes, plan.patch[0])
     halo = plan.patch[0] // 2
     for start in range(0, image.shape[0], depth):
-        low, high = max(0, start - halo), min(image.shape[0], start + depth + halo)
+        high = min(image.shape[0], start + depth + halo)
+        low = max(0, min(start - halo, high - plan.patch[0]))  # at the end too windows see the scan, not its border
         block = torch.from_numpy(np.ascontiguousarray(image[low:high], np.float32))[None, None].to(fabric.device)
         stop = min(start + depth, image.shape[0])
         inner = slice(start - low, stop - low)

@@ -13,6 +13,9 @@ from torch import Tensor
 from ...volume import Geometry, Volume, copy_on_lattice, lattice_indices
 from ..data.grids import index_grid, sample, transform_points
 
+#: Percent of a voxel that no template had something to say of; the most of one that was seen is less by one.
+UNSEEN = 100
+
 #: Voxels of the case's grid that are resampled at once, times the number of classes.
 _AT_ONCE = 24_000_000
 
@@ -38,7 +41,8 @@ def to_case_grid(
     """Label map and uncertainty on a case's own grid.
 
     Probabilities are resampled (trilinear), then the most probable class is taken; where both grids share a lattice,
-    voxels are copied exactly. Voxels outside the field that was seen are 100 % uncertain.
+    voxels are copied exactly. Voxels outside the field that was seen are 100 % uncertain, and no others: where all
+    classes are alike it is 99 %.
 
     Args:
         probabilities: (C, z, y, x) on `grid`, any float type; may be mapped from disk.
@@ -69,9 +73,10 @@ def to_case_grid(
             best = torch.maximum(best, p)
             entropy -= p * p.clamp(min=1e-7).log()
         entropy = (entropy / math.log(max(classes, 2))).clamp(0, 1)
-        entropy[sample(known, grid, points, "nearest")[0] < 0.5] = 1.0
+        percent = _percent(entropy)
+        percent[sample(known, grid, points, "nearest")[0] < 0.5] = UNSEEN
         prediction[start:stop] = label.numpy()
-        uncertainty[start:stop] = torch.round(100 * entropy).numpy()
+        uncertainty[start:stop] = percent.numpy()
     return Volume(prediction, target), Volume(uncertainty, target)
 
 
@@ -83,12 +88,17 @@ def _copied(
     for z in range(grid.shape[0]):
         p = torch.from_numpy(np.asarray(probabilities[:, z], np.float32))
         label[z] = p.argmax(0).numpy()
-        entropy[z] = torch.round(100 * normalised_entropy(p)).numpy()
-    entropy[~seen] = 100
+        entropy[z] = _percent(normalised_entropy(p)).numpy()
+    entropy[~seen] = UNSEEN
     prediction = copy_on_lattice(Volume(label, grid), target)
-    uncertainty = copy_on_lattice(Volume(entropy, grid), target, outside=100)
+    uncertainty = copy_on_lattice(Volume(entropy, grid), target, outside=UNSEEN)
     assert prediction is not None and uncertainty is not None, "checked by the caller"
     return prediction, uncertainty
+
+
+def _percent(entropy: Tensor) -> Tensor:
+    """0 to 1 as whole percent, of voxels that were seen."""
+    return torch.round(100 * entropy).clamp(max=UNSEEN - 1)
 
 
 def _slab_points(geometry: Geometry, start: int, stop: int) -> Tensor:
