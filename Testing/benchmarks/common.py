@@ -15,7 +15,10 @@ import numpy as np
 import torch
 
 from SemiSAMO1Lib import files
+from SemiSAMO1Lib.engine.cohort import Cohort
+from SemiSAMO1Lib.engine.config import TrainingConfig
 from SemiSAMO1Lib.engine.data.hdf5_layout import write_case, write_list
+from SemiSAMO1Lib.engine.refinement import write_pseudo_label
 from SemiSAMO1Lib.image_io import read_volume
 from SemiSAMO1Lib.volume import Volume
 
@@ -49,6 +52,12 @@ def pool_of(cohort: str) -> list[Path]:
 def loaded(volume: Volume) -> Volume:
     """A scan that is in memory, for those who load it when they need it."""
     return volume
+
+
+def learn_from_round_0(cohort: Cohort, config: TrainingConfig) -> None:
+    """Make round 0's answers the pseudo-labels of a first round: a run without rounds needs none and makes none."""
+    for case in cohort.ids:
+        write_pseudo_label(cohort, 0, case, cohort.answer(0, case), config)
 
 
 def reference_of(scan: Path) -> Path:
@@ -92,7 +101,9 @@ def measured_once(path: Path, settings: dict[str, Any], measure: Callable[[], di
 
 
 def keep(row: dict[str, Any], rows: Path | None) -> None:
-    """Print a row and append it to a file, so that a long benchmark that is cut short loses nothing."""
+    """Print a row, with the commit of the code, and append it to a file: a long benchmark that is cut short loses
+    nothing."""
+    row = {**row, "commit": commit()}
     print(json.dumps(row), flush=True)
     if rows is not None:
         with open(rows, "a", encoding="utf-8") as stream:

@@ -24,6 +24,7 @@ from monai.transforms import (
     SpatialPadd,
 )
 from numpy.typing import NDArray
+from torch.utils.data import RandomSampler
 
 from SemiSAMO1Lib.engine.planning import Plan
 from SemiSAMO1Lib.engine.specialists import make_specialist
@@ -63,17 +64,21 @@ class MonaiLoop:
         if len(scans) < patches:
             raise ValueError(f"{len(scans)} scans do not fill a batch of {patches} patches")
         kept = workers > 0
+        # an epoch that does not end: where it ends after one batch, a loader's process has nothing to work ahead on
+        endless: Any = RandomSampler(rows, replacement=True, num_samples=1 << 20)
         self.loader: Any = DataLoader(
-            dataset, batch_size=patches, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=kept
+            dataset, batch_size=patches, sampler=endless, drop_last=True, num_workers=workers, persistent_workers=kept
         )
-        self.batches: Any = iter(())
+        self.batches: Any = None
         self.device, self.kind = device, kind
         self.network = make_specialist("dynunet", plan).to(device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-3)
         self.loss = DiceCELoss(to_onehot_y=True, softmax=True)
 
     def __call__(self) -> float:
-        batch = self._next()
+        if self.batches is None:
+            self.batches = iter(self.loader)
+        batch = next(self.batches)
         image, label = batch["image"].to(self.device), batch["label"].to(self.device)
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, self.kind, enabled=self.kind != torch.float32):
@@ -86,13 +91,6 @@ class MonaiLoop:
     def close(self) -> None:
         """End the loader's processes."""
         self.batches = self.loader = iter(())
-
-    def _next(self) -> Any:
-        try:
-            return next(self.batches)
-        except StopIteration:
-            self.batches = iter(self.loader)
-            return next(self.batches)
 
 
 def _transforms(plan: Plan) -> Compose:

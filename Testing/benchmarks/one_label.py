@@ -243,6 +243,8 @@ class Setting:
     def run(self) -> None:
         """Segment the pool and write the row."""
         if self.file.exists():
+            if (kept := files.read_json(self.file)["parameters"]) != self.row.changes:
+                raise SystemExit(f"{self.file} was made with {kept}, not {self.row.changes}: give the row another name")
             return
         began = time.monotonic()
         peak, plan = 0, {}
@@ -427,8 +429,12 @@ def per_label(scores: list[Scores], value: str) -> float:
 def averaged(
     mine: list[dict[str, Any]], theirs: list[dict[str, Any]], part: str
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Each case's mean over the runs (template and seed) that both have; the upper bound has one for all."""
+    """Each case's mean over the runs (template and seed) that both have; what was run for one seed alone, as it knows
+    next to no chance, stands for all seeds of its template."""
     keys = [{(run["template"], run["seed"]): run for run in runs if run[part]} for runs in (mine, theirs)]
+    for few, many in (keys, keys[::-1]):
+        if {seed for _, seed in few} == {0}:
+            few |= {key: few[key[0], 0] for key in many if (key[0], 0) in few}
     shared = sorted(set(keys[0]) & set(keys[1]))
     one, other = (over_runs([runs[key][part] for key in shared]) for runs in keys)
     return one, other
@@ -467,7 +473,7 @@ def work(step: str, options: argparse.Namespace, cohort: Cohort, rows: dict[str,
             for key, row in rows.items():
                 chance = row.changes is not None and row.changes.get("rounds") != 0
                 if (seed and not chance) or (row.all_labels and number):
-                    continue  # nothing would differ
+                    continue  # nothing would differ, or next to nothing: the sample of voxels of an affine step
                 setting = Setting(cohort, key, row, options.preset, template, seed, options.final)
                 if step == "run":
                     setting.run()

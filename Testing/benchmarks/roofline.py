@@ -6,6 +6,7 @@ what every operation reads and writes, at the rate of a large copy. What numpy, 
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -38,6 +39,10 @@ class Rates:
         target = torch.empty_like(source)
         return cls(flops, 2 * 4 * source.numel() / best_of(lambda: target.copy_(source), device))
 
+    def in_words(self) -> str:
+        flops = ", ".join(f"{str(kind).removeprefix('torch.')} {rate / 1e9:.0f}" for kind, rate in self.flops.items())
+        return f"GFLOP/s {flops}; copy {self.bytes / 1e9:.1f} GB/s"
+
 
 @dataclass(frozen=True)
 class Floor:
@@ -50,6 +55,11 @@ class Floor:
     def seconds(self) -> float:
         """The larger of the two; tensors that stay in the cache can be faster than the second."""
         return max(self.flops_s, self.bytes_s)
+
+
+#: Operations that move nothing, and such that write their first argument without reading it.
+_ALLOCATES = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
+_OVERWRITES = frozenset({"copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "random_"})
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -67,11 +77,13 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if found is not NotImplemented:
                 return found
         found = func(*args, **(kwargs or {}))
-        read = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        if func.overloadpacket.__name__ in _ALLOCATES:
+            return found
+        read = [one for one in tree_leaves(_read_by(func, args, kwargs or {})) if isinstance(one, Tensor)]
         wrote = [one for one in tree_leaves(found) if isinstance(one, Tensor)]
         memory = {one.untyped_storage().data_ptr() for one in read}
         if not wrote or func._schema.is_mutable or any(_where(one) not in memory for one in wrote):  # else a view
-            self.bytes += sum(one.numel() * one.element_size() for one in (*read, *wrote))
+            self.bytes += sum(map(_bytes_of, (*read, *wrote)))
         count = flop_registry.get(func.overloadpacket)
         if count is not None and wrote:
             kind = wrote[0].dtype
@@ -81,6 +93,19 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def floor(self, rates: Rates) -> Floor:
         flops_s = sum(n / rates.flops.get(kind, rates.flops[torch.float32]) for kind, n in self.flops.items())
         return Floor(flops_s, self.bytes / rates.bytes)
+
+
+def _read_by(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments whose values an operation uses: neither an output, nor what is only overwritten."""
+    overwritten = func.overloadpacket.__name__ in _OVERWRITES
+    outputs = {one.name for one in func._schema.arguments if one.is_out}
+    return [*args[1 if overwritten else 0 :], *(one for name, one in kwargs.items() if name not in outputs)]
+
+
+def _bytes_of(tensor: Tensor) -> int:
+    """Of the values that lie in memory: an expanded axis has one."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return math.prod(size if step else 1 for size, step in steps) * tensor.element_size()
 
 
 def _where(tensor: Tensor) -> int:

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import keep, loaded, machine
+from common import keep, learn_from_round_0, loaded, machine
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
 from monai.data.utils import dense_patch_slices
@@ -312,9 +312,9 @@ def _networks(learner: Learner) -> list[nn.Module]:
 
 
 @contextmanager
-def prepared(bench: Bench, **changes: Any) -> Iterator[tuple[Cohort, TrainingConfig]]:
+def prepared(bench: Bench, scan: PhantomSettings = SCAN, **changes: Any) -> Iterator[tuple[Cohort, TrainingConfig]]:
     """A small cohort of phantoms with the pseudo-labels of the registration."""
-    phantoms = [make_phantom(number, 0, SCAN) for number in range(4)]
+    phantoms = [make_phantom(number, 0, scan) for number in range(4)]
     labelled = [LabelledCase("template", phantoms[0].image, phantoms[0].label)]
     cases = [EngineCase(one.name, one.image.geometry, partial(loaded, one.image)) for one in phantoms[1:]]
     config = make_config("standard", device=str(bench.device), rounds=0, **changes)
@@ -323,12 +323,14 @@ def prepared(bench: Bench, **changes: Any) -> Iterator[tuple[Cohort, TrainingCon
         for _ in run(cases, labelled, CLASSES, config, store, Silent()):
             pass
         plan = Plan.model_validate(store.json("plan.json"))
-        yield Cohort(cases, labelled, plan, store), config
+        cohort = Cohort(cases, labelled, plan, store)
+        learn_from_round_0(cohort, config)
+        yield cohort, config
 
 
 def training(bench: Bench) -> None:
     """Every learner's step beside its bare passes; the time of a batch."""
-    sam = {"generalists": {"checkpoint": "random", "architecture": "small"}}
+    sam: dict[str, Any] = {"generalists": {"checkpoint": "random", "architecture": "small"}}
     with prepared(bench, **sam) as (cohort, config):
         plan = cohort.plan
         fabric = make_fabric(str(bench.device), plan.precision)
@@ -413,7 +415,7 @@ def beside_monai(bench: Bench) -> None:
                 learner.step(next(ours).to(fabric.device), 0.5, torch.Generator().manual_seed(0))
 
             for kind, workers in ((torch.float32, 0), (torch.bfloat16, 0), (torch.bfloat16, 1)):
-                # one after the other: a loader process works ahead, whoever is measured
+                # one loop after the other: a loader's process works ahead, whoever is measured
                 loop = MonaiLoop(scans, targets, plan, bench.device, kind, workers)
                 name = f"MONAI's loop, {_name(kind)}" + (", a loader" if workers else "")
                 times = bench.time({"ours": our_iteration, "loop": loop})
@@ -535,12 +537,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     rates = Rates.measured(device)
-    shown = {str(kind).removeprefix("torch."): round(rate / 1e9, 1) for kind, rate in rates.flops.items()}
-    print(f"GFLOP/s {shown}, copy {rates.bytes / 1e9:.1f} GB/s, {math.floor(options.threads)} threads", flush=True)
+    print(f"{rates.in_words()}, {math.floor(options.threads)} threads", flush=True)
     bench = Bench(device, rates, options.repetitions, options.rows)
     for name in options.part or PARTS:
         PARTS[name](bench)
     print(table(bench.printed))
+    after = Rates.measured(device)
+    faster = max(after.flops[kind] / rate for kind, rate in rates.flops.items())
+    print(f"at the end {after.in_words()}", flush=True)
+    if max(faster, after.bytes / rates.bytes) > 1.2:
+        print("the machine was busier when the rates were measured: the floors are too high, measure again", flush=True)
 
 
 if __name__ == "__main__":

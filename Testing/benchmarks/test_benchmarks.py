@@ -17,8 +17,8 @@ from gpu import Busy, stages
 from monai_loop import MonaiLoop
 from one_label import Cohort, Row, Setting, rows_for, table
 from processes import seconds_by_stage
-from roofline import Counter
-from speed import Passes
+from roofline import Counter, Rates
+from speed import Bench, Passes, prepared
 from whole_scan import embedded
 
 from SemiSAMO1Lib import files
@@ -29,6 +29,7 @@ from SemiSAMO1Lib.engine.devices import make_fabric
 from SemiSAMO1Lib.engine.learners import learner_named
 from SemiSAMO1Lib.engine.learners.base import Batch
 from SemiSAMO1Lib.engine.planning import Plan
+from SemiSAMO1Lib.engine.sampling import PatchSource
 from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder
 from SemiSAMO1Lib.phantoms import PhantomSettings, make_phantom
@@ -102,6 +103,52 @@ def test_a_difference_is_paired_by_case(tmp_path: Path, capsys: pytest.CaptureFi
     mine, theirs = {"a": 0.9, "b": 0.5, "c": 0.7}, {"a": 0.8, "b": 0.4, "c": 0.6}
     text = shown(tmp_path, capsys, row("ours", mine), row("registration", theirs))
     assert "ours quick less registration quick, pool: +0.1000 (95 %: +0.1000 to +0.1000)" in text
+
+
+def test_what_was_run_for_one_seed_alone_stands_beside_all_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the difference of the two means would be that of the first seed."""
+    ours = row("ours", {"a": 0.9}), row("ours", {"a": 0.7}, seed=1)
+    assert "ours quick less registration quick, pool: +0.1000" in shown(
+        tmp_path, capsys, *ours, row("registration", {"a": 0.7})
+    )
+
+
+def test_a_kept_row_of_other_parameters_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    longer = Row("longer", {"iterations": 1000})
+    setting = Setting(Cohort("hippocampus", tmp_path, [], []), "longer", longer, "quick", "t", 0)
+    files.write_json(setting.file, row("longer", {}, parameters={"iterations": 400}))
+    with pytest.raises(SystemExit, match="give the row another name"):
+        setting.run()
+
+
+TINY = PhantomSettings((48.0, 48.0, 42.0), (3.0, 3.0, 3.0))
+
+
+def test_the_speed_of_training_has_pseudo_labels_to_learn_from() -> None:
+    bench = Bench(CPU, Rates({torch.float32: 1e9, torch.bfloat16: 1e9}, 1e9), 1, None)
+    small = {"training_voxels": 10_000, "patch_voxels": 4_096}
+    with prepared(bench, TINY, **small) as (cohort, config):
+        found = PatchSource(cohort.labelled_cases(0), cohort.pseudo_cases(1, 0), cohort.plan, config, 1)(0, 0)
+    assert found.pseudo.target.shape[1] == cohort.plan.classes
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        (lambda: torch.empty(1000), 0),
+        (lambda: torch.ones(1000), 4000),
+        (lambda: torch.zeros(1000).add_(1), 4000 + 8000),
+        (lambda: torch.ones(1).expand(1000) + torch.ones(1), 4 + 4 + 4 + 4 + 4000),
+    ],
+    ids=["room alone", "written", "changed in place", "expanded"],
+)
+def test_only_what_is_moved_is_counted(action: Any, expected: int) -> None:
+    counter = Counter()
+    with counter:
+        action()
+    assert counter.bytes == expected
 
 
 class TestFinalRow:

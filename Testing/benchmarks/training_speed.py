@@ -30,14 +30,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import keep, layout, machine
+from common import keep, layout, learn_from_round_0, machine
 from plain_loop import train_plainly
 
 from SemiSAMO1Lib import files
+from SemiSAMO1Lib.engine.cohort import Cohort
 from SemiSAMO1Lib.engine.config import TrainingConfig
 from SemiSAMO1Lib.engine.data.hdf5_layout import write_case
 from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
+from SemiSAMO1Lib.engine.planning import Plan
 from SemiSAMO1Lib.engine.rounds import run
 from SemiSAMO1Lib.job.launcher import ALLOCATOR, WAITING
 from SemiSAMO1Lib.tasks.layout import read_layout
@@ -114,6 +116,7 @@ def prepare(work: Path, options: argparse.Namespace) -> None:
     config = _config(root, "mt", 0, 1, options, "32-true")
     for _ in run(cases, labelled, class_map.classes, config, store, Silent()):
         pass
+    learn_from_round_0(Cohort(cases, labelled, Plan.model_validate(store.json("plan.json")), store), config)
     template = labelled[0]
     paths = [work / "plain" / f"{name}.h5" for name in (template.id, *(case.id for case in cases))]
     write_case(paths[0], template.image, template.label)
