@@ -88,7 +88,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). Restore it from a copy or remove it.") from error
+        raise ValueError(f"{path} is not valid JSON ({error}). Mend it, or restore it from a copy.") from error
 
 
 def append_line(path: Path, value: Any) -> None:

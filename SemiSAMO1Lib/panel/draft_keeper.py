@@ -15,9 +15,10 @@ from slicer.i18n import tr as _
 
 from ..files import is_there
 from ..lock import Locked
-from ..project import Case, Project, ProjectError, Review, drafts, reviews
+from ..project import Case, Project, ProjectError, reviews
+from ..project.began import Began
 from ..project.drafts import save_draft
-from ..project.label_writer import write_segmentation
+from ..project.rescue import Rescued, find_rescued, forget_rescued, rescue
 from ..scene.case_view import CaseView
 from ..scene.segmentations import Snapshot, show_status
 from .time_for_threads import TimeForThreads
@@ -49,6 +50,7 @@ class DraftKeeper:
         self._time = TimeForThreads()
         self._seen: object = None
         self._changed_at = self._first_at = 0.0
+        self._rescued: set[tuple[Path, str]] = set()
         self._unnoted: dict[str, tuple[Project, Case | None]] = {}
         self._written_of: str = ""
         self._note_at = self._note_pause = 0.0
@@ -69,7 +71,7 @@ class DraftKeeper:
         files, copied = view.files, view.snapshot(project.state.labels)
         view.mark_kept()
         self._seen = None
-        self._writing = self._writer.submit(_write, project, files.case, files.training, copied, self._reviewer())
+        self._writing = self._writer.submit(_write, project, files.case, files.began, copied, self._reviewer())
         self._written_of = files.case
         self._time.give(self._writing)
         self._to_be_noted(project, view)
@@ -92,7 +94,7 @@ class DraftKeeper:
         if view is not None and project is not None and view.unkept and _has_segments(view):
             with slicer.util.WaitCursor():
                 copied = view.snapshot(project.state.labels)
-                _write(project, view.files.case, view.files.training, copied, self._reviewer())
+                _write(project, view.files.case, view.files.began, copied, self._reviewer())
                 view.mark_kept()
             self.forget_rescue(view.files.case)
             self._to_be_noted(project, view)
@@ -108,27 +110,32 @@ class DraftKeeper:
         view, project = self._view(), self._project()
         if view is None or project is None or not _has_segments(view):
             return ""
-        place = drafts.local_file(project, view.files.case)
+        case = view.as_seen or project.state.case(view.files.case)
         try:
             copied = view.snapshot(project.state.labels)
             labels, _overlaps, _counts = copied.labels()
-            write_segmentation(place, labels, copied.table, Review.DRAFT, copied.new)
+            place = rescue(project, case, labels, copied.table, view.files.began, copied.new, self._reviewer())
         except (RuntimeError, ValueError, OSError) as error:
             return str(error)
+        self.rescued_is_shown(view.files.case, True)
         return _("It is kept in {file}, and brought back when the case is opened.").format(file=place)
 
-    def rescued(self, case: str) -> Path | None:
-        """The file of `rescue` for a case of the open project, of this session or an earlier one."""
+    def rescued(self, case: str) -> Rescued | None:
+        """What `rescue` kept of a case of the open project, in this session or an earlier one."""
         project = self._project()
-        place = drafts.local_file(project, case) if project is not None else None
-        return place if place is not None and place.exists() else None
+        return find_rescued(project, project.state.case(case)) if project is not None else None
+
+    def rescued_is_shown(self, case: str, shown: bool) -> None:
+        """Whether what `rescue` kept of a case is on the screen: what the project keeps from now on replaces it."""
+        if (project := self._project()) is not None:
+            (self._rescued.add if shown else self._rescued.discard)((project.folder, case))
 
     def forget_rescue(self, case: str) -> None:
-        """What was painted later is kept in the project, or a person does not want it."""
+        """What was on the screen is kept in the project, or a person does not want it."""
         project = self._project()
-        if project is not None:
-            with suppress(OSError):
-                drafts.local_file(project, case).unlink(missing_ok=True)
+        if project is not None and (project.folder, case) in self._rescued:
+            self._rescued.discard((project.folder, case))
+            forget_rescued(project, project.state.case(case))
 
     def settle(self) -> None:
         """Wait for a write that is under way: what is on the screen is about to be saved, or discarded."""
@@ -195,9 +202,9 @@ def _has_segments(view: CaseView) -> bool:
     return bool(view.segmentation.GetSegmentation().GetNumberOfSegments() > 0)
 
 
-def _write(project: Project, case: str, training: str, copied: Snapshot, reviewer: str | None) -> None:
+def _write(project: Project, case: str, began: Began, copied: Snapshot, reviewer: str | None) -> None:
     labels, overlaps, _ = copied.labels()
-    save_draft(project, case, labels, copied.table, training, copied.new, overlaps, reviewer)
+    save_draft(project, case, labels, copied.table, began, copied.new, overlaps, reviewer)
 
 
 def _painting() -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from slicer.i18n import tr as _
 
@@ -14,12 +15,14 @@ from ..project import Project
 from .banner import Banner
 from .dialogs import Dialogs
 from .time_for_threads import TimeForThreads
+from .widgets import guarded
 
 
 class MovedScans:
     """Looks for the scans of a project that was moved.
 
     Args:
+        ui: of the panel: its button names the folder at any time.
         banner: says what is missing and what was found.
         dialogs: asks for the folder.
         project: the open project, or None.
@@ -27,12 +30,18 @@ class MovedScans:
     """
 
     def __init__(
-        self, banner: Banner, dialogs: Dialogs, project: Callable[[], Project | None], found: Callable[[], None]
+        self,
+        ui: Any,
+        banner: Banner,
+        dialogs: Dialogs,
+        project: Callable[[], Project | None],
+        found: Callable[[], None],
     ) -> None:
         self._banner, self._dialogs, self._project, self._found = banner, dialogs, project, found
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="SemiSAMO1 search")
         self._search: tuple[Project, Future[dict[str, Path]]] | None = None
         self._time, self._closed = TimeForThreads(), Event()
+        ui.locateButton.connect("clicked(bool)", guarded(banner.show)(self._locate))
 
     def tell(self) -> None:
         """A banner for scans that are not where they were: the project or the scans were moved."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from slicer.i18n import tr as _
 
 from ..job import observe
 from ..job.watch import trainings
-from ..project import Role, reviews
+from ..project import Review, Role, reviews
 from ..project.advisor import Ranked
-from ..project.drafts import by_whom, drafts_put_aside, find_draft, overlaps_of
+from ..project.drafts import began_from, by_whom, drafts_put_aside, find_draft, overlaps_of
+from ..project.history import decided_by
 from ..project.label_table import LabelTable
 from ..project.session import Session, ended_in_words
 from ..scene.case_view import CaseFiles, CaseView
@@ -63,7 +65,7 @@ class Panel:
         self.dialogs = dialogs or Dialogs()
         self.settings, self.session = Settings(), Session()
         self.view: CaseView | None = None
-        self._offered: str | None = None
+        self._offered: tuple[str, int, int] | None = None
         self._told_unreadable: set[str] = set()
         self._away = False
         self._advised: list[Ranked] = []
@@ -87,12 +89,19 @@ class Panel:
         settle = self.drafts.settle
         self.template = TemplateStep(ui, self.session, self.banner, self.dialogs, *shown, reviewer, settle)
         self.train = TrainStep(
-            ui, self.session, self.banner, self.dialogs, self.setup.reasons, lambda: self.setup.probe, self._trained
+            ui,
+            self.session,
+            self.banner,
+            self.dialogs,
+            self.setup.reasons,
+            lambda: self.setup.probe,
+            self._trained,
+            self._broken_off,
         )
         renew = self._take_new_predictions
         self.results = ResultsStep(ui, self.session, self.banner, self.dialogs, reviewer, *shown, settle, renew)
         self.export = ExportStep(ui, self.session, self.banner, self.dialogs)
-        self.moved = MovedScans(self.banner, self.dialogs, lambda: self.session.project, self._show_all)
+        self.moved = MovedScans(ui, self.banner, self.dialogs, lambda: self.session.project, self._show_all)
         self._keys = self._make_keys()
         for view in (ui.setupLog, ui.trainLog):
             view.visible = False
@@ -169,21 +178,46 @@ class Panel:
 
         Painting of it that was not finished is brought back, and said.
         """
+        return self._show_case(files, table)
+
+    def _show_case(self, files: CaseFiles, table: LabelTable, anyway: bool = False) -> CaseView:
+        """The same; `anyway`: bring back what was kept on this computer also where somebody decided meanwhile."""
         self.close_case()
         slicer.util.showStatusMessage(_("Loading {case}...").format(case=files.case))
         project = self.session.project
         draft = find_draft(project, files.case) if project is not None else None
-        rescued = self.drafts.rescued(files.case)  # later than any draft: the next one could not be written
-        shown = rescued or draft
-        self.view = CaseView(replace(files, label=shown) if shown is not None else files, table)
-        if rescued is not None:
+        # later than any draft: the next one could not be written
+        rescued = self.drafts.rescued(files.case)
+        brought = rescued is not None and (anyway or not rescued.overtaken)
+        if brought and rescued is not None:
+            shown = replace(files, label=rescued.file, began=rescued.began)
+        elif draft is not None and project is not None:
+            began = began_from(project, project.state.case(files.case))
+            shown = replace(files, label=draft, began=began or files.began)
+        else:
+            shown = files
+        self.view = CaseView(shown, table)
+        self.drafts.rescued_is_shown(files.case, brought)
+        if brought and rescued is not None:
             self.view.mark_painted()
             text = _("Painting of {case} that could not be kept in the project was brought back from {file}.")
-            shown_text = text.format(case=files.case, file=rescued)
+            shown_text = text.format(case=files.case, file=rescued.file)
             self.banner.show(shown_text, _("Discard it"), partial(self._discard_rescued, files, table))
-        if project is not None and draft is not None and rescued is None:
+        elif rescued is not None and project is not None:
+            case = project.state.case(files.case)
+            text = _(
+                "Painting of {case} of {time} could not be kept in the project. Meanwhile the case is {state}{who}."
+            )
+            state = case.review.replace("_", " ")
+            told = text.format(case=case.id, time=rescued.time[:16], state=state, who=decided_by(project, case))
+            self.banner.show(told, _("Bring it back"), partial(self._bring_back, files, table))
+        elif project is not None and draft is not None:
+            case = project.state.case(files.case)
             who = by_whom(project, files.case, reviewer())
             text = _("Unfinished painting of {case}{who} was brought back.").format(case=files.case, who=who)
+            if case.review in (Review.ACCEPTED, Review.CORRECTED, Review.REJECTED):
+                decided = _(" The case is {state}{by}.")
+                text += decided.format(state=case.review, by=decided_by(project, case))
             for one, other, count in overlaps_of(project, files.case):
                 lost = _(" {one} and {other} shared {count} voxels; {other} has them.")
                 text += lost.format(one=one, other=other, count=count)
@@ -218,6 +252,13 @@ class Panel:
             return text
         return ""
 
+    def _bring_back(self, files: CaseFiles, table: LabelTable) -> None:
+        """Offered where somebody decided about a case while its painting was kept on this computer."""
+        view = self.view
+        if view is not None and view.files.case == files.case and self.drafts.rescued(files.case) is not None:
+            self._show_case(files, table, anyway=True)
+            self._show_all()
+
     def _discard_rescued(self, files: CaseFiles, table: LabelTable) -> None:
         """Offered when such painting was brought back: the case is shown as the project has it."""
         view = self.view
@@ -237,7 +278,8 @@ class Panel:
         case = reviews.discard_draft(project, files.case, reviewer(), view.as_seen)
         view.mark_saved()
         label = project.label_path(case) if case.label_version is not None else None
-        self.show_case(replace(files, label=label), table)
+        began = began_from(project, case) or files.predicted
+        self.show_case(replace(files, label=label, began=began), table)
         self._show_all()
 
     def close_case(self) -> None:
@@ -280,7 +322,7 @@ class Panel:
             if changed:
                 self.template.show()
                 self.results.refresh()
-                self._offer_new_predictions()
+            self._offer_new_predictions()
         except (RuntimeError, ValueError, OSError) as error:  # damaged, locked or gone while it is open
             self._say_once(str(error))
 
@@ -307,21 +349,24 @@ class Panel:
 
     def _offer_new_predictions(self) -> None:
         """A finished training never replaces what is on the screen: it is offered."""
-        project = self.session.project
-        newest = project.state.current_training if project is not None else None
-        if newest in (None, self.results.training, self._offered):
+        newest = self.session.made
+        if newest is None or newest in (self.results.made, self._offered):
             return
         self._offered = newest
         if self.results.view is None:
             self.results.look_again()
         else:
-            text = _("New predictions of {training} are there.").format(training=newest)
+            text = _("New predictions of {training} are there.").format(training=newest[0])
             self.banner.show(text, _("Show them"), self._take_new_predictions)
 
     def _take_new_predictions(self) -> None:
         self._offered = None
         self.close_case()
         self.results.look_again()
+
+    def _broken_off(self) -> None:
+        """A training was stopped, or ended by an error: the rounds that it completed may be chosen."""
+        self.results.list_trainings()
 
     def _trained(self) -> None:
         text, missed = _("The training is finished."), self.session.left_out()
@@ -399,8 +444,11 @@ class Panel:
         self.ui.editorSection.collapsed = True
 
     def _show_all(self) -> None:
-        for step in (self.project, self.template, self.train, self.results, self.export):
-            step.show()
+        try:
+            for step in (self.project, self.template, self.train, self.results, self.export):
+                step.show()
+        except (RuntimeError, ValueError, OSError) as error:  # the project is away: a scene is closed all the same
+            self._say_once(str(error))
 
     def _sample(self) -> Path:
         return sample.unpack(self.resources / "Sample" / "phantoms.zip", sample.place())
@@ -467,7 +515,8 @@ class Panel:
         self._show_all()
 
     def _training_runs(self) -> bool:
-        self.session.poll()
+        with suppress(RuntimeError, ValueError, OSError):  # away: what was last known of it counts
+            self.session.poll()
         return self.session.busy
 
 

@@ -134,6 +134,7 @@ class ProjectStep:
         )
         self._show_import()
         self._show_exclusion()
+        ui.locateButton.enabled = bool(session.project is not None and session.project.state.cases)
         if session.project is None:
             ui.projectLabel.text = _("No project is open.")
             self._table.show([])

@@ -9,7 +9,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..project import Case, Label, Project, ProjectError, Review, Role, reviews
-from ..project.drafts import find_draft, training_of
+from ..project.drafts import find_draft
 from ..project.history import decided_by, decisions, unreadable_lines
 from ..project.label_table import LabelTable
 from ..project.label_writer import written
@@ -53,7 +53,7 @@ class ResultsStep:
         self._show_case, self._open_case, self._settle, self._renew = show_case, open_case, settle, renew
         self._predicted: dict[str, dict[str, Any]] = {}
         self._order: list[str] = []
-        self._training: str | None = None
+        self._made: tuple[str, int, int] | None = None
         self._decided_here: list[Case] = []
         self._came_by_itself = False
         self._rated = Quality({}, 0.0, 0)
@@ -79,22 +79,22 @@ class ResultsStep:
 
     def look_again(self) -> None:
         """Read the results of the current training anew; the open case stays as it is."""
+        self._made = self._session.made
         self._predicted = self._session.predicted()
         self._decided_here = []
-        project = self._session.project
-        self._training = project.state.current_training if project is not None else None
         waiting = [one.case for one in self._waiting()]
         self._order = list(dict.fromkeys([*waiting, *self._rating().worst_first()]))
-        self._list_trainings()
-        self.refresh()
+        self._list_cases()
+        self.list_trainings()
 
-    def _list_trainings(self) -> None:
-        """The trainings to choose from; nothing to be seen where there is no choice."""
+    def list_trainings(self) -> None:
+        """The trainings to choose from, stopped ones too; nothing to be seen where there is no choice."""
         ui, past = self._ui, self._session.past_trainings()
         text = _("{name}, {begun}, round {round}")
         fill_box(ui.trainingBox, [(text.format(**vars(one)), one.name) for one in past])
-        choose(ui.trainingBox, self._training or "")
-        ui.trainingBox.visible = ui.trainingBoxLabel_.visible = len(past) > 1
+        choose(ui.trainingBox, self.training or "")
+        ui.trainingBox.visible = ui.trainingBoxLabel_.visible = any(one.name != self.training for one in past)
+        self.show()
 
     def refresh(self) -> None:
         """Decisions were made, here or by somebody else: the list says them; its order stays."""
@@ -129,12 +129,12 @@ class ResultsStep:
 
     def _rating(self) -> Quality:
         """Of the predictions that are listed; new ones come with `look_again`."""
-        if self._session.current_training == self._training:
+        if self._session.made == self._made:
             self._rated = self._session.rated()
         return self._rated
 
     def _waiting(self) -> list[Waiting]:
-        return self._session.waiting() if self._session.current_training == self._training else []
+        return self._session.waiting() if self._session.made == self._made else []
 
     def _reviewed(self) -> list[str]:
         """Cases that a person accepted, corrected or paints on, and that the current training did not predict; also
@@ -156,9 +156,14 @@ class ResultsStep:
         ]
 
     @property
+    def made(self) -> tuple[str, int, int] | None:
+        """The predictions that are listed, as `Session.made`."""
+        return self._made
+
+    @property
     def training(self) -> str | None:
         """The training whose results are listed."""
-        return self._training
+        return self._made[0] if self._made is not None else None
 
     def order(self) -> list[str]:
         """Cases in the order of the list."""
@@ -209,7 +214,7 @@ class ResultsStep:
         """Let the chosen training's predictions count instead of the current one's; what was decided about these stays,
         and what of them was rejected."""
         name = chosen(self._ui.trainingBox)
-        if name is not None and name != self._training:
+        if name is not None and name != self.training:
             self._session.use_training(name)
             self._renew()
 
@@ -255,18 +260,18 @@ class ResultsStep:
             found = view.drawn(project.state.labels)
         if found.overlaps:
             raise ProjectError(" ".join(in_sentences(found.overlaps)))
-        known_labels = project.state.labels
-        known = known_labels.values
+        known = project.state.labels.values
         new = [label for label in found.table if label.value not in known and found.counts.get(label.value)]
         if new and not self._may_add(new):
             return
         # an empty segment that somebody added by the way is no label
-        table = project.state.labels.updated([one for one in found.table if one.value in known or one in new])
+        changed = [one for one in view.own_changes(found.table) if one.value in known or one in new]
+        table = project.state.labels.updated(changed)
         # neither is one that was added after the training: unless it was painted, it is unknown here
-        began = training_of(project, view.files.case) or view.files.training or project.state.current_training
-        asked = asked_about(project, view.files.case, began)
+        began = view.files.began
+        asked = asked_about(project, view.files.case, began.training or project.state.current_training)
         later = {value for value in known if value not in asked and not found.counts.get(value)}
-        named, table = table, table.without(later)
+        table = table.without(later)
         absent = ask_absent(self._dialogs, table, found.counts)
         if absent is None:
             return
@@ -275,12 +280,13 @@ class ResultsStep:
         with slicer.util.WaitCursor(), written(case, found.labels, table) as path:
             if project.refresh().case(case).review in (Review.ACCEPTED, Review.CORRECTED):  # reopened by painting
                 view.as_seen = reviews.begin_draft(project, case, who, view.as_seen)
-            training = view.files.training or None
             # painted over this very scan: there is no doubt whose it is
-            view.as_seen = reviews.correct(project, case, path, absent, who, bool(new), True, training, view.as_seen)
+            view.as_seen = reviews.correct(
+                project, case, path, absent, who, bool(new), True, began, view.as_seen, given=known
+            )
         view.mark_saved()
-        before = {label.value: label for label in known_labels}
-        project.update_labels([one for one in named if one != before.get(one.value)])
+        if changed:
+            project.update_labels(changed, known)
         self._decided()
 
     def _may_add(self, new: Sequence[Label]) -> bool:
@@ -377,6 +383,9 @@ class ResultsStep:
             return left_out, left_out, left_out, left_out
         if new and case.role is Role.LABELLED:
             decided, new = [_("A person labelled it already.")], False
+        elif new and (going := self._session.predicting) is not None:
+            text = _("{training} goes on and predicts this case anew; decide when it has ended, or stop it.")
+            decided, new = [text.format(training=going)], False
         elif new and case.id not in self._predicted:
             decided, new = [_("The current training did not predict this case.")], False
         changed = view.changed or find_draft(project, case.id) is not None
@@ -407,7 +416,7 @@ class ResultsStep:
     def show(self) -> None:
         ui = self._ui
         box = ui.resultCaseBox
-        none = [] if self._predicted or box.count else [_("There are no predictions yet. Train first.")]
+        none = [] if self._predicted or box.count else [self._why_empty()]
         opened = self.view is not None
         last = opened and box.currentIndex + 1 >= box.count
         first = box.currentIndex <= 0
@@ -424,6 +433,11 @@ class ResultsStep:
         if ui.resultLabel.text != text:
             ui.resultLabel.text = text
         say(ui.standingLabel, self._standing())
+
+    def _why_empty(self) -> str:
+        if self._ui.trainingBox.count:
+            return _("No training's predictions count; choose one, or train again.")
+        return _("There are no predictions yet. Train first.")
 
     def _standing(self) -> str:
         """How good the predictions are, what to do next, and what the last training learned of reviewed cases."""

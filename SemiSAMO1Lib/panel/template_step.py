@@ -230,6 +230,7 @@ class TemplateStep:
     def _take(self, found: Drawn) -> None:
         assert self._session.project is not None and self.view is not None, "a case is open"
         project, view = self._session.project, self.view
+        known = project.state.labels.values
         painted = self.drawn()
         if painted is not None and any(painted.counts.values()):
             text = _("What is painted in {case} is replaced; Undo in the Segment Editor brings it back.")
@@ -237,7 +238,7 @@ class TemplateStep:
             if self._dialogs.choose(_("Take"), text.format(case=view.files.case), answers, escape=1) != 0:
                 return
         self._ui.segmentEditor.saveStateForUndo()
-        table = project.update_labels(found.table)
+        table = project.update_labels(found.table, known)
         replace_content(view.segmentation, view.scan, found.labels, table)
         self.show()
 
@@ -249,7 +250,8 @@ class TemplateStep:
         given = project.state.labels
         taken_out = {value for value in given.retired if not found.counts.get(value)}  # an older file still names it
         found = replace(found, table=found.table.without(taken_out))
-        table = given.updated(found.table)
+        changed = view.own_changes(found.table)
+        table = given.updated(changed)
         gaps = template_gaps(found.counts, table, list(found.overlaps))
         may_ask = not found.overlaps and any(found.counts.values())
         absent = ask_absent(self._dialogs, table, found.counts) if may_ask else None
@@ -258,7 +260,7 @@ class TemplateStep:
             return
         slicer.util.showStatusMessage(_("Saving the template..."))
         require_as_seen(project.refresh().case(view.files.case), view.as_seen)
-        table = project.update_labels(found.table)
+        table = project.update_labels(changed, given.values)
         with slicer.util.WaitCursor(), written(view.files.case, found.labels, table) as path:
             role = project.role_for_label(view.files.case)
             who, seen = self._reviewer(), view.as_seen

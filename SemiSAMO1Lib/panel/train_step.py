@@ -31,6 +31,7 @@ class TrainStep:
         set_up_reasons: why the environment cannot train yet.
         probe: what the probe of the worker's Python found.
         finished: called when a training has finished.
+        broken_off: called when one has ended in another way.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class TrainStep:
         set_up_reasons: Callable[[], list[str]],
         probe: Callable[[], dict[str, Any]],
         finished: Callable[[], None],
+        broken_off: Callable[[], None],
     ) -> None:
         self._ui, self._session, self._banner, self._dialogs = ui, session, banner, dialogs
-        self._set_up_reasons, self._probe, self._finished = set_up_reasons, probe, finished
+        self._set_up_reasons, self._probe = set_up_reasons, probe
+        self._finished, self._broken_off = finished, broken_off
         self._watched: Watched | None = None
         self._last_state: State | None = None
         self._losses: list[dict[str, Any]] = []
@@ -172,6 +175,7 @@ class TrainStep:
             self._finished()
         elif was_active and not state.active:
             self._banner.show(ended_in_words(watched))
+            self._broken_off()
 
     def show(self) -> None:
         ui, session = self._ui, self._session

@@ -8,7 +8,7 @@ from typing import Any
 from ..image_io import UnreadableImage, read_volume
 from ..volume import Volume
 from .cases import Case, check_voxels, fingerprint
-from .store import Project
+from .store import NAME_THE_FOLDER, Project
 
 
 def case_row(project: Project, case: Case) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def find_image(row: dict[str, Any], project: Project | None = None) -> Path:
     Raises:
         UnreadableImage: it is nowhere, or it was changed.
     """
-    reason = f"the image is missing: {row['places'][0]}. Where scans were moved: semisamo1 locate"
+    reason = f"the image is missing: {row['places'][0]}. Bring it back, or {NAME_THE_FOLDER}"
     known = [case for case in project.state.cases if case.id == row["id"]] if project is not None else []
     further = [place for case in known for place in project.image_places(case)] if project is not None else []
     for place in [*map(Path, row["places"]), *further]:

@@ -137,6 +137,13 @@ def make_id(name: str, taken: Iterable[str]) -> str:
     return candidate
 
 
+def without_folders(text: str, places: Iterable[Path | str]) -> str:
+    """A text that leaves the project, with the names of files alone: folders often are called after patients."""
+    for place in sorted({form for one in places for form in (str(one), Path(one).as_posix())}, key=len, reverse=True):
+        text = text.replace(place, Path(place).name)
+    return text
+
+
 def plain_name(name: str) -> str:
     """A name in the one way of writing accents: file systems have two."""
     return unicodedata.normalize("NFC", name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..job.environment import own_folder
 from ..lock import identity
 from ..volume import Volume, values_in
-from .cases import Review, make_id
+from .began import Began
+from .cases import Case, Review, make_id
 from .label_reader import LabelError, read_labels
 from .label_table import LabelTable
 from .label_writer import write_segmentation
@@ -25,12 +24,6 @@ def draft_file(project: Project, case: str) -> Path:
     return project.folder / "labels" / case / "draft.seg.nrrd"
 
 
-def local_file(project: Project, case: str) -> Path:
-    """Where painting of a case is kept on this computer while its project cannot be written."""
-    known_by = hashlib.sha256(f"{project.folder.resolve()}\n{case}".encode()).hexdigest()[:16]
-    return own_folder().parent / "painting" / f"{case}-{known_by}.seg.nrrd"
-
-
 #: Two segments that claimed the same voxels, how many; the second one has them.
 Overlap = tuple[str, str, int]
 
@@ -40,7 +33,7 @@ def save_draft(
     case: str,
     labels: Volume,
     table: LabelTable,
-    training: str,
+    began: Began,
     new: Collection[int] = (),
     overlaps: Sequence[Overlap] = (),
     reviewer: str | None = None,
@@ -51,7 +44,7 @@ def save_draft(
         project, case: whose.
         labels: values (z, y, x) on any grid of the case.
         table: names of the values, also of such that the project does not know yet.
-        training: whose prediction it began from; empty for a label drawn from nothing.
+        began: the prediction that it began from, or none.
         new: values that the project has not given. It may give them to other labels before the draft is opened again,
             so their segments go by name.
         overlaps: what segments lost because a voxel has one label; told when the draft is brought back.
@@ -66,7 +59,7 @@ def save_draft(
     write_segmentation(written, labels, table, Review.DRAFT, new)
     _put_aside(project, case, reviewer)
     written.replace(path)
-    _write_record(path, training, reviewer, {"overlaps": list(overlaps)} if overlaps else {})
+    _write_record(path, began, reviewer, {"overlaps": list(overlaps)} if overlaps else {})
     return path
 
 
@@ -112,9 +105,9 @@ def _another_person(project: Project, case: str, reviewer: str | None) -> dict[s
     return {key: str(value) for key, value in found.items()} if elsewhere or renamed else {}
 
 
-def _write_record(path: Path, training: str, reviewer: str | None, facts: Mapping[str, Any]) -> None:
+def _write_record(path: Path, began: Began, reviewer: str | None, facts: Mapping[str, Any]) -> None:
     who = {"reviewer": reviewer} if reviewer is not None else {}
-    files.write_json(path.with_name("draft.json"), {"training": training, **identity(), **who, **facts})
+    files.write_json(path.with_name("draft.json"), {**began.to_json(), **identity(), **who, **facts})
 
 
 def _record(project: Project, case: str) -> dict[str, Any]:
@@ -125,9 +118,18 @@ def _record(project: Project, case: str) -> dict[str, Any]:
         return {}
 
 
-def training_of(project: Project, case: str) -> str | None:
-    """Whose prediction a case's draft began from; None without a draft, or where it is not known."""
-    return str(_record(project, case).get("training", "")) or None
+def began_from(project: Project, case: Case) -> Began | None:
+    """The prediction that what is shown of a case began from: its draft, else the label in force, which a person may
+    have drawn from none. None where there is neither: the current prediction is shown itself.
+
+    Raises ProjectError: the label's record cannot be read.
+    """
+    if find_draft(project, case.id) is not None:
+        return Began.from_json(_record(project, case.id))
+    if case.label_version is None:
+        return None
+    record = project.label_record(case)
+    return Began.from_json(record) if record["origin"] in (Review.ACCEPTED, Review.CORRECTED) else Began()
 
 
 def overlaps_of(project: Project, case: str) -> list[Overlap]:
@@ -135,14 +137,14 @@ def overlaps_of(project: Project, case: str) -> list[Overlap]:
     return [(str(one), str(other), int(n)) for one, other, n in _record(project, case).get("overlaps", ())]
 
 
-def restore_draft(project: Project, case: str, labels: Path, training: str | None, reviewer: str | None) -> Path:
+def restore_draft(project: Project, case: str, labels: Path, began: Began, reviewer: str | None) -> Path:
     """Make a draft of a saved label again: its correction was taken back. A draft that is there already stays."""
     path = draft_file(project, case)
     if path.exists():
         return path
     with files.atomic_path(path) as temporary:
         shutil.copyfile(labels, temporary)
-    _write_record(path, training or "", reviewer, {})
+    _write_record(path, began, reviewer, {})
     return path
 
 

@@ -16,7 +16,7 @@ from .. import files
 from ..image_io import write_volume
 from ..job.folder import JobFolder, JobKind
 from ..volume import Volume
-from .cases import Case, Review, Role
+from .cases import Case, Review, Role, without_folders
 from .history import decided_by, left_out_by, seen_to_saved
 from .label_reader import read_labels
 from .label_table import LabelTable
@@ -83,13 +83,18 @@ def chosen(project: Project) -> tuple[list[Exported], list[tuple[str, str]]]:
         try:
             one = _choose(project, case, rows.get(case.id), rated, predicted_labels)
         except ProjectError as error:
-            left_out.append((case.id, str(error)))
+            left_out.append((case.id, said_outside(str(error), project, case)))
             continue
         if isinstance(one, str):
             left_out.append((case.id, one))
         else:
             found.append(one)
     return found, left_out
+
+
+def said_outside(reason: str, project: Project, case: Case) -> str:
+    """Why a case is left out, for those who get the export."""
+    return without_folders(reason, [*project.image_places(case), project.folder, project.folder.resolve()])
 
 
 def _choose(

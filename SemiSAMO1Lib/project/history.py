@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from .began import Began
 from .cases import Case, Review, Role
 from .store import Project
 
@@ -23,6 +24,7 @@ class Decision:
     Attributes:
         case, reviewer, time: which, who, when.
         training: whose prediction was seen; None for a decision without one.
+        prediction: sha256 of its file; empty where an older program did not write it down.
         before, after: review states.
         role_before, label_before: what undo restores.
         label: label version in force afterwards.
@@ -43,6 +45,12 @@ class Decision:
     dice: Mapping[int, float]
     signals: Mapping[int, Mapping[str, float | None]]
     added: tuple[int, ...] = ()
+    prediction: str = ""
+
+    @property
+    def began(self) -> Began:
+        """The prediction that was seen."""
+        return Began(self.training or "", self.prediction)
 
     @property
     def mean_dice(self) -> float | None:
@@ -159,4 +167,5 @@ def _decision(line: dict[str, Any]) -> Decision:
         dice=dice,
         signals={int(value): signals for value, signals in line.get("signals", {}).items()},
         added=tuple(line.get("added", ())),
+        prediction=line.get("prediction") or "",
     )

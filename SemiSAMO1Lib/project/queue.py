@@ -239,8 +239,8 @@ def _until_a_mean(project: Project, rated: Quality) -> str:
     """What the mean still waits for."""
     needed = min(FEWEST * EVERY, len(_population(project, rated)))
     decided = _decided(project)
-    if len(decided) < needed:
-        return f"a mean is shown after {needed} decisions"
+    if (left := needed - len(decided)) > 0:
+        return f"a mean is shown after {left} more {'decision' if left == 1 else 'decisions'}"
     draws = random_order(_population(project, rated), project.state.current_training)
     unknown = [case for case in draws[:FEWEST] if _dice_of(decided.get(case)) is None]
     return f"a mean is shown when {', '.join(unknown)}, drawn at random, is decided"
@@ -265,9 +265,11 @@ def _dice_of(decision: Decision | None) -> float | None:
 
 def _decided(project: Project) -> dict[str, Decision]:
     """Case -> the decision in force about its prediction by the current training."""
-    current = project.state.current_training
+    current, rows = project.state.current_training, predictions(project)
     last = {case: made[-1] for case, made in decisions(project).items() if made}
-    return {case: one for case, one in last.items() if one.training == current and one.after in _DECIDED}
+    mine = {case: one for case, one in last.items() if one.training == current and one.after in _DECIDED}
+    # one that was stopped, and resumed after the decision, predicted the case anew
+    return {case: one for case, one in mine.items() if case not in rows or one.began.is_that_of(rows[case])}
 
 
 def _student(freedom: int) -> float:

@@ -16,6 +16,7 @@ from .. import files
 from ..job.folder import JobFolder
 from ..job.watch import is_under_way, trainings
 from ..quality import ENOUGH, HIGH, MEDIUM, QualityModel, Reviewed, level, refitted, shipped
+from .began import Began
 from .cases import Review
 from .history import Decision, decisions
 from .label_table import LabelTable
@@ -49,6 +50,13 @@ def predictions(project: Project, training: str | None = None) -> dict[str, dict
     known = {case.id for case in project.state.cases}
     rows = read_once(project.jobs / training / "results" / "index.json", _rows) or {}
     return {case: row for case, row in rows.items() if case in known}
+
+
+def prediction_seen(project: Project, case: str, began: Began) -> dict[str, Any] | None:
+    """The row of the prediction that a person's painting began from; None where it began from none, or where the
+    training has made another one since."""
+    row = predictions(project, began.training).get(case) if began.training else None
+    return row if began.is_that_of(row) else None
 
 
 def _rows(index: Path) -> dict[str, dict[str, Any]]:
@@ -236,6 +244,8 @@ def changes(project: Project, training: str | None = None) -> list[Change]:
     found = []
     for case, now in learned.items():
         drawn = [one for one in history.get(case, []) if one.training != training and one.after != Review.ACCEPTED]
+        if case in labels:  # what was seen was measured with this very label, not with one before or after it
+            drawn = [one for one in drawn if one.label == labels[case]]
         seen = [one.mean_dice for one in drawn if one.dice]
         # the last training that knew this very label
         known = [then[case] for versions, then in earlier if case in then and versions.get(case) == labels.get(case)]

@@ -5,8 +5,7 @@ A decision is one change of the project and one line in reviews.jsonl with the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from numpy.typing import NDArray
 from ..job import JobFolder
 from ..job.watch import is_under_way
 from . import drafts
+from .began import Began
 from .cases import Case, Review, Role
 from .history import Decision, decisions
 from .label_reader import DoubtfulLabel, LabelError, LabelReading, read_labels
-from .results import asked_about, is_as_made, predictions, values_of_training
+from .results import asked_about, is_as_made, prediction_seen, predictions, read_once, values_of_training
 from .store import Project, ProjectError, require_as_seen
 
 #: Labels that overlap the prediction by a smaller Dice are asked about: they may be another scan's, or mirrored.
@@ -83,6 +83,7 @@ def accept(
         reviewer=reviewer,
         review=Review.ACCEPTED,
         seen=case,
+        began=Began.of_row(row),
         asked=asked_about(project, case.id, row["training"]),
         note=lambda reading: _lesson(project, row, reading.volume.array, reading),
     )
@@ -97,9 +98,10 @@ def correct(
     reviewer: str | None = None,
     add_labels: bool = False,
     sure: bool = False,
-    training: str | None = None,
+    began: Began | None = None,
     seen: Case | None = None,
     priority: Sequence[int] | None = None,
+    given: Collection[int] | None = None,
 ) -> Case:
     """Labels that a person drew or mended become the case's label; a draft of the case ends.
 
@@ -110,23 +112,36 @@ def correct(
         reviewer: who decided; None: the account.
         add_labels: take segments that the project does not know into its label table.
         sure: take it although it looks like another case's.
-        training: whose prediction the person began from; None: what the draft says, else the current one.
+        began: the prediction that the person began from, with which what is saved is measured; None: what the draft
+            says, else the current one.
         seen: the case as it was when the person opened it; None: as it is now.
         priority: which value wins where segments overlap; None: they are refused.
+        given: label values that there were when the labels were drawn, as of `Project.add_label`.
 
     Raises:
-        ProjectError: the state does not allow it, somebody else decided meanwhile, or there is no such training.
+        ProjectError: the state does not allow it, somebody else decided meanwhile, or gave a new label's value away.
         LabelError: the file cannot be used.
-        DoubtfulLabel: it looks like another case's, or hardly overlaps what was predicted.
+        DoubtfulLabel: it looks like another case's, hardly overlaps what was predicted, or is nothing else.
     """
     case = _may(project, case_id, Review.CORRECTED, seen)
-    if training is not None and not predictions(project, training):
-        raise ProjectError(f"{training} is not a training of this project with predictions")
-    began = drafts.training_of(project, case.id) or training
-    row = predictions(project, began).get(case.id)
+    latest = predictions(project).get(case.id)
+    if began is None:
+        draft = drafts.began_from(project, case) if drafts.find_draft(project, case.id) is not None else None
+        began = Began.of_row(latest) if draft is None else draft
+    row = prediction_seen(project, case.id, began)
     predicted = _voxels(case, row)
     if not sure:
-        _require_likeness(project, labels, case, predicted, began, priority)
+        beside = predicted if row is not None else _voxels(case, latest)
+        _require_likeness(project, labels, case, beside, began.training if row is not None else None, priority)
+
+    def said(reading: LabelReading) -> dict[str, Any]:
+        if not sure and predicted is not None and np.array_equal(reading.volume.array, predicted):
+            raise DoubtfulLabel(
+                f"{labels.name} is the prediction of {case.id} itself, voxel for voxel: was it saved after it was "
+                "mended? What is right as it is, is accepted."
+            )
+        return _lesson(project, row, predicted, reading)
+
     project.add_label(
         case.id,
         labels,
@@ -139,9 +154,10 @@ def correct(
         review=Review.CORRECTED,
         seen=case,
         refuse_doubts=not sure,
-        began_from=began,
-        asked=asked_about(project, case.id, began or project.state.current_training),
-        note=partial(_lesson, project, row, predicted),
+        began=began,
+        asked=asked_about(project, case.id, began.training or project.state.current_training),
+        given=given,
+        note=said,
     )
     drafts.discard_draft(project, case.id, reviewer)
     return project.state.case(case.id)
@@ -216,7 +232,7 @@ def undo(project: Project, case_id: str, reviewer: str | None = None, seen: Case
         labelled = case.role is Role.LABELLED and case.review in (Review.ACCEPTED, Review.CORRECTED)
         role, label = (Role.UNLABELLED, None) if labelled else (case.role, case.label_version)
         if labelled and case.review == Review.CORRECTED:
-            drafts.restore_draft(project, case.id, project.label_path(case), None, reviewer)
+            drafts.restore_draft(project, case.id, project.label_path(case), Began(), reviewer)
         return project.restore(case.id, Review.NOT_SEEN, role, label, seen=case)
     if not made:
         raise ProjectError(f"nothing was decided about case {case.id}; there is nothing to undo")
@@ -228,7 +244,7 @@ def undo(project: Project, case_id: str, reviewer: str | None = None, seen: Case
             f"{last.training} stays: use that training again to take it back"
         )
     if last.after == Review.CORRECTED and case.label_version == last.label is not None:
-        drafts.restore_draft(project, case.id, project.label_path(case), last.training, reviewer)
+        drafts.restore_draft(project, case.id, project.label_path(case), last.began, reviewer)
     return _take_back(project, case, last, reviewer)
 
 
@@ -239,9 +255,44 @@ def use_training(project: Project, training: str) -> None:
     """
     if is_under_way(JobFolder(project.jobs / training)):
         raise ProjectError(f"{training} is under way; its predictions count when it has ended")
-    of_it = [[one for one in made if one.training == training] for made in decisions(project).values()]
-    rejected = {made[-1].case for made in of_it if made and made[-1].after == Review.REJECTED}
-    project.use_training(training, rejected)
+    project.use_training(training, _rejected_of(project, training))
+
+
+def finish_training(project: Project, training: str) -> bool:
+    """A training has ended: its predictions count from now on, and all wait that nobody has seen. Not where those of a
+    newer one count: it was resumed, and knows less. Returns whether they count."""
+    current = project.refresh().current_training
+    if current is not None and current > training:
+        return False
+    project.use_training(training, _rejected_of(project, training))
+    return True
+
+
+def _rejected_of(project: Project, training: str) -> set[str]:
+    """Cases whose present prediction by a training was rejected."""
+    rows = predictions(project, training)
+    about = [[one for one in made if one.began.is_that_of(rows.get(one.case))] for made in decisions(project).values()]
+    return {made[-1].case for made in about if made and made[-1].after == Review.REJECTED}
+
+
+def not_yet_heeded(project: Project) -> set[str]:
+    """Cases that wait again after a rejection of which the current training did not know when it began, and about whose
+    new prediction nobody decided: the next training takes no pseudo-label from them."""
+    current = project.state.current_training
+    if current is None:
+        return set()
+    listed = read_once(project.jobs / current / "inputs" / "cases.json") or {}
+    then = {row["id"]: row.get("review") for row in listed.get("cases", ())}
+    made = decisions(project)
+    return {
+        case.id
+        for case in project.state.with_role(Role.UNLABELLED)
+        if case.review == Review.NOT_SEEN
+        and (last := made.get(case.id, [])[-1:])
+        and last[0].after == Review.REJECTED
+        and last[0].training != current
+        and then.get(case.id, Review.REJECTED) != Review.REJECTED
+    }
 
 
 def _take_back(project: Project, case: Case, last: Decision, reviewer: str | None) -> Case:
@@ -264,7 +315,7 @@ def _decide(
     case = _may(project, case_id, to, seen)
     row = _predicted(project, case, "review", training)
     _require_no_painting(project, case, reviewer)
-    facts: dict[str, Any] = {"training": row["training"]}
+    facts: dict[str, Any] = Began.of_row(row).to_json()
     if to is Review.REJECTED:
         facts["signals"] = _signals_of(row)
     return project.restore(case.id, to, case.role, case.label_version, case, reviewer, facts)
@@ -278,6 +329,11 @@ def _predicted(project: Project, case: Case, action: str, training: str | None =
         raise ProjectError(f"case {case.id} has no prediction of the current training; there is nothing to {action}")
     if training is not None and training != current:
         raise ProjectError(f"{case.id} was predicted anew by {current} since you opened it; look at that one first")
+    if is_under_way(JobFolder(project.jobs / row["training"])):
+        raise ProjectError(
+            f"{row['training']} goes on and predicts {case.id} anew with each round; {action} it when that has ended, "
+            "or stop it"
+        )
     return row
 
 
@@ -367,7 +423,7 @@ def _lesson(
         dice = dict.fromkeys(known, 1.0)
     else:
         dice = {value: _dice(saved == value, predicted == value) for value in known}
-    return {"training": row["training"], "dice": dice, "signals": _signals_of(row)}
+    return {**Began.of_row(row).to_json(), "dice": dice, "signals": _signals_of(row)}
 
 
 def _signals_of(row: dict[str, Any]) -> dict[str, Any]:

@@ -459,6 +459,20 @@ class Session:
         """The training whose predictions count."""
         return self.project.state.current_training if self.project is not None else None
 
+    @property
+    def made(self) -> tuple[str, int, int] | None:
+        """Changes when other predictions count: another training's, or the next round's of one that was resumed."""
+        current = self.current_training
+        return (current, *_changed_at(JobFolder(self._opened.jobs / current).index)) if current is not None else None
+
+    @property
+    def predicting(self) -> str | None:
+        """The training whose predictions count, while it goes on and replaces them with each round."""
+        return self.current_training if self.busy and self._trains(self.current_training) else None
+
+    def _trains(self, training: str | None) -> bool:
+        return self.training is not None and self.training.job.id == training
+
     def past_trainings(self) -> list[PastTraining]:
         """The trainings whose predictions could count, oldest first."""
         return past_trainings(self.project) if self.project is not None else []

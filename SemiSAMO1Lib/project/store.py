@@ -20,6 +20,7 @@ from .. import files
 from ..image_io import read_geometry, stem_of, suffix_of, write_volume
 from ..lock import identity, locked
 from ..volume import Geometry
+from .began import Began
 from .cases import Case, Review, Role, Skipped, fingerprint, make_id, mentions, plain_name, relative_path, same_name
 from .importing import Found
 from .label_reader import DoubtfulLabel, LabelError, LabelReading, read_labels
@@ -28,6 +29,13 @@ from .label_writer import write_segmentation
 
 #: Version of project.json that this library writes.
 SCHEMA = 1
+
+
+#: What helps where scans were moved.
+NAME_THE_FOLDER = "name the folder where scans lie now (Locate folder... in Slicer, semisamo1 locate in a shell)"
+
+#: What a label began from that no prediction was shown for.
+_FROM_NOTHING = Began()
 
 
 class ProjectError(RuntimeError):
@@ -304,27 +312,8 @@ class Project:
 
         return self.change(apply, partial(_left_out, case_id, left_out=False)).case(case_id)
 
-    def finish_training(self, job_id: str, not_learned: Iterable[str] = ()) -> None:
-        """The predictions of a finished training count from now on.
-
-        Args:
-            job_id: the training.
-            not_learned: cases that were rejected when it began: it took no pseudo-label from them, and they wait again.
-                What was rejected since then is rejected for the next one.
-        """
-        again = set(not_learned)
-
-        def apply(state: ProjectState) -> ProjectState:
-            def after(case: Case) -> Case:
-                waits = case.id in again and case.review == Review.REJECTED
-                return replace(case, review=Review.NOT_SEEN) if waits else case
-
-            return replace(state, current_training=job_id, cases=tuple(map(after, state.cases)))
-
-        self.change(apply)
-
     def use_training(self, job_id: str, rejected: Collection[str]) -> None:
-        """Let the predictions of another training count; what was decided about labels stays.
+        """Let the predictions of a training count; what was decided about labels stays.
 
         Args:
             job_id: the training.
@@ -361,11 +350,12 @@ class Project:
         if changed:
             raise ProjectError(
                 f"the image of case {case.id} was changed since it was added ({case.absolute}). Its label is not used; "
-                "exclude the case, or add the scan again under another name."
+                "exclude the case, or add the scan again under another name. Where another file took its place, "
+                f"{NAME_THE_FOLDER}."
             )
         raise MissingImage(
             f"the image of case {case.id} is missing. Looked in {case.absolute} and beside the project. "
-            "Bring it back; where scans were moved: semisamo1 locate"
+            f"Bring it back, or {NAME_THE_FOLDER}."
         )
 
     def image_places(self, case: Case) -> list[Path]:
@@ -473,8 +463,9 @@ class Project:
         review: Review | None = None,
         seen: Case | None = None,
         refuse_doubts: bool = False,
-        began_from: str | None = None,
+        began: Began = _FROM_NOTHING,
         asked: Collection[int] | None = None,
+        given: Collection[int] | None = None,
         note: Callable[[LabelReading], Mapping[str, Any]] | None = None,
     ) -> LabelReading:
         """Take a label file as a new version of a case's label.
@@ -491,15 +482,18 @@ class Project:
             review: the case's review state from now on; None: as it was.
             seen: the case as the person saw it; somebody else's decision since then is not overruled.
             refuse_doubts: refuse a file that looks like another case's, instead of noting it.
-            began_from: the training whose prediction was mended; None: the current one.
+            began: the prediction that was accepted or mended; by default none.
             asked: values that the person was asked about; others are unknown in this scan unless they are painted.
                 None: all of the label table.
+            given: values that the label table had when the file was made: one that was given to another label since is
+                refused. None: those that it has now.
             note: the label is a decision about a prediction: what its line says, from what was read.
 
         Raises:
             LabelError: the file cannot be used; nothing was changed.
             DoubtfulLabel: it looks like another case's; nothing was changed.
-            ProjectError: the case is excluded, or somebody else changed it meanwhile; nothing was changed.
+            ProjectError: the case is excluded, somebody else changed it meanwhile, or gave a value meanwhile that the
+                file has for a new label; nothing was changed.
         """
         state = self.refresh()
         case = state.case(case_id)
@@ -513,13 +507,15 @@ class Project:
             raise DoubtfulLabel(" ".join(doubts))
         reading = replace(reading, notes=(*reading.notes, *doubts))
         table = _table_for(reading, state.labels, add_labels, Path(labels_file).name)
+        known = state.labels.values if given is None else given
+        new = {value: name for value, name in reading.names.items() if value not in known}
         _require_complete(reading, needed, table, absent, Path(labels_file).name)
 
         def apply(now: ProjectState) -> ProjectState:
             current = _not_excluded(now.case(case_id))
             require_as_seen(current, seen)
+            _require_free(new, now.labels)
             merged = now.labels.with_labels((label.value, label.name) for label in table)
-            began = began_from or now.current_training
             version = self._write_label(current, reading, merged, origin, absent, reviewer, began)
             changed = replace(current, label_version=version, role=role, review=review or current.review)
             return _with_case(replace(now, labels=merged), changed)
@@ -545,11 +541,21 @@ class Project:
         others = [one for one in self.state.with_role(Role.TEMPLATE) if one.id != case.id]
         return Role.LABELLED if others else Role.TEMPLATE
 
-    def update_labels(self, changed: Iterable[Label]) -> LabelTable:
-        """Change names, colours and terminology of labels, and add further ones; values stay. Raises ProjectError."""
+    def update_labels(self, changed: Iterable[Label], given: Collection[int] | None = None) -> LabelTable:
+        """Change names, colours and terminology of labels, and add further ones; values stay.
+
+        Args:
+            changed: the labels as they are from now on.
+            given: values that the label table had when these were made, as of `add_label`; None: all of them.
+
+        Raises:
+            ProjectError: two labels of one name, no name, or a value that was given to another label meanwhile.
+        """
         rows = list(changed)
+        new = {label.value: label.name for label in rows if given is not None and label.value not in given}
 
         def apply(state: ProjectState) -> ProjectState:
+            _require_free(new, state.labels)
             try:
                 return replace(state, labels=state.labels.updated(rows))
             except ValueError as error:
@@ -603,7 +609,7 @@ class Project:
         origin: str,
         absent: list[int],
         reviewer: str | None,
-        began_from: str | None,
+        began: Began,
     ) -> int:
         folder = self.folder / "labels" / case.id
         numbers = [int(p.name.split(".")[0]) for p in folder.glob("*.seg.nrrd") if p.name.split(".")[0].isdigit()]
@@ -615,7 +621,7 @@ class Project:
         who = identity()
         record = {
             "origin": origin,
-            "training": began_from,
+            **({key: one or None for key, one in began.to_json().items()}),
             "reviewer": reviewer or who["user"],
             "time": who["time"],
             "sha256": files.sha256(path),
@@ -820,6 +826,16 @@ def _table_for(reading: LabelReading, table: LabelTable, add_labels: bool, name:
             "Correct the file, or add them to the table with --add-labels."
         )
     return table.with_labels((value, reading.names[value]) for value in unknown)
+
+
+def _require_free(new: Mapping[int, str], table: LabelTable) -> None:
+    """Raise ProjectError where a value that was free when a person added a label is another label's by now."""
+    for value, name in new.items():
+        if value in table.values and table.name_of(value).strip().casefold() != name.strip().casefold():
+            raise ProjectError(
+                f"the value {value} of {name} was given to {table.name_of(value)} meanwhile by somebody else; nothing "
+                "was changed. Do it again: it gets another value."
+            )
 
 
 def _require_complete(reading: LabelReading, needed: set[int], table: LabelTable, absent: list[int], name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from ..choices import full_name
 from ..job.folder import JobFolder, JobKind
 from ..job.watch import running_training
 from .case_rows import case_row
-from .cases import Case, Role
+from .cases import Case, Review, Role
+from .reviews import not_yet_heeded
 from .store import Project, ProjectError
 
 #: As `continue_from`: the current training, where it has weights and the new one has the same shape; else from scratch.
@@ -84,7 +86,11 @@ def request_training(project: Project, parameters: dict[str, Any]) -> JobFolder:
     labelled = [*state.with_role(Role.TEMPLATE), *state.with_role(Role.LABELLED)]
     against = {case.id: _reason_against(project, case) for case in labelled[1:]}  # the first was looked at above
     rows = [_labelled_row(project, job, case) for case in labelled if not against.get(case.id)]
-    cases = [case_row(project, case) for case in state.with_role(Role.UNLABELLED)]
+    refused = not_yet_heeded(project)
+    cases = [
+        case_row(project, replace(case, review=Review.REJECTED) if case.id in refused else case)
+        for case in state.with_role(Role.UNLABELLED)
+    ]
     left_out = [{"name": name, "reason": reason} for name, reason in against.items() if reason]
     files.write_json(job.inputs / "cases.json", {"labelled": rows, "cases": cases, "left_out": left_out})
     for name, path in start.items():

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..project import Case, Project
+from ..project.began import Began
+from ..project.drafts import began_from
 from ..project.label_reader import to_grid
 from ..project.label_table import Label, LabelTable
 from ..volume import Geometry
@@ -18,6 +20,7 @@ from .segmentations import (
     Snapshot,
     apply_labels,
     drawn,
+    labels_given,
     load_segmentation,
     new_segmentation,
     snapshot,
@@ -27,6 +30,8 @@ from .segmentations import (
 from .volumes import SceneError, geometry_of, load_scan, show_scan
 
 _LABELMAP = "Binary labelmap"
+
+_FROM_NOTHING = Began()
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class CaseFiles:
         scan, prediction, uncertainty: files.
         label: what a person saved or has painted so far; shown in place of the prediction.
         review: opened to be reviewed; else to be painted as a template.
+        predicted: `prediction`, as what a person saves is measured with it.
+        began: the one that what is shown began from: a label or a draft may have begun from an earlier one, or none.
     """
 
     case: str
@@ -48,6 +55,8 @@ class CaseFiles:
     uncertainty: Path | None = None
     label: Path | None = None
     review: bool = False
+    predicted: Began = _FROM_NOTHING
+    began: Began = _FROM_NOTHING
 
     @classmethod
     def for_review(cls, project: Project, case_id: str, row: Mapping[str, Any] | None) -> CaseFiles:
@@ -55,7 +64,9 @@ class CaseFiles:
         comes before the prediction. Raises ProjectError where the scan is not there any more."""
         case = project.state.case(case_id)
         label = project.label_path(case) if case.label_version is not None else None
-        files = cls(case_id, "", project.image_path(case), label=label, review=True)
+        predicted = Began.of_row(row)
+        began = began_from(project, case) or predicted
+        files = cls(case_id, "", project.image_path(case), None, None, label, True, predicted, began)
         if row is None:
             return files
         found = {key: row[key] for key in ("training", "prediction", "uncertainty")}
@@ -91,6 +102,7 @@ class CaseView:
         except Exception:
             self._remove_nodes()
             raise
+        self._table, self._given = table, labels_given(self.segmentation, table)
         self._folder = group(files.title, self.nodes)
         self._clean: dict[str, Any] | None = self.marks
         self._kept: dict[str, Any] | None = self._clean
@@ -161,7 +173,20 @@ class CaseView:
 
     def use_labels(self, labels: Iterable[Label]) -> None:
         """Take over names, colours and terminology of some labels; segments of others stay as a person made them."""
-        apply_labels(self.segmentation, labels)
+        taken = list(labels)
+        apply_labels(self.segmentation, taken)
+        now = labels_given(self.segmentation, self._table)
+        self._given |= {label.value: now[label.value] for label in taken}
+
+    def own_changes(self, drawn_labels: LabelTable) -> list[Label]:
+        """The labels of `drawn` that a person added, named, coloured or gave a terminology here: what somebody else
+        changed in the project since the case was opened is not taken back."""
+
+        def told(label: Label) -> tuple[Any, ...]:
+            return label.name, label.color, label.terminology
+
+        given = self._given
+        return [one for one in drawn_labels if one.value not in given or told(one) != told(given[one.value])]
 
     def _require_there(self) -> None:
         if not self._alive:

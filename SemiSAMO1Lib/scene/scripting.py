@@ -29,12 +29,13 @@ def set_template(project: Project | None, case: str, labels: Any) -> int:
     else:
         scan = load_scan(project.image_path(found), found.id)
         try:
-            painted = drawn(labels, scan, project.state.labels)
+            given = project.state.labels
+            painted = drawn(labels, scan, given)
         finally:
             remove(scan)
         if gaps := template_gaps(painted.counts, painted.table, list(painted.overlaps)):
             raise ProjectError(" ".join(gaps))
-        table = project.update_labels(painted.table)
+        table = project.update_labels(painted.table, given.values)
         with written(found.id, painted.labels, table) as path:
             project.add_label(found.id, path, role=role)
     version = project.state.case(found.id).label_version

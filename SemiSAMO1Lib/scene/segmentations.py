@@ -261,6 +261,13 @@ def _table_of(segments: Iterable[Any], values: Iterable[int], table: LabelTable)
     return LabelTable(tuple(sorted(rows, key=lambda one: one.value)))
 
 
+def labels_given(node: Any, table: LabelTable) -> dict[int, Label]:
+    """Value -> label of the segments that have a value of the project, as they are called and coloured now."""
+    segmentation = node.GetSegmentation()
+    segments = [segmentation.GetSegment(one) for one in segmentation.GetSegmentIDs()]
+    return {value: _label(one, value, table) for one in segments if (value := value_of(one)) is not None}
+
+
 def _new(drawn_labels: LabelTable, given: LabelTable) -> frozenset[int]:
     return frozenset(drawn_labels.values) - frozenset(given.values)
 

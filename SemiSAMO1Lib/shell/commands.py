@@ -318,7 +318,12 @@ def _watch(job: JobFolder, detach: bool, as_json: bool) -> None:
     lines = [f"{counted(len(index['cases']), 'scan')} segmented: {folder}", f"Report: {job.path / 'report.html'}"]
     lines += [f"  left out {name}: {reason}" for name, reason in value["left_out"].items()]
     lines += [f"Reviewed before, predicted anew: {one.in_words}" for one in learned]
-    lines.append(next_step("queue", job.project))
+    value["counts"] = Project(job.project).state.current_training
+    if value["counts"] != job.id:
+        lines.append(f"The predictions of {value['counts']}, which is newer, go on counting, not these")
+        lines.append(next_step("use", job.project, "--training", job.id))
+    else:
+        lines.append(next_step("queue", job.project))
     say(value, as_json, "\n".join(lines))
 
 

@@ -22,6 +22,7 @@ from rich.text import Text
 from .. import files
 from ..image_io import UnreadableImage
 from ..job import JobError, JobFolder, JobKind, Observed, State, observe, start
+from ..job.tail import JobTail
 from ..lock import Locked
 from ..project import LabelError, ProjectError
 from ..project.label_reader import DoubtfulLabel
@@ -169,10 +170,15 @@ def follow(job: JobFolder, as_json: bool) -> Observed:
         *columns, TextColumn("{task.fields[eta]}"), console=err, disable=as_json or not err.is_terminal, transient=True
     ) as bars:
         bar = bars.add_task(job.id, total=1.0, eta="")
-        stages = Stages(hidden=as_json)
+        stages, tail, told = Stages(hidden=as_json), JobTail(job), set[str]()
         try:
             while True:
                 seen = observe(job)
+                for event in tail.poll()[0]:  # not only when all is over: a scan may be brought back
+                    text = f"left out {event.get('name')}: {event.get('reason')}"
+                    if event["kind"] == "skipped" and text not in told and not as_json:
+                        err.print(text, soft_wrap=True)
+                        told.add(text)
                 eta = "" if seen.eta_s is None else f"about {_duration(seen.eta_s)} left"
                 bars.update(bar, completed=seen.fraction, description=f"{job.id}  {seen.stage}", eta=eta)
                 stages.show(seen.stage, seen.fraction, eta)

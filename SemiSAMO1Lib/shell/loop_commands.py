@@ -183,13 +183,14 @@ def apply(
     """Segment a folder of further scans with the current training; they do not become cases of the project. What an
     earlier call wrote into the output folder is removed."""
     job = request_predictions(Project(project), images, output, format_, device)
+    training = job.spec()["parameters"]["training"]
     run_job(job, as_json)
     table, left_out = _table(output / "predictions.csv"), _table(output / "left_out.csv")
     warnings = {row["scan"]: row["warning"] for row in table if row["warning"]}
     files_written = {row["scan"]: row["file"] for row in table}
-    value = {"output": str(output), "segmented": files_written, "warnings": warnings}
+    value = {"output": str(output), "training": training, "segmented": files_written, "warnings": warnings}
     value["left_out"] = {row["scan"]: row["reason"] for row in left_out}
-    lines = [f"{counted(len(files_written), 'scan')} segmented in {output}"]
+    lines = [f"{counted(len(files_written), 'scan')} segmented by {training} in {output}"]
     lines += [f"  warning, {scan}: {text}" for scan, text in warnings.items()]
     lines += [f"  left out {row['scan']}: {row['reason']}" for row in left_out]
     say(value, as_json, "\n".join(lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..job.watch import running_training
-from ..project import Case, Project, ProjectError, Review
+from ..job.watch import running_training, trainings
+from ..project import Case, Project, ProjectError, Review, Role
 from ..project import reviews as review
+from ..project.began import Began
 from ..project.drafts import by_whom, find_draft
 from ..project.history import decisions, unreadable_lines
 from ..project.queue import Score, advice, lets_through
@@ -60,7 +62,8 @@ def queue(
         return
     if not rated.estimates:
         busy = running_training(opened.jobs)
-        step = next_step("status" if busy else "train", project)
+        broken_off = trainings(opened.jobs)[-1:] if opened.state.current_training is None else []
+        step = next_step("status" if busy else "resume" if broken_off else "train", project)
         text = f"{busy.id} is under way; its predictions are not there yet" if busy else "There are no predictions yet"
         out.print(f"{text}. {step}", soft_wrap=True)
         return
@@ -155,14 +158,18 @@ def correct(
     if painted is not None and not painted.samefile(existing_file(labels)):
         saved = next_step("correct", project, "--case", known, "--labels", painted)
         raise ProjectError(
-            f"there is unfinished painting of case {known}{by_whom(opened, known)}. Save that, or discard it first. "
-            f"{saved}"
+            f"there is unfinished painting of case {known}{by_whom(opened, known)}. Save that, or discard it first "
+            f"({shlex.join(['semisamo1', 'discard', str(project), '--case', known])}). {saved}"
         )
-    before, row = opened.state.labels.values, predictions(opened, training).get(opened.state.case(case).id)
+    rows = predictions(opened, training)
+    if training is not None and not rows:
+        raise ProjectError(f"{training} is not a training of this project with predictions")
+    before, row = opened.state.labels.values, rows.get(known)
+    began = Began.of_row(row) if training is not None and painted is None else None
     as_made, given = row is None or is_as_made(row), existing_file(labels)
     with as_volume_file(given) as volume:
         changed = review.correct(
-            opened, case, volume, absent, add_labels=add_labels, sure=sure, training=training, priority=order
+            opened, case, volume, absent, add_labels=add_labels, sure=sure, began=began, priority=order
         )
     if row is not None and not as_made:
         text = f"note: {row['prediction']} is not as {row['training']} made it; how good it was is not counted"
@@ -194,7 +201,11 @@ def skip(project: ProjectPath, case: CaseName, training: Seen = None, as_json: J
 def undo(project: ProjectPath, case: CaseName, as_json: Json = False) -> None:
     """Take the last decision about a case back."""
     opened = Project(project)
-    _say(opened, review.undo(opened, case), as_json)
+    changed = review.undo(opened, case)
+    _say(opened, changed, as_json)
+    if find_draft(opened, changed.id) is not None and not as_json:
+        drop = shlex.join(["semisamo1", "discard", str(project), "--case", changed.id])
+        out.print(f"Its correction is kept as a draft; throw it away with: {drop}", soft_wrap=True)
 
 
 @guarded
@@ -211,6 +222,9 @@ def discard(project: ProjectPath, case: CaseName, as_json: Json = False) -> None
 def exclude(project: ProjectPath, case: CaseName, as_json: Json = False) -> None:
     """Leave a case out: it is not trained on, predicted or exported, until it is included again."""
     opened = Project(project)
+    if opened.state.case(case).role is Role.TEMPLATE:
+        text = "warning: this is the template; the next training begins from another labelled scan, if there is one"
+        err.print(text, soft_wrap=True)
     _say(opened, opened.exclude(case), as_json)
 
 

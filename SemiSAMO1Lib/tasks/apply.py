@@ -14,7 +14,7 @@ from ..image_io import write_volume
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project, Review, Skipped
 from ..project.case_rows import checked_volume
-from ..project.cases import make_id
+from ..project.cases import make_id, without_folders
 from ..project.export import FORMATS, PREDICTIONS, listed_files, table_as_text, volumes_of, write_labels
 from ..project.importing import Found, candidates, look
 from ..volume import Volume
@@ -40,13 +40,14 @@ def apply(job: JobFolder, reporter: Reporter) -> None:
     _write_tables(folder, [], [])
     rows: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
-    listed = list(candidates(Path(parameters["images"]), Project(job.project).folder))
+    images = Path(parameters["images"])
+    listed = list(candidates(images, Project(job.project).folder))
     taken: list[str] = []
     for position, candidate in enumerate(listed):
         stop_if_asked(reporter)
         found = candidate if isinstance(candidate, Skipped) else look(candidate)
         if isinstance(found, Skipped):
-            left_out.append({"scan": found.name, "reason": found.reason})
+            left_out.append({"scan": found.name, "reason": without_folders(found.reason, [images])})
             reporter.event("skipped", name=found.name, reason=found.reason)
         else:
             name = make_id(found.name, taken)
@@ -62,7 +63,8 @@ def apply(job: JobFolder, reporter: Reporter) -> None:
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                     raise
                 print(traceback.format_exc(), flush=True)
-                left_out.append({"scan": found.name, "reason": str(error) or type(error).__name__})
+                reason = without_folders(str(error) or type(error).__name__, [images])
+                left_out.append({"scan": found.name, "reason": reason})
                 reporter.event("skipped", name=found.name, reason=str(error))
         done = position + 1
         reporter.event("progress", stage="segmenting", done=done, of=len(listed), fraction=done / len(listed))

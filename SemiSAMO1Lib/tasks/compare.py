@@ -12,7 +12,7 @@ from ..engine.evaluation.metrics import case_metrics, mean_of
 from ..engine.observer import Observer
 from ..image_io import SUFFIXES, read_geometry, stem_of, suffix_of
 from ..project import Project
-from ..project.cases import same_name
+from ..project.cases import Role, same_name
 from ..project.label_reader import read_labels
 from ..volume import grid_of_both
 
@@ -40,13 +40,13 @@ def label_files(folder: Path) -> dict[str, Path]:
 def references_of(project: Project, folder: Path) -> dict[str, Path]:
     """Case id -> reference in a folder, found by the name of the case's scan, else by the case's id.
 
-    A name that several scans of the project have says nothing: such references are left out.
+    A name that several scans of the project have says nothing: such references are left out. Excluded cases have none.
 
     Raises:
         NothingToCompare: no file belongs to a case.
     """
     found: dict[str, Path] = {}
-    cases = project.refresh().cases
+    cases = [case for case in project.refresh().cases if case.role is not Role.EXCLUDED]
     there = label_files(folder)
     for name, path in there.items():
         named = [case.id for case in cases if same_name(case.name, name)] or [c.id for c in cases if c.id == name]

@@ -11,7 +11,16 @@ from .. import __version__
 from ..engine.observer import stop_if_asked
 from ..job.folder import JobFolder
 from ..project import Project, Review
-from ..project.export import FORMATS, chosen, clear_earlier, require_output, rows_of, write_labels, write_tables
+from ..project.export import (
+    FORMATS,
+    chosen,
+    clear_earlier,
+    require_output,
+    rows_of,
+    said_outside,
+    write_labels,
+    write_tables,
+)
 from .reporter import Reporter
 
 
@@ -52,7 +61,7 @@ def export(job: JobFolder, reporter: Reporter) -> None:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             print(traceback.format_exc(), flush=True)
-            left_out.append((one.case.id, str(error) or type(error).__name__))
+            left_out.append((one.case.id, said_outside(str(error) or type(error).__name__, project, one.case)))
             reporter.event("skipped", name=one.case.id, reason=str(error))
         else:
             rows += list(rows_of(one, labels, table, name))

@@ -13,6 +13,7 @@ from ..image_io import UnreadableImage, read_volume
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project, read_labels
 from ..project.case_rows import find_image
+from ..project.cases import without_folders
 from ..project.results import changes, quality
 from .compare import compare, references_of
 from .reporter import Reporter
@@ -44,11 +45,13 @@ def write_report(job: JobFolder, path: Path, references: Path | None = None, obs
             before = compare(first, truth, distances=False, values=values)
     events, _ = files.read_lines(job.events)
     project = Project(job.project)
-    labelled = files.read_json(job.inputs / "cases.json")["labelled"]
+    listed = files.read_json(job.inputs / "cases.json")
+    labelled = listed["labelled"]
+    places = {row["id"]: row["places"] for kind in ("labelled", "cases") for row in listed[kind]}
     html = render_report(
         title=project.state.name,
         table=LabelTable.from_json(job.spec()["labels"]).to_json(),
-        pages=_pages(job, rows, truth, observer or Silent()),
+        pages=_pages(job, rows, truth, places, observer or Silent()),
         losses=[event for event in events if event["kind"] == "losses"],
         measures=measures,
         before=before,
@@ -62,14 +65,25 @@ def write_report(job: JobFolder, path: Path, references: Path | None = None, obs
             "parameters": files.read_json(job.work / "config.json"),
             "environment": files.read_json(job.work / "environment.json"),
             "plan": files.read_json(job.work / "plan.json"),
-            "skipped": index["skipped"],
+            "skipped": [
+                {**row, "reason": _said_outside(row["name"], row["reason"], job, places)} for row in index["skipped"]
+            ],
         },
     )
     files.write_text(path, html)
 
 
+def _said_outside(case: str, reason: str, job: JobFolder, places: dict[str, list[str]]) -> str:
+    """Why a scan was left out, for those who get the report."""
+    return without_folders(reason, [*places.get(case, ()), job.project, job.project.resolve()])
+
+
 def _pages(
-    job: JobFolder, rows: list[dict[str, Any]], truth: dict[str, Path], observer: Observer
+    job: JobFolder,
+    rows: list[dict[str, Any]],
+    truth: dict[str, Path],
+    places: dict[str, list[str]],
+    observer: Observer,
 ) -> Iterator[CasePage]:
     """One case after the other, worst first, each read when it is drawn."""
     listing = {row["id"]: row for row in files.read_json(job.inputs / "cases.json")["cases"]}
@@ -84,7 +98,8 @@ def _pages(
             image = read_volume(find_image(listing[row["case"]], project))
             reference = truth.get(row["case"])
         except UnreadableImage as error:
-            yield CasePage(row["case"], None, None, None, row["scores"], note=str(error), quality=level)
+            note = _said_outside(row["case"], str(error), job, places)
+            yield CasePage(row["case"], None, None, None, row["scores"], note=note, quality=level)
             continue
         yield CasePage(
             case=row["case"],

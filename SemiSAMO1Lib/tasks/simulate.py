@@ -96,6 +96,8 @@ def simulate(
             f"{len(reviewed)} cases of this project were reviewed, {reviewed[0]} among them; a simulation begins "
             "before any review. Give a project with a template alone."
         )
+    if not project.state.with_role(Role.TEMPLATE):
+        raise ProjectError("no scan is labelled: label one as the template first")
     waiting = [case.id for case in project.state.with_role(Role.UNLABELLED) if case.id in truth]
     _require_enough(waiting, plan)
     _require_usable(project, {case: truth[case] for case in waiting})

@@ -35,6 +35,7 @@ from ..project import Project, Review
 from ..project.history import decisions
 from ..project.label_writer import write_segmentation
 from ..project.results import is_as_made, predictions, values_of_training
+from ..project.reviews import finish_training
 from .compare import compare
 from .curves import WithCurves
 from .inputs import Inputs, read_inputs
@@ -81,7 +82,7 @@ def train(job: JobFolder, reporter: Reporter) -> None:
         inputs = _settle_skipped(job, inputs, reporter)
     _segment(job, inputs, config, reporter, ranks)
     if ranks.first:
-        _finish(job, inputs)
+        _finish(job, inputs, reporter)
 
 
 def _segment(job: JobFolder, inputs: Inputs, config: TrainingConfig, reporter: Reporter, ranks: Ranks) -> None:
@@ -110,7 +111,7 @@ def _segment(job: JobFolder, inputs: Inputs, config: TrainingConfig, reporter: R
             writer.add(result)
 
 
-def _finish(job: JobFolder, inputs: Inputs) -> None:
+def _finish(job: JobFolder, inputs: Inputs, reporter: Reporter) -> None:
     """What was learned about labelled cases, the new predictions in force, the report; working files go."""
     store = Store(job.work)
     if store.has("labelled.json"):
@@ -120,11 +121,13 @@ def _finish(job: JobFolder, inputs: Inputs) -> None:
         named = {case: {value: one for value, one in mine if one is not None} for case, mine in pairs.items()}
         files.write_json(job.results / "labelled.json", named)
     if (job.project / "project.json").exists() and not store.has("in-force.json"):  # once, also when resumed after it
-        rows = files.read_json(job.inputs / "cases.json")["cases"]
-        not_learned = [row["id"] for row in rows if row.get("review") == Review.REJECTED]
         project = Project(job.project)
-        files.write_json(job.results / "rejected.json", beside_what_was_rejected(job, project, not_learned))
-        project.finish_training(job.id, not_learned)
+        rejected = [case.id for case in project.state.cases if case.review == Review.REJECTED]
+        files.write_json(job.results / "rejected.json", beside_what_was_rejected(job, project, rejected))
+        if not finish_training(project, job.id):
+            newer = project.state.current_training
+            text = f"the predictions of {newer}, which is newer, go on counting; use {job.id} where its are wanted"
+            reporter.event("note", text=text)
         store.save_json({}, "in-force.json")
     write_report(job, job.path / "report.html")
     if not job.spec()["parameters"].get("keep_rounds"):

@@ -15,6 +15,7 @@ from SemiSAMO1Lib.project.results import changes, predictions
 from SemiSAMO1Lib.project.training import LAST, request_training
 from SemiSAMO1Lib.tasks.compare import compare
 from SemiSAMO1Lib.tasks.inputs import read_inputs
+from SemiSAMO1Lib.tasks.reporter import Reporter
 from SemiSAMO1Lib.tasks.train import _finish
 
 
@@ -96,7 +97,7 @@ def test_a_training_comes_into_force_once(first: Project, second: JobFolder) -> 
     """Resumed after its report could not be written it undoes nothing that a person decided since."""
     first.change(lambda state: replace(state, current_training="0002-train"))
     first.restore("phantom_003", Review.REJECTED, Role.UNLABELLED, None)
-    _finish(second, read_inputs(second))
+    _finish(second, read_inputs(second), Reporter(second))
     found = first.refresh()
     first.change(lambda state: replace(state, current_training=second.id))
     first.restore("phantom_003", Review.NOT_SEEN, Role.UNLABELLED, None)

@@ -20,6 +20,7 @@ from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, State
 from SemiSAMO1Lib.project import LabelTable, Project
 from SemiSAMO1Lib.project.label_writer import write_segmentation
+from SemiSAMO1Lib.project.reviews import finish_training
 from SemiSAMO1Lib.tasks.reporter import Reporter
 from SemiSAMO1Lib.tasks.run import work
 from SemiSAMO1Lib.volume import Volume
@@ -54,7 +55,7 @@ def train(job: JobFolder, reporter: Reporter, behaviour: str, truth: Path) -> No
         names = {"prediction": f"{place}/prediction.seg.nrrd", "uncertainty": f"{place}/uncertainty.nrrd"}
         rows.append({"case": case["id"], "scores": scores, **names})
     files.write_json(job.index, {"round": 1, "cases": rows, "skipped": []})
-    Project(job.project).finish_training(job.id)
+    finish_training(Project(job.project), job.id)
 
 
 def main() -> int:

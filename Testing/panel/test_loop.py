@@ -1026,6 +1026,34 @@ class TestMovedScans:
         wait(panel, lambda: "4 scans were found, 0 are still missing" in panel.banner.text, "the end of the search")
         assert Project(with_template).missing() == []
 
+    def test_the_folder_can_be_named_at_any_time(
+        self, panel: Any, ui: Any, with_template: Path, cohort: Path, tmp_path: Path
+    ) -> None:
+        """Also after the question was answered with nothing, and for scans that are lost while the project is open."""
+        moved = tmp_path / "moved"
+        shutil.copytree(cohort / "images", moved)
+        project = Project(with_template)
+        gone = [
+            replace(one, absolute=f"/gone/{one.id}.nrrd", relative=f"/gone/{one.id}.nrrd") for one in cases_of(project)
+        ]
+        project.change(lambda state: replace(state, cases=tuple(gone)))
+        panel.tick()
+        ui.templateCaseBox.setCurrentIndex(ui.templateCaseBox.findData("phantom_001"))
+        ui.openTemplateButton.click()
+        assert "Locate folder..." in panel.banner.text, "a person in Slicer was told of a shell alone"
+        ui.locateButton.click()
+        panel.dialogs.found = moved
+        ui.locateButton.click()
+        wait(panel, lambda: "4 scans were found, 0 are still missing" in panel.banner.text, "the end of the search")
+        assert Project(with_template).missing() == []
+
+    def test_without_scans_there_is_nothing_to_locate(self, ui: Any, project: Path) -> None:
+        assert not ui.locateButton.enabled
+
+
+def cases_of(project: Project) -> tuple[Any, ...]:
+    return project.state.cases
+
 
 @pytest.mark.parametrize("wanted", [True, False], ids=["going on", "from scratch"])
 def test_a_training_goes_on_from_the_last_one_where_it_can(

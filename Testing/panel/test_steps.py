@@ -460,7 +460,7 @@ class TestNothingIsLost:
     ) -> None:
         widget.exit()
         widget.cleanup()
-        assert len(list((tmp_path / "SemiSAMO1" / "painting").iterdir())) == 1
+        assert len(list((tmp_path / "SemiSAMO1" / "painting").glob("*.seg.nrrd"))) == 1
 
     def test_what_came_back_can_be_discarded(self, panel: Any, ui: Any, away: None) -> None:
         slicer.mrmlScene.Clear(False)

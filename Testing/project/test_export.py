@@ -75,7 +75,7 @@ def project_of(folder: Path) -> Project:
         name = f"1/{case.id}.seg.nrrd"
         rows.append({"case": case.id, "scores": scores, "prediction": name, "sha256": files.sha256(path)})
     files.write_json(job.index, {"round": 1, "cases": rows, "skipped": []})
-    project.finish_training(job.id)
+    reviews.finish_training(project, job.id)
     return project
 
 
@@ -352,7 +352,7 @@ class TestDicomSeg:
             reviews.accept(series, "p2")
         else:
             write_volume(tmp_path / "p2.nrrd", on(series.state.case("p2").geometry))
-            reviews.correct(series, "p2", tmp_path / "p2.nrrd")
+            reviews.correct(series, "p2", tmp_path / "p2.nrrd", sure=True)
         run(series, tmp_path / "out", "dicom-seg", tmp_path / "scans")
         found = self.read(tmp_path / "out" / "p2.dcm")
         assert {one.algorithm_type.value for one in found.SegmentSequence} == {kind}

@@ -68,6 +68,13 @@ def test_a_name_of_two_scans_says_nothing(tmp_path: Path) -> None:
     assert pairs(project, references(tmp_path, "scan.nrrd", "other.nrrd")) == {"other": "other.nrrd"}
 
 
+def test_an_excluded_scan_does_not_take_part(tmp_path: Path) -> None:
+    """It was changed and added once more, as an error had advised, and the other one left out."""
+    project = project_of(tmp_path, "first/scan.nrrd", "second/scan.nrrd")
+    project.exclude("scan-2")
+    assert references_of(project, references(tmp_path, "scan.nrrd")) == {"scan": tmp_path / "truth" / "scan.nrrd"}
+
+
 def test_without_any_pair_both_sides_are_named(tmp_path: Path) -> None:
     project = project_of(tmp_path, "first.nrrd")
     with pytest.raises(NothingToCompare, match=r"'first'.*'second'"):

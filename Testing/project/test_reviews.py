@@ -24,6 +24,7 @@ from SemiSAMO1Lib.job import JobFolder, JobKind
 from SemiSAMO1Lib.lock import identity
 from SemiSAMO1Lib.project import LabelError, Project, ProjectError, Role, Skipped
 from SemiSAMO1Lib.project import reviews as review
+from SemiSAMO1Lib.project.began import Began
 from SemiSAMO1Lib.project.cases import Review
 from SemiSAMO1Lib.project.drafts import by_whom, drafts_put_aside, find_draft, save_draft
 from SemiSAMO1Lib.project.history import decisions, unreadable_lines
@@ -71,8 +72,7 @@ def train(project: Project) -> None:
         name = f"1/{case.id}/prediction.seg.nrrd"
         rows.append({"case": case.id, "scores": scores, "prediction": name, "sha256": files.sha256(path)})
     files.write_json(job.index, {"round": 1, "cases": rows, "skipped": []})
-    rejected = [case.id for case in project.state.cases if case.review == Review.REJECTED]
-    project.finish_training(job.id, rejected)
+    review.finish_training(project, job.id)
 
 
 def predict(project: Project, array: NDArray[Any]) -> None:
@@ -193,12 +193,61 @@ class TestRejecting:
         train(project)
         assert project.refresh().case("b").review == "not_seen"
 
-    def test_one_that_came_while_a_training_ran_counts_in_the_next(self, project: Project) -> None:
+    def test_one_that_came_while_a_training_ran_is_asked_about_again(self, project: Project) -> None:
+        """Nobody has seen what that training then says; and the next one heeds the rejection all the same."""
+        job = self.while_a_training_runs(project)
+        assert project.refresh().case("b").review == "not_seen"
+        rows = files.read_json(request_training(project, {}).inputs / "cases.json")["cases"]
+        assert {row["id"]: row["review"] for row in rows}["b"] == "rejected", job.id
+
+    def test_a_decision_about_what_that_one_says_replaces_it(self, project: Project) -> None:
+        self.while_a_training_runs(project)
+        review.skip(project, "b")
+        rows = files.read_json(request_training(project, {}).inputs / "cases.json")["cases"]
+        assert {row["id"]: row["review"] for row in rows}["b"] == "skipped"
+
+    def while_a_training_runs(self, project: Project) -> JobFolder:
         job = request_training(project, {})
         review.reject(project, "b")
-        rows = files.read_json(job.inputs / "cases.json")["cases"]
-        project.finish_training(job.id, [row["id"] for row in rows if row["review"] == "rejected"])
-        assert project.refresh().case("b").review == "rejected"
+        rows = []
+        for case in project.refresh().with_role(Role.UNLABELLED):
+            path = job.results / "1" / case.id / "prediction.seg.nrrd"
+            write_segmentation(path, two_labels(OBLIQUE), project.state.labels)
+            scores = {"label_uncertainty": 0.1}
+            name = f"1/{case.id}/prediction.seg.nrrd"
+            rows.append({"case": case.id, "scores": scores, "prediction": name, "sha256": files.sha256(path)})
+        files.write_json(job.index, {"round": 1, "cases": rows, "skipped": []})
+        review.finish_training(project, job.id)
+        return job
+
+
+class TestAnOlderTrainingThatIsResumed:
+    def test_it_does_not_replace_a_newer_one(self, project: Project) -> None:
+        first = str(project.state.current_training)
+        train(project)
+        newer = project.state.current_training
+        assert not review.finish_training(project, first)
+        assert project.refresh().current_training == newer
+
+    def test_where_a_person_chose_it_it_counts(self, project: Project) -> None:
+        first = str(project.state.current_training)
+        train(project)
+        review.use_training(project, first)
+        assert review.finish_training(project, first)
+        assert project.refresh().current_training == first
+
+
+class TestUnchangedPrediction:
+    """A file that was not saved after it was mended is the machine's word, not a person's."""
+
+    def test_it_is_asked_about(self, project: Project) -> None:
+        path = predictions(project)["b"]["prediction"]
+        with pytest.raises(DoubtfulLabel, match="is the prediction of b itself, voxel for voxel"):
+            review.correct(project, "b", path)
+
+    def test_who_is_sure_may_take_it(self, project: Project) -> None:
+        path = predictions(project)["b"]["prediction"]
+        assert review.correct(project, "b", path, sure=True).review == Review.CORRECTED
 
 
 class TestUndo:
@@ -296,6 +345,7 @@ class TestRefusals:
         z, y, x = OBLIQUE.shape
         grid = Geometry((z, 2 * y, 2 * x), fine, OBLIQUE.origin, OBLIQUE.direction)
         doubled = two_labels(OBLIQUE).array.repeat(2, 1).repeat(2, 2)
+        doubled[2] = 0
         write_volume(mended, Volume(doubled, grid))
         case = review.correct(project, "b", mended)
         assert any("resampled by nearest" in note for note in project.label_record(case)["notes"])
@@ -352,7 +402,7 @@ class TestDoubts:
         return path
 
     def test_a_cropped_segmentation_on_the_scans_voxels_is_taken(self, project: Project, mended: Path) -> None:
-        assert review.correct(project, "b", self.cropped(mended)).review == "corrected"
+        assert project.add_label("b", self.cropped(mended), refuse_doubts=True).exact
 
     @pytest.mark.parametrize(("degrees", "said"), [(10, 10), (31, 31), (45, 45), (59, 31)])
     def test_a_cropped_segmentation_that_is_turned(
@@ -539,7 +589,9 @@ class TestNamesThatContradict:
 
     def test_other_names_are_no_contradiction(self, project: Project, tmp_path: Path) -> None:
         labels = [replace(one, name=f"Segment_{one.value}") for one in project.state.labels]
-        write_segmentation(tmp_path / "own.seg.nrrd", two_labels(OBLIQUE), LabelTable(tuple(labels)))
+        array = two_labels(OBLIQUE).array.copy()
+        array[2] = 0
+        write_segmentation(tmp_path / "own.seg.nrrd", Volume(array, OBLIQUE), LabelTable(tuple(labels)))
         assert review.correct(project, "b", tmp_path / "own.seg.nrrd").review == "corrected"
 
 
@@ -695,28 +747,28 @@ class TestTwoReviewers:
         assert project.label_record(project.refresh().case("b"))["reviewer"] == "ann"
 
     def test_anothers_draft_is_put_aside_not_overwritten(self, project: Project) -> None:
-        theirs = save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
+        theirs = save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, Began())
         files.write_json(theirs.with_name("draft.json"), {"training": "", "user": "ann", "host": "lab", "time": "noon"})
         before = theirs.read_bytes()
         assert by_whom(project, "b") == " by ann on lab, noon"
-        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
+        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, Began())
         assert [one.read_bytes() for one in drafts_put_aside(project, "b")] == [before]
 
     def test_another_name_on_the_same_account_is_another_person(self, project: Project) -> None:
-        theirs = save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "", reviewer="ann")
+        theirs = save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, Began(), reviewer="ann")
         before = theirs.read_bytes()
         with pytest.raises(ProjectError, match="unfinished painting of case b by ann on"):
             review.accept(project, "b", reviewer="bob")
-        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "", reviewer="bob")
+        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, Began(), reviewer="bob")
         assert [one.read_bytes() for one in drafts_put_aside(project, "b")] == [before]
 
     @pytest.mark.parametrize("names", [("ann", "ann"), ("ann", None), (None, "ann")])
     def test_who_gives_no_name_is_whoever_has_the_account(self, project: Project, names: tuple[Any, Any]) -> None:
-        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "", reviewer=names[0])
+        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, Began(), reviewer=names[0])
         assert by_whom(project, "b", names[1]) == ""
 
     def test_anothers_draft_is_put_aside_when_one_corrects(self, project: Project, mended: Path) -> None:
-        theirs = save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
+        theirs = save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, Began())
         files.write_json(theirs.with_name("draft.json"), {"training": "", "user": "ann", "host": "lab", "time": "noon"})
         review.correct(project, "b", mended)
         assert find_draft(project, "b") is None and len(drafts_put_aside(project, "b")) == 1
@@ -728,7 +780,7 @@ class TestTwoReviewers:
             review.undo(project, "b", seen=opened)
 
     def test_ones_own_draft_has_no_name(self, project: Project) -> None:
-        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
+        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, Began())
         assert by_whom(project, "b") == ""
 
 
@@ -760,7 +812,7 @@ class TestLabelsGivenInAnotherWay:
     def test_the_record_names_the_training_that_was_mended(self, project: Project, mended: Path) -> None:
         first = project.state.current_training
         train(project)
-        record = project.label_record(review.correct(project, "b", mended, training=first))
+        record = project.label_record(review.correct(project, "b", mended, began=Began(str(first))))
         assert record["training"] == first
 
 
@@ -946,15 +998,10 @@ class TestOlderAndDamaged:
             review.accept(project, "b", training=seen)
         assert project.refresh().case("b").label_version is None
 
-    def test_a_correction_names_a_training_that_is_there(self, project: Project, mended: Path) -> None:
-        with pytest.raises(ProjectError, match="0009-train is not a training"):
-            review.correct(project, "b", mended, training="0009-train")
-        assert project.refresh().case("b").label_version is None
-
     def test_a_correction_is_compared_with_what_was_seen(self, project: Project, mended: Path) -> None:
         seen = project.state.current_training
         train(project)
-        review.correct(project, "b", mended, training=seen)
+        review.correct(project, "b", mended, began=Began(str(seen)))
         assert decisions(project)["b"][-1].training == seen
 
     def test_a_line_that_cannot_be_written_is_no_decision(self, project: Project) -> None:
@@ -1009,7 +1056,7 @@ class TestOlderAndDamaged:
 
 class TestDrafts:
     def paint(self, project: Project, case: str = "b") -> None:
-        save_draft(project, case, two_labels(OBLIQUE), project.state.labels, "")
+        save_draft(project, case, two_labels(OBLIQUE), project.state.labels, Began())
         review.begin_draft(project, case, reviewer="ann")
 
     def test_painting_makes_a_draft(self, project: Project) -> None:
@@ -1062,7 +1109,7 @@ class TestDrafts:
 
     def test_undo_does_not_overwrite_a_newer_draft(self, project: Project, mended: Path) -> None:
         review.correct(project, "b", mended)
-        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
+        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, Began())
         newer = find_draft(project, "b")
         assert newer is not None
         before = newer.read_bytes()
@@ -1096,7 +1143,7 @@ class TestDrafts:
 
     def test_discarding_takes_no_other_decision_back(self, project: Project, mended: Path) -> None:
         review.correct(project, "b", mended)
-        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, "")
+        save_draft(project, "b", two_labels(OBLIQUE), project.state.labels, Began())
         assert review.discard_draft(project, "b").review == "corrected"
 
     def test_a_rejected_case_is_not_reopened_by_painting(self, project: Project) -> None:

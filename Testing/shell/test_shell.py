@@ -28,10 +28,11 @@ from SemiSAMO1Lib.image_io import read_volume, write_volume
 from SemiSAMO1Lib.job import JobFolder, JobKind, State, kill, observe
 from SemiSAMO1Lib.phantoms import PhantomSettings, write_cohort
 from SemiSAMO1Lib.project import Project, reviews
+from SemiSAMO1Lib.project.began import Began
 from SemiSAMO1Lib.project.drafts import save_draft
 from SemiSAMO1Lib.project.label_writer import write_segmentation
 from SemiSAMO1Lib.project.results import predictions
-from SemiSAMO1Lib.shell import app
+from SemiSAMO1Lib.shell import app, commands
 from SemiSAMO1Lib.tasks.predict import doubt_of
 from SemiSAMO1Lib.volume import Geometry, Volume
 
@@ -752,6 +753,12 @@ def test_a_correction_says_whose_prediction_it_began_from(reviewed: Path, cohort
     assert f"prediction of {current}" in shell("correct", reviewed, *given).text
 
 
+def test_a_correction_of_a_training_that_is_not_there_is_refused(reviewed: Path, cohort: Path) -> None:
+    labels = cohort / "labels" / "phantom_001.nrrd"
+    refused = shell("correct", reviewed, "--case", "phantom_001", "--labels", labels, "--training", "0009-train")
+    assert refused.code == WRONG_USE and "0009-train is not a training" in refused.text
+
+
 def test_a_correction_may_lie_in_the_hdf5_layout(reviewed: Path, cohort: Path, tmp_path: Path) -> None:
     image, label = (read_volume(cohort / kind / "phantom_001.nrrd") for kind in ("images", "labels"))
     write_case(tmp_path / "mended.h5", image, label)
@@ -766,7 +773,7 @@ def painted(reviewed: Path, cohort: Path) -> Path:
     """The project, in which phantom_001 is a draft."""
     opened = Project(reviewed)
     label = read_volume(cohort / "labels" / "phantom_001.nrrd")
-    draft = save_draft(opened, "phantom_001", label, opened.state.labels, str(opened.state.current_training))
+    draft = save_draft(opened, "phantom_001", label, opened.state.labels, Began(str(opened.state.current_training)))
     reviews.begin_draft(opened, "phantom_001")
     return draft
 
@@ -1285,3 +1292,52 @@ def test_a_finished_training_works_on_after_its_scans_were_moved(story: Story, c
     assert lost.code != DONE and "semisamo1 locate" in lost.text
     assert shell("locate", project.folder, "--folder", tmp_path / "scans").code == DONE
     assert shell("predict", project.folder, *one).code == DONE
+
+
+class TestWhatIsSaidByTheWay:
+    def test_undo_says_that_the_correction_is_kept(self, reviewed: Path, cohort: Path) -> None:
+        given = ("--case", "phantom_001", "--labels", cohort / "labels" / "phantom_001.nrrd")
+        assert shell("correct", reviewed, *given).code == DONE
+        assert f"semisamo1 discard {reviewed} --case phantom_001" in shell("undo", reviewed, *given[:2]).text
+        again = shell("correct", reviewed, *given)
+        assert again.code == WRONG_USE and f"semisamo1 discard {reviewed} --case phantom_001" in again.text
+        assert shell("discard", reviewed, *given[:2]).code == DONE
+        assert shell("correct", reviewed, *given).code == DONE
+
+    def test_a_template_that_is_left_out_is_warned_of(self, reviewed: Path) -> None:
+        assert "this is the template" in shell("exclude", reviewed, "--case", "phantom_000").text
+        assert "this is the template" not in shell("exclude", reviewed, "--case", "phantom_001").text
+
+    def test_an_older_training_does_not_take_over_in_silence(
+        self, reviewed: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What `resume` says at its end."""
+        said: list[str] = []
+        monkeypatch.setattr(commands, "say", lambda _value, _as_json, text: said.append(text))
+        job = JobFolder(reviewed / "jobs" / str(Project(reviewed).state.current_training))
+        newer = "0099-train"
+        project = Project(reviewed)
+        project.change(lambda state: replace(state, current_training=newer))
+        commands._watch(job, False, False)
+        assert f"The predictions of {newer}, which is newer, go on counting" in said[0]
+        assert f"semisamo1 use {reviewed} --training {job.id}" in said[0]
+
+    def test_no_export_says_in_which_folders_the_scans_lie(self, reviewed: Path, tmp_path: Path) -> None:
+        """Folders are often called after patients."""
+        project = Project(reviewed)
+        lost = tmp_path / "Doe, Jane" / "scan.nrrd"
+        moved = [
+            replace(one, absolute=lost.as_posix(), relative=lost.as_posix()) if one.id == "phantom_001" else one
+            for one in project.state.cases
+        ]
+        changed = write_other_image(lost)
+        project.change(lambda state: replace(state, cases=tuple(moved)))
+        shell("export", reviewed, "--output", tmp_path / "out")
+        said = (tmp_path / "out" / "left_out.csv").read_text()
+        assert "was changed since it was added (scan.nrrd)" in said and "Jane" not in said, changed
+
+
+def write_other_image(path: Path) -> Path:
+    path.parent.mkdir()
+    write_volume(path, Volume(np.zeros((4, 4, 4), np.int16), Geometry((4, 4, 4))))
+    return path

@@ -195,6 +195,14 @@ def test_a_reference_that_shows_nothing_is_a_correction(played: tuple[Path, dict
     assert project.label_record(project.state.case("phantom_003"))["absent"] == list(project.state.labels.values)
 
 
+def test_without_a_template_nothing_is_simulated(played: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    project = tmp_path / "none"
+    shell("init", project, "--images", played[0] / "cohort" / "images")
+    given = ("--references", played[0] / "cohort" / "labels", "--output", tmp_path / "effort")
+    refused = shell("simulate", project, *given, "--steps", "1,2")
+    assert refused.code == 2 and "label one as the template first" in refused.text, refused.text
+
+
 def test_a_reference_that_cannot_be_used_is_found_before_anything_is_trained(
     played: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
