@@ -62,6 +62,19 @@ def test_signs_count_by_how_much_they_tell() -> None:
     assert model.coefficients[0] / -model.coefficients[1] == pytest.approx(0.8 * 0.5 / (2 * 0.173), rel=0.15)
 
 
+def test_half_of_the_estimate_is_what_the_network_is_unsure_of() -> None:
+    """Everything else agrees with a template that is drawn badly."""
+    signals, dice, groups = data()
+    named = [{"expected_dice": one["expected_dice"], "inside_entropy": one["boundary_entropy"]} for one in signals]
+    both, alone = (
+        fit(named, dice, groups, groups, names, {})
+        for names in (("expected_dice", "inside_entropy"), ("inside_entropy",))
+    )
+    other = fit(signals, dice, groups, groups, NAMES, {})  # the same signals, none of which is that one
+    assert both.coefficients[0] == pytest.approx(other.coefficients[0] / 2)
+    assert both.coefficients[1] == pytest.approx((other.coefficients[1] + alone.coefficients[0]) / 2)
+
+
 def test_no_sign_counts_against_its_meaning() -> None:
     """Data in which certainty goes with bad predictions: the signal is left out, not turned round."""
     signals, dice, groups = data()

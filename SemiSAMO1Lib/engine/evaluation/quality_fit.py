@@ -4,6 +4,9 @@ Signals of one prediction say much the same, and which of them says it best diff
 coefficients of a regression would be decided by chance among them. So each counts by its own correlation with the
 truth, where that is smallest: what does not carry over from one cohort to another counts nothing. One scale is fitted
 for all.
+
+Most signals are agreements, and everything agrees with a template that is drawn badly. So half of the estimate is what
+the network itself is unsure of, fitted alone (measured: docs/benchmarks.md, *Likely quality*).
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from ...quality import DOUBTS, QualityModel, logit, transformed
 
 #: A signal whose correlation with the truth is smaller than this in one of the cohorts is not used.
 LEAST = 0.2
+
+#: The signal that is half of the estimate, where it may be used.
+ALONE = "inside_entropy"
 
 
 def fit(
@@ -66,9 +72,16 @@ def fit(
     used = np.flatnonzero(np.isfinite(smallest) & (smallest >= least) & (smallest > 0))
     if not used.size:
         raise ValueError(f"none of the {len(names)} signals has a correlation of {least} with the Dice in every cohort")
+    shown = np.nan_to_num(standard[:, used])
+
+    def slopes_of(votes: NDArray[np.float64]) -> NDArray[np.float64]:
+        together = shown @ votes
+        found = votes * np.average(together * wanted, weights=weight) / np.average(together**2, weights=weight)
+        return np.asarray(found)
+
     votes = (signed * smallest)[used]
-    together = np.nan_to_num(standard[:, used]) @ votes
-    slopes = votes * np.average(together * wanted, weights=weight) / np.average(together**2, weights=weight)
+    alone = np.where([names[position] == ALONE for position in used], votes, 0.0)
+    slopes = (slopes_of(votes) + slopes_of(alone)) / 2 if alone.any() else slopes_of(votes)
     here = np.nan_to_num((raw - means)[:, used] / scales[used]).clip(-4, 4)
     return QualityModel(
         tuple(names[position] for position in used.tolist()),
