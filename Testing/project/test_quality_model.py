@@ -65,7 +65,9 @@ def test_signs_count_by_how_much_they_tell() -> None:
 def test_half_of_the_estimate_is_what_the_network_is_unsure_of() -> None:
     """Everything else agrees with a template that is drawn badly."""
     signals, dice, groups = data()
-    named = [{"expected_dice": one["expected_dice"], "inside_entropy": one["boundary_entropy"]} for one in signals]
+    named: list[dict[str, float | None]] = [
+        {"expected_dice": one["expected_dice"], "inside_entropy": one["boundary_entropy"]} for one in signals
+    ]
     both, alone = (
         fit(named, dice, groups, groups, names, {})
         for names in (("expected_dice", "inside_entropy"), ("inside_entropy",))

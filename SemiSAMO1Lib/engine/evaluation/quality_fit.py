@@ -80,7 +80,7 @@ def fit(
         return np.asarray(found)
 
     votes = (signed * smallest)[used]
-    alone = np.where([names[position] == ALONE for position in used], votes, 0.0)
+    alone = np.where([names[position] == ALONE for position in used.tolist()], votes, 0.0)
     slopes = (slopes_of(votes) + slopes_of(alone)) / 2 if alone.any() else slopes_of(votes)
     here = np.nan_to_num((raw - means)[:, used] / scales[used]).clip(-4, 4)
     return QualityModel(
