@@ -50,7 +50,7 @@ class DraftKeeper:
         self._time = TimeForThreads()
         self._seen: object = None
         self._changed_at = self._first_at = 0.0
-        self._rescued: set[tuple[Path, str]] = set()
+        self._rescued: dict[tuple[Path, str], Path] = {}
         self._unnoted: dict[str, tuple[Project, Case | None]] = {}
         self._written_of: str = ""
         self._note_at = self._note_pause = 0.0
@@ -117,7 +117,7 @@ class DraftKeeper:
             place = rescue(project, case, labels, copied.table, view.files.began, copied.new, self._reviewer())
         except (RuntimeError, ValueError, OSError) as error:
             return str(error)
-        self.rescued_is_shown(view.files.case, True)
+        self.rescued_is_shown(view.files.case, place)
         return _("It is kept in {file}, and brought back when the case is opened.").format(file=place)
 
     def rescued(self, case: str) -> Rescued | None:
@@ -125,17 +125,23 @@ class DraftKeeper:
         project = self._project()
         return find_rescued(project, project.state.case(case)) if project is not None else None
 
-    def rescued_is_shown(self, case: str, shown: bool) -> None:
-        """Whether what `rescue` kept of a case is on the screen: what the project keeps from now on replaces it."""
+    def rescued_is_shown(self, case: str, file: Path | None) -> None:
+        """Which file of `rescue` holds what is on the screen of a case, if any: what the project keeps from now on
+        replaces it."""
         if (project := self._project()) is not None:
-            (self._rescued.add if shown else self._rescued.discard)((project.folder, case))
+            self._rescued.pop((project.folder, case), None)
+            if file is not None:
+                self._rescued[project.folder, case] = file
 
     def forget_rescue(self, case: str) -> None:
         """What was on the screen is kept in the project, or a person does not want it."""
         project = self._project()
-        if project is not None and (project.folder, case) in self._rescued:
-            self._rescued.discard((project.folder, case))
-            forget_rescued(project, project.state.case(case))
+        if project is not None and (file := self._rescued.pop((project.folder, case), None)) is not None:
+            forget_rescued(file)
+
+    def forget_rescue_of_open_case(self) -> None:
+        if (view := self._view()) is not None:
+            self.forget_rescue(view.files.case)
 
     def settle(self) -> None:
         """Wait for a write that is under way: what is on the screen is about to be saved, or discarded."""
@@ -143,7 +149,6 @@ class DraftKeeper:
             self._take_result(wait=True)
         if (view := self._view()) is not None:
             self._unnoted.pop(view.files.case, None)
-            self.forget_rescue(view.files.case)
 
     def close(self) -> None:
         """No further draft is written."""

@@ -86,8 +86,8 @@ class Panel:
             lambda: self.view.nodes if self.view is not None else [],
         )
         shown = (self.show_case, lambda: self.view)
-        settle = self.drafts.settle
-        self.template = TemplateStep(ui, self.session, self.banner, self.dialogs, *shown, reviewer, settle)
+        kept = (self.drafts.settle, self.drafts.forget_rescue_of_open_case)
+        self.template = TemplateStep(ui, self.session, self.banner, self.dialogs, *shown, reviewer, *kept)
         self.train = TrainStep(
             ui,
             self.session,
@@ -99,7 +99,7 @@ class Panel:
             self._broken_off,
         )
         renew = self._take_new_predictions
-        self.results = ResultsStep(ui, self.session, self.banner, self.dialogs, reviewer, *shown, settle, renew)
+        self.results = ResultsStep(ui, self.session, self.banner, self.dialogs, reviewer, *shown, *kept, renew)
         self.export = ExportStep(ui, self.session, self.banner, self.dialogs)
         self.moved = MovedScans(ui, self.banner, self.dialogs, lambda: self.session.project, self._show_all)
         self._keys = self._make_keys()
@@ -197,7 +197,7 @@ class Panel:
         else:
             shown = files
         self.view = CaseView(shown, table)
-        self.drafts.rescued_is_shown(files.case, brought)
+        self.drafts.rescued_is_shown(files.case, rescued.file if brought and rescued is not None else None)
         if brought and rescued is not None:
             self.view.mark_painted()
             text = _("Painting of {case} that could not be kept in the project was brought back from {file}.")
@@ -275,6 +275,7 @@ class Panel:
         if project is None or view is None or view.files.case != files.case or find_draft(project, files.case) is None:
             return
         self.drafts.settle()
+        self.drafts.forget_rescue(files.case)
         case = reviews.discard_draft(project, files.case, reviewer(), view.as_seen)
         view.mark_saved()
         label = project.label_path(case) if case.label_version is not None else None

@@ -34,6 +34,7 @@ class ResultsStep:
         show_case: opens a case in the scene and the editor; returns its view.
         open_case: the view that is open now, or None.
         settle: waits for a draft that is being written.
+        saved: what was painted in the open case is its label, or is not wanted: nothing else keeps it any more.
         renew: closes the open case, with its painting kept, and lists the predictions that count now.
     """
 
@@ -47,10 +48,12 @@ class ResultsStep:
         show_case: Callable[[CaseFiles, LabelTable], CaseView],
         open_case: Callable[[], CaseView | None],
         settle: Callable[[], None],
+        saved: Callable[[], None],
         renew: Callable[[], None],
     ) -> None:
         self._ui, self._session, self._dialogs, self._reviewer = ui, session, dialogs, reviewer
-        self._show_case, self._open_case, self._settle, self._renew = show_case, open_case, settle, renew
+        self._show_case, self._open_case, self._renew = show_case, open_case, renew
+        self._settle, self._saved = settle, saved
         self._predicted: dict[str, dict[str, Any]] = {}
         self._order: list[str] = []
         self._made: tuple[str, int, int] | None = None
@@ -265,7 +268,7 @@ class ResultsStep:
         if new and not self._may_add(new):
             return
         # an empty segment that somebody added by the way is no label
-        changed = [one for one in view.own_changes(found.table) if one.value in known or one in new]
+        changed = [one for one in view.own_changes(found.table, known) if one.value in known or one in new]
         table = project.state.labels.updated(changed)
         # neither is one that was added after the training: unless it was painted, it is unknown here
         began = view.files.began
@@ -285,6 +288,7 @@ class ResultsStep:
                 project, case, path, absent, who, bool(new), True, began, view.as_seen, given=known
             )
         view.mark_saved()
+        self._saved()
         if changed:
             project.update_labels(changed, known)
         self._decided()
@@ -317,6 +321,7 @@ class ResultsStep:
                 if self._dialogs.choose(_("Undo"), text, [_("Keep it"), _("Discard it")]) == 1:
                     self._settle()
                     view.mark_saved()
+                    self._saved()
                     reviews.discard_draft(project, view.files.case, self._reviewer(), view.as_seen)
                     self._open(view.files.case)
                     self.refresh()

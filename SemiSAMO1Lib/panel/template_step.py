@@ -37,6 +37,7 @@ class TemplateStep:
         open_case: the view that is open now, or None.
         reviewer: the person's name.
         settle: waits for a draft that is being written.
+        saved: what was painted in the open case is its label: nothing else keeps it any more.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class TemplateStep:
         open_case: Callable[[], CaseView | None],
         reviewer: Callable[[], str | None],
         settle: Callable[[], None],
+        saved: Callable[[], None],
     ) -> None:
         self._ui, self._session, self._banner, self._dialogs = ui, session, banner, dialogs
-        self._show_case, self._open_case, self._reviewer, self._settle = show_case, open_case, reviewer, settle
+        self._show_case, self._open_case, self._reviewer = show_case, open_case, reviewer
+        self._settle, self._saved = settle, saved
         self._rows: list[tuple[int, str, tuple[int, int, int], str]] = []
         guard = guarded(banner.show)
         table = ui.labelTable
@@ -250,7 +253,7 @@ class TemplateStep:
         given = project.state.labels
         taken_out = {value for value in given.retired if not found.counts.get(value)}  # an older file still names it
         found = replace(found, table=found.table.without(taken_out))
-        changed = view.own_changes(found.table)
+        changed = view.own_changes(found.table, given.values)
         table = given.updated(changed)
         gaps = template_gaps(found.counts, table, list(found.overlaps))
         may_ask = not found.overlaps and any(found.counts.values())
@@ -268,6 +271,7 @@ class TemplateStep:
         view.as_seen = project.state.case(view.files.case)
         view.mark_saved()
         self._settle()
+        self._saved()
         discard_draft(project, view.files.case, self._reviewer())
         slicer.util.showStatusMessage("")
         self._ui.templateMissingLabel.text = ""

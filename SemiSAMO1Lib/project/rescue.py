@@ -59,52 +59,45 @@ def rescue(
     Raises:
         OSError: it cannot be written there either.
     """
-    path = _folder() / f"{_known_by(case)}-{_place_of(project)}.seg.nrrd"
+    path = _file_of(project, case)
     write_segmentation(path, labels, table, Review.DRAFT, new)
     who = {"reviewer": reviewer} if reviewer is not None else {}
     seen = {"review": str(case.review), "role": str(case.role), "label": case.label_version}
-    record = {"project": str(project.folder.resolve()), "seen": seen, **began.to_json(), **identity(), **who}
+    place = {"project": str(project.folder.resolve()), "id": project.state.id, "case": case.id}
+    record = {**place, "seen": seen, **began.to_json(), **identity(), **who}
     files.write_json(_record_of(path), record)
     return path
 
 
 def find_rescued(project: Project, case: Case) -> Rescued | None:
-    """The painting of a case of this project that waits here, the newest; also where the project was moved since."""
-    own = f"{_known_by(case)}-{_place_of(project)}.seg.nrrd"
-    found = []
-    for path in _folder().glob(f"{_known_by(case)}-*.seg.nrrd"):
-        record = _read(path)
-        if path.name == own or _is_gone(record):
-            seen = record.get("seen") or {}
+    """The painting of a case that waits here: of the project in this place, else of one that was moved here since."""
+    own = _file_of(project, case)
+    records = [*_folder().glob(f"{case.id}-*.json")] if project.state.id else []
+    moved = sorted(path for path in records if _was_moved_here(_read(path), project, case))
+    for path in (own, *(one.with_name(one.name.replace(".json", ".seg.nrrd")) for one in moved)):
+        if path.is_file():
+            record = _read(_record_of(path))
             now = {"review": str(case.review), "role": str(case.role), "label": case.label_version}
-            drafted = case.review == Review.DRAFT  # that is what painting makes of it
-            overtaken = bool(seen) and seen != now and not drafted
-            found.append(Rescued(path, Began.from_json(record), str(record.get("time", "")), overtaken))
-    return max(found, key=lambda one: (one.time, one.file.name), default=None)
+            # a draft is what painting makes of a case
+            overtaken = record.get("seen", now) != now and case.review != Review.DRAFT
+            return Rescued(path, Began.from_json(record), str(record.get("time", "")), overtaken)
+    return None
 
 
-def forget_rescued(project: Project, case: Case) -> None:
-    """Painting of the case that waits here is in the project by now, or a person does not want it."""
-    while (found := find_rescued(project, case)) is not None:
-        try:
-            found.file.unlink()
-        except OSError:
-            return
+def forget_rescued(file: Path) -> None:
+    """What a file of `find_rescued` holds is in the project by now, or a person does not want it."""
+    for path in (file, _record_of(file)):
         with suppress(OSError):
-            _record_of(found.file).unlink()
+            path.unlink()
 
 
 def _folder() -> Path:
     return own_folder().parent / "painting"
 
 
-def _known_by(case: Case) -> str:
-    """Of a scan: it stays as it is where its project is moved."""
-    return f"{case.id}-{hashlib.sha256(case.fingerprint.encode()).hexdigest()[:12]}"
-
-
-def _place_of(project: Project) -> str:
-    return hashlib.sha256(str(project.folder.resolve()).encode()).hexdigest()[:12]
+def _file_of(project: Project, case: Case) -> Path:
+    known_by = hashlib.sha256(f"{project.folder.resolve()}\n{case.id}".encode()).hexdigest()[:16]
+    return _folder() / f"{case.id}-{known_by}.seg.nrrd"
 
 
 def _record_of(path: Path) -> Path:
@@ -113,12 +106,14 @@ def _record_of(path: Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(files.read_json(_record_of(path)))
+        return dict(files.read_json(path))
     except (OSError, ValueError):
         return {}
 
 
-def _is_gone(record: dict[str, Any]) -> bool:
-    """Whether the project is not where it was: it was moved, and this may be it."""
+def _was_moved_here(record: dict[str, Any], project: Project, case: Case) -> bool:
+    """Whether a record is of this project in a place where it is not any more; of a copy that is still there it is
+    not."""
     place = record.get("project")
-    return isinstance(place, str) and not (Path(place) / "project.json").is_file()
+    same = (record.get("id"), record.get("case")) == (project.state.id, case.id)
+    return same and isinstance(place, str) and not (Path(place) / "project.json").is_file()

@@ -14,13 +14,16 @@ import numpy as np
 
 from .. import files
 from ..job.folder import JobFolder
-from ..job.watch import is_under_way, trainings
+from ..job.watch import State, is_under_way, observe, trainings
 from ..quality import ENOUGH, HIGH, MEDIUM, QualityModel, Reviewed, level, refitted, shipped
 from .began import Began
 from .cases import Review
 from .history import Decision, decisions
 from .label_table import LabelTable
 from .store import Project, ProjectError
+
+#: Below a training's working files: its predictions came into force, once.
+IN_FORCE = "in-force.json"
 
 
 def current_training(project: Project) -> JobFolder:
@@ -113,6 +116,20 @@ def past_trainings(project: Project) -> list[PastTraining]:
                 begun = job.spec()["created"][:16].replace("T", " ")
                 found.append(PastTraining(job.id, begun, int(index["round"])))
     return found
+
+
+def goes_on_predicting(job: JobFolder, state: State | None = None) -> bool:
+    """Whether a training replaces its predictions with each round: one that somebody works on, until they are final
+    and its report alone is left. Of one that is silent nobody knows; nothing waits for it.
+
+    Args:
+        job: the training.
+        state: its state, where that was looked at already.
+    """
+    if (job.work / IN_FORCE).exists() or (state is None and not is_under_way(job)):
+        return False
+    state = state or observe(job).state
+    return state.active and state is not State.NOT_RESPONDING
 
 
 def values_of_training(project: Project, training: str | None = None) -> frozenset[int]:

@@ -13,13 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..job import JobFolder
-from ..job.watch import is_under_way
+from ..job.watch import is_under_way, trainings
 from . import drafts
 from .began import Began
 from .cases import Case, Review, Role
 from .history import Decision, decisions
 from .label_reader import DoubtfulLabel, LabelError, LabelReading, read_labels
-from .results import asked_about, is_as_made, prediction_seen, predictions, read_once, values_of_training
+from .results import (
+    asked_about,
+    goes_on_predicting,
+    is_as_made,
+    prediction_seen,
+    predictions,
+    read_once,
+    values_of_training,
+)
 from .store import Project, ProjectError, require_as_seen
 
 #: Labels that overlap the prediction by a smaller Dice are asked about: they may be another scan's, or mirrored.
@@ -237,7 +245,8 @@ def undo(project: Project, case_id: str, reviewer: str | None = None, seen: Case
     if not made:
         raise ProjectError(f"nothing was decided about case {case.id}; there is nothing to undo")
     last = made[-1]
-    earlier = last.training is not None and last.training != project.state.current_training
+    present = predictions(project).get(case.id)
+    earlier = last.training is not None and not last.began.is_that_of(present)
     if case.review == Review.NOT_SEEN and last.after == Review.REJECTED and earlier:
         raise ProjectError(
             f"nothing was decided about the current prediction of case {case.id}; what was decided about that of "
@@ -262,7 +271,7 @@ def finish_training(project: Project, training: str) -> bool:
     """A training has ended: its predictions count from now on, and all wait that nobody has seen. Not where those of a
     newer one count: it was resumed, and knows less. Returns whether they count."""
     current = project.refresh().current_training
-    if current is not None and current > training:
+    if current is not None and current > training and JobFolder(project.jobs / current).index.is_file():
         return False
     project.use_training(training, _rejected_of(project, training))
     return True
@@ -276,22 +285,23 @@ def _rejected_of(project: Project, training: str) -> set[str]:
 
 
 def not_yet_heeded(project: Project) -> set[str]:
-    """Cases that wait again after a rejection of which the current training did not know when it began, and about whose
-    new prediction nobody decided: the next training takes no pseudo-label from them."""
-    current = project.state.current_training
-    if current is None:
-        return set()
-    listed = read_once(project.jobs / current / "inputs" / "cases.json") or {}
-    then = {row["id"]: row.get("review") for row in listed.get("cases", ())}
+    """Cases that wait again after a rejection of which no training knew when it began, and about whose new prediction
+    nobody decided: the next training takes no pseudo-label from them."""
     made = decisions(project)
-    return {
-        case.id
+    last = {
+        case.id: made[case.id][-1]
         for case in project.state.with_role(Role.UNLABELLED)
-        if case.review == Review.NOT_SEEN
-        and (last := made.get(case.id, [])[-1:])
-        and last[0].after == Review.REJECTED
-        and last[0].training != current
-        and then.get(case.id, Review.REJECTED) != Review.REJECTED
+        if case.review == Review.NOT_SEEN and made.get(case.id)
+    }
+    refused = {case: one.training for case, one in last.items() if one.after == Review.REJECTED and one.training}
+    heeded: dict[str, set[str]] = {}
+    for job in trainings(project.jobs) if refused else ():
+        listed = read_once(job.inputs / "cases.json") or {}
+        heeded[job.id] = {row["id"] for row in listed.get("cases", ()) if row.get("review") == Review.REJECTED}
+    return {
+        case
+        for case, training in refused.items()
+        if not any(case in cases for job, cases in heeded.items() if job > training)
     }
 
 
@@ -329,7 +339,7 @@ def _predicted(project: Project, case: Case, action: str, training: str | None =
         raise ProjectError(f"case {case.id} has no prediction of the current training; there is nothing to {action}")
     if training is not None and training != current:
         raise ProjectError(f"{case.id} was predicted anew by {current} since you opened it; look at that one first")
-    if is_under_way(JobFolder(project.jobs / row["training"])):
+    if goes_on_predicting(JobFolder(project.jobs / row["training"])):
         raise ProjectError(
             f"{row['training']} goes on and predicts {case.id} anew with each round; {action} it when that has ended, "
             "or stop it"

@@ -25,6 +25,7 @@ from .queue import Advice, Score, Waiting, advice, queue, score
 from .results import (
     PastTraining,
     Quality,
+    goes_on_predicting,
     left_out,
     past_trainings,
     predictions,
@@ -468,10 +469,10 @@ class Session:
     @property
     def predicting(self) -> str | None:
         """The training whose predictions count, while it goes on and replaces them with each round."""
-        return self.current_training if self.busy and self._trains(self.current_training) else None
-
-    def _trains(self, training: str | None) -> bool:
-        return self.training is not None and self.training.job.id == training
+        watched, current = self.training, self.current_training
+        if watched is None or watched.job.id != current:
+            return None
+        return current if goes_on_predicting(watched.job, watched.seen.state) else None
 
     def past_trainings(self) -> list[PastTraining]:
         """The trainings whose predictions could count, oldest first."""

@@ -31,6 +31,9 @@ from .label_writer import write_segmentation
 SCHEMA = 1
 
 
+#: Key of a project's id in project.json.
+_ID = "id"
+
 #: What helps where scans were moved.
 NAME_THE_FOLDER = "name the folder where scans lie now (Locate folder... in Slicer, semisamo1 locate in a shell)"
 
@@ -57,6 +60,11 @@ class ProjectState:
     skipped: tuple[Skipped, ...] = ()
     current_training: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Stays with a project wherever it is moved, and with its copies; empty for one of an older program."""
+        return str(self.extra.get(_ID, ""))
 
     def case(self, case_id: str) -> Case:
         """The case with this id (any capitals) or this file name. Raises ProjectError naming some there are."""
@@ -123,7 +131,8 @@ class Project:
             raise ProjectError(f"{folder} is a project already. Open it, or choose another folder.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            files.write_json(folder / "project.json", ProjectState(name or folder.resolve().name).to_json())
+            state = ProjectState(name or folder.resolve().name, extra={_ID: uuid4().hex})
+            files.write_json(folder / "project.json", state.to_json())
         except OSError as error:
             raise ProjectError(f"{folder} cannot be written ({error.strerror}). Choose another folder.") from error
         return cls(folder)

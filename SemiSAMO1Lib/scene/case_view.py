@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,8 +123,9 @@ class CaseView:
         return self.segmentation is not None and self.segmentation.GetScene() is not None
 
     def mark_saved(self) -> None:
-        """What is painted now is the case's label, or nothing was painted."""
+        """What is painted now is the case's label, or nothing was painted; what it is called now is the project's."""
         self._clean = self._kept = self.marks
+        self._given = labels_given(self.segmentation, self._table)
 
     def mark_kept(self) -> None:
         """What is painted now lies in the case's draft."""
@@ -178,15 +179,17 @@ class CaseView:
         now = labels_given(self.segmentation, self._table)
         self._given |= {label.value: now[label.value] for label in taken}
 
-    def own_changes(self, drawn_labels: LabelTable) -> list[Label]:
+    def own_changes(self, drawn_labels: LabelTable, known: Collection[int]) -> list[Label]:
         """The labels of `drawn` that a person added, named, coloured or gave a terminology here: what somebody else
-        changed in the project since the case was opened is not taken back."""
+        changed in the project since the case was opened or saved is not taken back.
 
-        def told(label: Label) -> tuple[Any, ...]:
-            return label.name, label.color, label.terminology
-
-        given = self._given
-        return [one for one in drawn_labels if one.value not in given or told(one) != told(given[one.value])]
+        Args:
+            drawn_labels: the table of `drawn`.
+            known: the values that the project has now: a label that it has no more is added again.
+        """
+        now = labels_given(self.segmentation, self._table)
+        touched = {value for value, label in now.items() if label != self._given.get(value)}
+        return [one for one in drawn_labels if one.value not in known or one.value not in now or one.value in touched]
 
     def _require_there(self) -> None:
         if not self._alive:

@@ -75,7 +75,9 @@ def write_report(job: JobFolder, path: Path, references: Path | None = None, obs
 
 def _said_outside(case: str, reason: str, job: JobFolder, places: dict[str, list[str]]) -> str:
     """Why a scan was left out, for those who get the report."""
-    return without_folders(reason, [*places.get(case, ()), job.project, job.project.resolve()])
+    project = Project(job.project)
+    further = [place for one in project.state.cases if one.id == case for place in project.image_places(one)]
+    return without_folders(reason, [*places.get(case, ()), *further, job.project, job.project.resolve()])
 
 
 def _pages(

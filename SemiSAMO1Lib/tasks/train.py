@@ -6,7 +6,7 @@ import errno
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext, suppress
 from importlib import metadata
 from typing import Any
@@ -34,7 +34,7 @@ from ..job.folder import JobFolder, usable_cores
 from ..project import Project, Review
 from ..project.history import decisions
 from ..project.label_writer import write_segmentation
-from ..project.results import is_as_made, predictions, values_of_training
+from ..project.results import IN_FORCE, is_as_made, prediction_seen, values_of_training
 from ..project.reviews import finish_training
 from .compare import compare
 from .curves import WithCurves
@@ -120,33 +120,37 @@ def _finish(job: JobFolder, inputs: Inputs, reporter: Reporter) -> None:
         pairs = {case: zip(values, dice, strict=True) for case, dice in rows.items()}
         named = {case: {value: one for value, one in mine if one is not None} for case, mine in pairs.items()}
         files.write_json(job.results / "labelled.json", named)
-    if (job.project / "project.json").exists() and not store.has("in-force.json"):  # once, also when resumed after it
+    if (job.project / "project.json").exists() and not store.has(IN_FORCE):  # once, also when resumed after it
         project = Project(job.project)
-        rejected = [case.id for case in project.state.cases if case.review == Review.REJECTED]
+        rows = files.read_json(job.inputs / "cases.json")["cases"]
+        rejected = {row["id"] for row in rows if row.get("review") == Review.REJECTED}
+        rejected |= {case.id for case in project.state.cases if case.review == Review.REJECTED}
         files.write_json(job.results / "rejected.json", beside_what_was_rejected(job, project, rejected))
         if not finish_training(project, job.id):
             newer = project.state.current_training
             text = f"the predictions of {newer}, which is newer, go on counting; use {job.id} where its are wanted"
             reporter.event("note", text=text)
-        store.save_json({}, "in-force.json")
+        store.save_json({}, IN_FORCE)
     write_report(job, job.path / "report.html")
     if not job.spec()["parameters"].get("keep_rounds"):
         store.keep_what_is_needed()
 
 
-def beside_what_was_rejected(job: JobFolder, project: Project, rejected: Sequence[str]) -> dict[str, float]:
-    """Case -> mean Dice of its new prediction with the one that was rejected, over the labels that this one knew;
-    nothing of one that is not there any more, or not as it was made."""
+def beside_what_was_rejected(job: JobFolder, project: Project, rejected: Collection[str]) -> dict[str, float]:
+    """Case -> mean Dice of its new prediction with the one that was rejected last, over the labels that both trainings
+    know; nothing of one that is not there any more, not as it was made, or the new one itself."""
     made, found = decisions(project), {}
-    new = {row["case"]: job.results / row["prediction"] for row in files.read_json(job.index)["cases"]}
-    for case in new.keys() & set(rejected):
-        refused = [one.training for one in made.get(case, ()) if one.after is Review.REJECTED and one.training]
+    new = {row["case"]: {**row, "training": job.id} for row in files.read_json(job.index)["cases"]}
+    for case in sorted(new.keys() & set(rejected)):
+        refused = [one.began for one in made.get(case, ()) if one.after is Review.REJECTED][-1:]
+        if not refused or refused[0].is_that_of(new[case]):
+            continue
         with suppress(ValueError, OSError):  # it is said by the way: nothing that is damaged there ends a training
-            row = predictions(project, refused[-1])[case] if refused else None
+            row = prediction_seen(project, case, refused[0])
             if row is not None and row["prediction"] is not None and row["prediction"].is_file() and is_as_made(row):
-                known = values_of_training(project, refused[-1]) & values_of_training(project, job.id)
-                beside = compare({case: new[case]}, {case: row["prediction"]}, distances=False, values=sorted(known))
-                found[case] = beside["mean_dice"]
+                known = values_of_training(project, row["training"]) & values_of_training(project, job.id)
+                pair = {case: job.results / new[case]["prediction"]}, {case: row["prediction"]}
+                found[case] = compare(*pair, distances=False, values=sorted(known))["mean_dice"]
     return found
 
 

@@ -84,6 +84,78 @@ class TestLabels:
         assert Project(with_template).state.labels.labels[0].name == "named by ann"
 
 
+class TestLabelsThatAreNoMore:
+    def test_a_new_label_that_was_taken_back_can_be_saved_again(
+        self, panel: Any, ui: Any, trained: Path, opened: str
+    ) -> None:
+        """Undo takes the label out of the table; the draft that comes back still has its segment."""
+        add_segment(panel.view, "tumour")
+        panel.tick()
+        panel.dialogs.answer = 1
+        ui.correctButton.click()
+        ui.undoButton.click()
+        assert "tumour" not in [label.name for label in Project(trained).state.labels], panel.banner.text
+        ui.resultCaseBox.setCurrentIndex(ui.resultCaseBox.findData(opened))
+        panel.results.open()
+        panel.tick()
+        ui.correctButton.click()
+        project = Project(trained)
+        case = project.state.case(opened)
+        assert case.review == "corrected", panel.banner.text
+        found = read_labels(project.label_path(case), case.geometry)
+        assert 3 in np.unique(found.volume.array, return_counts=True)[1] and "tumour" in found.names.values()
+
+    def test_nor_is_painting_lost_of_one_that_was_removed_meanwhile(
+        self, panel: Any, ui: Any, with_template: Path
+    ) -> None:
+        Project(with_template).update_labels([Label(9, "cyst")])
+        panel.tick()
+        ui.templateCaseBox.setCurrentIndex(ui.templateCaseBox.findData("phantom_000"))
+        ui.openTemplateButton.click()
+        segmentation = panel.view.segmentation.GetSegmentation()
+        (cyst,) = (one for one in segmentation.GetSegmentIDs() if segmentation.GetSegment(one).GetName() == "cyst")
+        array = np.zeros(slicer.util.arrayFromVolume(panel.view.scan).shape, np.uint8)
+        array[0, 0, 0:3] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(array, panel.view.segmentation, cyst, panel.view.scan)
+        Project(with_template).retire_labels([9])
+        panel.tick()
+        ui.saveTemplateButton.click()
+        project = Project(with_template)
+        case = project.state.case("phantom_000")
+        found = read_labels(project.label_path(case), case.geometry)
+        assert "is saved" in panel.banner.text and np.count_nonzero(found.volume.array == 9) == 3
+
+
+def test_a_first_terminology_is_not_a_change_of_the_one_who_paints(
+    panel: Any, ui: Any, trained: Path, opened: str
+) -> None:
+    """It comes with a name and a colour, which would have been taken back."""
+    first = Project(trained).state.labels.labels[0]
+    paint(panel, 6)
+    structure = {"scheme": "SCT", "value": "123037004", "meaning": "Anatomical Structure"}
+    codes = {"category": structure, "type": {"scheme": "SCT", "value": "10200004", "meaning": "Liver"}}
+    Project(trained).update_labels([replace(first, name="Liver", color=(9, 9, 9), terminology=codes)])
+    panel.tick()
+    ui.correctButton.click()
+    assert Project(trained).state.labels.labels[0].name == "Liver", panel.banner.text
+
+
+def test_a_name_that_was_saved_is_the_projects(panel: Any, ui: Any, with_template: Path) -> None:
+    """Who named it first may paint on, and does not name it again."""
+    ui.templateCaseBox.setCurrentIndex(ui.templateCaseBox.findData("phantom_000"))
+    ui.openTemplateButton.click()
+    segmentation = panel.view.segmentation.GetSegmentation()
+    segmentation.GetSegment(segmentation.GetNthSegmentID(0)).SetName("named here")
+    for size, name in ((6, "named here"), (8, "named by ann")):
+        paint(panel, size)
+        panel.tick()
+        ui.saveTemplateButton.click()
+        assert Project(with_template).state.labels.labels[0].name == name
+        named = replace(Project(with_template).state.labels.labels[0], name="named by ann")
+        Project(with_template).update_labels([named])
+        panel.tick()
+
+
 class TestPaintingKeptOnThisComputer:
     @pytest.fixture
     def rescued(
@@ -131,6 +203,16 @@ class TestPaintingKeptOnThisComputer:
         self.open_again(panel, ui, opened)
         paint(panel, 3)
         panel.keep_work()
+        assert len(list((tmp_path / "data" / "SemiSAMO1" / "painting").glob("*.seg.nrrd"))) == 1
+
+    def test_a_correction_that_is_refused_leaves_it_there(
+        self, panel: Any, ui: Any, trained: Path, opened: str, rescued: list[int], tmp_path: Path
+    ) -> None:
+        self.open_again(panel, ui, opened)
+        reviews.accept(Project(trained), opened, reviewer="ann")
+        ui.correctButton.enabled = True
+        ui.correctButton.click()
+        assert "was changed meanwhile by somebody else" in panel.banner.text
         assert len(list((tmp_path / "data" / "SemiSAMO1" / "painting").glob("*.seg.nrrd"))) == 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from test_loop import paint
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.job import JobFolder, start
-from SemiSAMO1Lib.project import Project
+from SemiSAMO1Lib.processes import start_time
+from SemiSAMO1Lib.project import Project, reviews
 from SemiSAMO1Lib.project.history import decisions
 from SemiSAMO1Lib.project.training import request_training
 
@@ -94,6 +97,18 @@ class TestATrainingThatIsResumed:
         job.seen = type(job.seen)(**{**vars(job.seen), "state": type(job.seen.state).RUNNING})
         panel.results.show_decisions()
         assert not ui.acceptButton.enabled and "goes on and predicts this case anew" in ui.reviewReasonLabel.text
+
+
+def test_while_its_report_is_written_one_may_decide(panel: Any, ui: Any, trained: Path, opened: str) -> None:
+    """The predictions are final, and writing it takes a while."""
+    job = JobFolder(trained / "jobs" / panel.session.current_training)
+    files.write_json(job.work / "in-force.json", {})
+    me = {"pid": os.getpid(), "process_start": start_time(os.getpid()), "heartbeat": time.time()}
+    files.write_json(job.status, {**files.read_json(job.status), "state": "running", "stage": "report", **me})
+    panel.session.poll()
+    panel.results.show_decisions()
+    assert panel.session.busy and ui.acceptButton.enabled, ui.reviewReasonLabel.text
+    assert reviews.accept(Project(trained), opened).review == "accepted"
 
 
 def test_a_first_training_that_was_stopped_can_be_looked_at(panel: Any, ui: Any, trained: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,19 @@ from test_reviews import mended, project, train  # noqa: F401
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib import volume as volumes
-from SemiSAMO1Lib.job import JobFolder
-from SemiSAMO1Lib.project import Label, Project, ProjectError, Review, Role
+from SemiSAMO1Lib.job import JobFolder, JobKind
+from SemiSAMO1Lib.project import Label, Project, ProjectError, Review, Role, Skipped
 from SemiSAMO1Lib.project import reviews as review
 from SemiSAMO1Lib.project.began import Began
 from SemiSAMO1Lib.project.drafts import began_from, save_draft
 from SemiSAMO1Lib.project.history import decisions
+from SemiSAMO1Lib.project.importing import candidates, look
 from SemiSAMO1Lib.project.label_writer import write_segmentation
 from SemiSAMO1Lib.project.queue import queue
+from SemiSAMO1Lib.project.rescue import find_rescued, rescue
 from SemiSAMO1Lib.project.results import changes, prediction_seen, predictions
+from SemiSAMO1Lib.project.training import request_training
+from SemiSAMO1Lib.tasks.train import beside_what_was_rejected
 
 # ruff: noqa: F811
 
@@ -81,9 +86,79 @@ class TestAResumedTraining:
     def test_nothing_is_decided_while_it_goes_on(
         self, project: Project, action: object, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(review, "is_under_way", lambda job: job.id == project.state.current_training)
+        monkeypatch.setattr(review, "goes_on_predicting", lambda job: job.id == project.state.current_training)
         with pytest.raises(ProjectError, match="goes on and predicts b anew with each round"):
             action(project, "b")  # type: ignore[operator]
+
+    def test_the_next_training_heeds_a_rejection_before_it_went_on(self, project: Project) -> None:
+        listing = [{"id": case, "review": "not_seen"} for case in "bcde"]
+        job = project.jobs / str(project.state.current_training)
+        files.write_json(job / "inputs" / "cases.json", {"labelled": [], "cases": listing})
+        review.reject(project, "c")
+        review.finish_training(project, go_on(project))
+        assert self.given(project)["c"] == "rejected"
+
+    def test_and_only_the_next_one(self, project: Project) -> None:
+        review.reject(project, "c")
+        listed = []
+        for _ in range(3):
+            listed.append(self.given(project)["c"])
+            train(project)
+        assert listed == ["rejected", "not_seen", "not_seen"]
+
+    def given(self, project: Project) -> dict[str, str]:
+        job = request_training(project, {})
+        rows = files.read_json(job.inputs / "cases.json")["cases"]
+        return {row["id"]: row["review"] for row in rows}
+
+    def test_a_rejection_of_what_it_said_before_is_not_taken_back_by_the_way(self, project: Project) -> None:
+        review.reject(project, "c")
+        review.finish_training(project, go_on(project))
+        with pytest.raises(ProjectError, match="nothing was decided about the current prediction"):
+            review.undo(project, "c")
+
+    def test_its_new_prediction_is_not_compared_with_itself(self, project: Project) -> None:
+        review.reject(project, "c")
+        job = JobFolder(project.jobs / go_on(project))
+        assert beside_what_was_rejected(job, project, {"c"}) == {}
+
+
+class TestDeletedFolders:
+    """Who deletes job folders by hand may go on."""
+
+    def test_the_next_training_counts_though_its_number_is_lower(self, project: Project) -> None:
+        for _ in range(2):
+            train(project)
+        for number in (2, 3):
+            shutil.rmtree(project.jobs / f"000{number}-train")
+        train(project)
+        assert project.refresh().current_training == "0002-train"
+
+    def test_what_was_rejected_there_is_not_compared(self, project: Project) -> None:
+        review.reject(project, "c")
+        first = project.jobs / str(project.state.current_training)
+        job = JobFolder.create(project.jobs, JobKind.TRAIN, {}, project.state.labels.to_json())
+        shutil.copytree(first / "results", job.results)
+        shutil.rmtree(first)
+        assert beside_what_was_rejected(job, project, {"c"}) == {}
+
+
+def test_painting_kept_on_this_computer_is_not_another_projects(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same scans, while its own is away."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    other = Project.create(tmp_path / "kidneys")
+    for candidate in candidates(tmp_path / "scans", other.folder):
+        assert not isinstance(candidate, Skipped)
+        found = look(candidate)
+        assert not isinstance(found, Skipped)
+        other.add(found)
+    rescue(project, project.state.case("b"), two_labels(OBLIQUE), project.state.labels, Began())
+    project.folder.rename(tmp_path / "away")
+    assert find_rescued(other, other.state.case("b")) is None
+    (tmp_path / "away").rename(project.folder)
+    assert find_rescued(project, project.state.case("b")) is not None
 
 
 class TestBegan:
