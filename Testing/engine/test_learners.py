@@ -864,7 +864,7 @@ def test_distances_are_computed_only_for_those_who_need_them(tmp_path, monkeypat
 
 def test_training_cases_have_the_distances_of_their_label(tmp_path, monkeypatch):
     one = TwoCases(tmp_path, monkeypatch).training_cases()[0]
-    apart = np.abs(one.distances[0] - by_search(one.target == 1, (2.0, 1.0, 1.0))).max()
+    apart = np.abs(one.distances[0] - by_search(np.asarray(one.target) == 1, (2.0, 1.0, 1.0))).max()
     assert apart < 1e-3, f"{apart} away from the label's distances at the plan's spacing"
 
 

@@ -35,7 +35,7 @@ def few_files() -> Iterator[None]:
 
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = {int(one.name) for one in Path("/dev/fd").iterdir()}
-    free = [number for number in range(max(taken) + FEW) if number not in taken]
+    free = [number for number in range(max(taken) + FEW + 2) if number not in taken]
     resource.setrlimit(resource.RLIMIT_NOFILE, (free[FEW], before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
