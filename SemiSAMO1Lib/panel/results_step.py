@@ -452,14 +452,14 @@ class ResultsStep:
             return ""
         lines = []
         if found is not None:
-            whose = _("all {cases} cases") if found.reviewed == found.cases else _("{n} of {cases} cases, at random")
-            text = _("Mean Dice of what was seen {mean:.3f} (95 %: {low:.3f} to {high:.3f}), from {whose}. ")
-            text = text.format(
-                mean=found.mean,
-                low=found.low,
-                high=found.high,
-                whose=whose.format(n=found.reviewed, cases=found.cases),
-            )
+            if found.of_all:
+                text = _("Mean Dice of what was seen {mean:.3f}, from all {cases} cases. ")
+            else:
+                text = _(
+                    "Mean Dice of what was seen {mean:.3f} (95 %: {low:.3f} to {high:.3f}), from {reviewed} of {cases} "
+                    "cases, at random. "
+                )
+            text = text.format(**vars(found))
             lines.append(text + _("An accepted prediction counts 1, a rejected one 0."))
         verdict = {"enough": _("Enough"), "train": _("Train again"), "review": _("Go on")}[said.verdict]
         lines.append(f"{verdict}: {said.reason}.")

@@ -83,6 +83,11 @@ class Score:
     reviewed: int
     cases: int
 
+    @property
+    def of_all(self) -> bool:
+        """Whether every case was decided: then the mean is known, and has no interval."""
+        return self.reviewed == self.cases
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -192,10 +197,9 @@ def advice(project: Project, rated: Quality | None = None) -> Advice:
     cases = {case.id: case for case in project.state.cases}
     waiting = sum(_is_waiting(cases[name]) for name in rated.estimates)
     if found is not None and found.low >= GOOD_ENOUGH:
-        return Advice(
-            "enough",
-            f"at 95 % the mean Dice of the predictions is at least {found.low:.2f}; {GOOD_ENOUGH:.2f} is enough",
-        )
+        known = f"the mean Dice of all {found.cases} predictions is {found.mean:.2f}"
+        likely = f"at 95 % the mean Dice of the predictions is at least {found.low:.2f}"
+        return Advice("enough", f"{known if found.of_all else likely}; {GOOD_ENOUGH:.2f} is enough")
     if not project.state.with_role(Role.UNLABELLED):  # a training would have nothing to segment
         if waiting:
             return Advice("review", "what was painted is not saved yet")

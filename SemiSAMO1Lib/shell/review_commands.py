@@ -108,14 +108,13 @@ def score(project: ProjectPath, as_json: Json = False) -> None:
         "reason": said.reason,
         "reviewed": [vars(one) for one in learned],
     }
-    mean = (
-        ""
-        if found is None
-        else (
-            f"Mean Dice of what was seen {found.mean:.3f} (95 %: {found.low:.3f} to {found.high:.3f}), "
-            f"from {_whose(found)}; an accepted prediction counts 1, a rejected one 0. "
+    mean = ""
+    if found is not None:
+        interval = "" if found.of_all else f" (95 %: {found.low:.3f} to {found.high:.3f})"
+        mean = (
+            f"Mean Dice of what was seen {found.mean:.3f}{interval}, from {_whose(found)}; an accepted prediction "
+            "counts 1, a rejected one 0. "
         )
-    )
     lines = [f"{mean}{said.verdict.capitalize()}: {said.reason}."]
     lines += [f"Reviewed before, predicted anew: {one.in_words}" for one in learned]
     say(value, as_json, "\n".join(lines))
@@ -123,7 +122,7 @@ def score(project: ProjectPath, as_json: Json = False) -> None:
 
 def _whose(found: Score) -> str:
     """The cases that a mean is of."""
-    if found.reviewed == found.cases:
+    if found.of_all:
         return f"all {found.cases} cases"
     return f"{found.reviewed} of {found.cases} cases, drawn at random"
 

@@ -340,6 +340,12 @@ class TestAdvice:
             decide(forty, case, 0.97, "accepted")
         assert self.verdict(forty).verdict == "enough"
 
+    def test_of_all_cases_the_mean_is_known(self, few: Project) -> None:
+        for case in names(few):
+            decide(few, case, 0.97, "accepted")
+        found = self.verdict(few)
+        assert (found.verdict, found.reason) == ("enough", "the mean Dice of all 4 predictions is 0.97; 0.90 is enough")
+
     def test_it_says_how_many_decisions_show_how_good_they_are(self, forty: Project) -> None:
         for case in names(forty)[:3]:
             decide(forty, case, 0.7)
