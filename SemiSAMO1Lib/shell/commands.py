@@ -312,13 +312,14 @@ def _watch(job: JobFolder, detach: bool, as_json: bool) -> None:
     value = {"job": job.id, "results": str(job.results), "round": index["round"], "cases": len(index["cases"])}
     value["report"] = str(job.path / "report.html")
     folder = job.results / str(index["round"])
-    learned = changes(Project(job.project), job.id)
+    project = Project(job.project)
+    learned = changes(project, job.id)
     value["reviewed"] = [vars(one) for one in learned]
     value["left_out"] = {row["name"]: row["reason"] for row in index["skipped"]}
     lines = [f"{counted(len(index['cases']), 'scan')} segmented: {folder}", f"Report: {job.path / 'report.html'}"]
     lines += [f"  left out {name}: {reason}" for name, reason in value["left_out"].items()]
     lines += [f"Reviewed before, predicted anew: {one.in_words}" for one in learned]
-    value["counts"] = Project(job.project).state.current_training
+    value["counts"] = project.state.current_training
     if value["counts"] != job.id:
         lines.append(f"The predictions of {value['counts']}, which is newer, go on counting, not these")
         lines.append(next_step("use", job.project, "--training", job.id))

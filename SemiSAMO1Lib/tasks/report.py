@@ -66,18 +66,18 @@ def write_report(job: JobFolder, path: Path, references: Path | None = None, obs
             "environment": files.read_json(job.work / "environment.json"),
             "plan": files.read_json(job.work / "plan.json"),
             "skipped": [
-                {**row, "reason": _said_outside(row["name"], row["reason"], job, places)} for row in index["skipped"]
+                {**row, "reason": _said_outside(row["name"], row["reason"], project, places)}
+                for row in index["skipped"]
             ],
         },
     )
     files.write_text(path, html)
 
 
-def _said_outside(case: str, reason: str, job: JobFolder, places: dict[str, list[str]]) -> str:
+def _said_outside(case: str, reason: str, project: Project, places: dict[str, list[str]]) -> str:
     """Why a scan was left out, for those who get the report."""
-    project = Project(job.project)
     further = [place for one in project.state.cases if one.id == case for place in project.image_places(one)]
-    return without_folders(reason, [*places.get(case, ()), *further, job.project, job.project.resolve()])
+    return without_folders(reason, [*places.get(case, ()), *further, project.folder, project.folder.resolve()])
 
 
 def _pages(
@@ -100,7 +100,7 @@ def _pages(
             image = read_volume(find_image(listing[row["case"]], project))
             reference = truth.get(row["case"])
         except UnreadableImage as error:
-            note = _said_outside(row["case"], str(error), job, places)
+            note = _said_outside(row["case"], str(error), project, places)
             yield CasePage(row["case"], None, None, None, row["scores"], note=note, quality=level)
             continue
         yield CasePage(

@@ -29,20 +29,22 @@ class SavedArray:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        there = self._mapped()
+        there = _mapped(path)
         self.shape: tuple[int, ...] = there.shape
         self.ndim: int = there.ndim
 
     def __getitem__(self, where: Any) -> NDArray[Any]:
         """A part of it, read into memory."""
-        return np.array(self._mapped()[where])
+        return np.array(_mapped(self._path)[where])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.array(self._mapped(), dtype) if copy else np.asarray(self._mapped(), dtype)
+        there = _mapped(self._path)
+        return np.array(there, dtype) if copy else np.asarray(there, dtype)
 
-    def _mapped(self) -> NDArray[Any]:
-        array: NDArray[Any] = np.load(self._path, mmap_mode="r")
-        return array
+
+def _mapped(path: Path) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(path, mmap_mode="r")
+    return array
 
 
 class Store:
@@ -64,8 +66,7 @@ class Store:
 
     def array(self, *names: str) -> NDArray[Any]:
         """A saved array, mapped from disk: only the parts that are used are read."""
-        array: NDArray[Any] = np.load(self.path(*names), mmap_mode="r")
-        return array
+        return _mapped(self.path(*names))
 
     def saved(self, *names: str) -> SavedArray:
         """The same, opened for each look at it: for those that are held by the hundred."""
