@@ -195,6 +195,22 @@ def test_unseen_voxels_are_fully_uncertain(spacing):
     assert (found.array[:8] == 100).all(), "places that no template saw must be 100 % uncertain"
 
 
+def test_the_last_windows_of_a_scan_in_blocks_see_the_scan(monkeypatch):
+    """A few slices are left for the last block: it reaches back, where its windows went on with the border's slice."""
+    monkeypatch.setattr(sliding, "block_depth", lambda *_: 20)
+    seen = []
+
+    class Watches(torch.nn.Module):
+        def forward(self, windows):
+            seen.extend(len(window.unique()) for window in windows)
+            return torch.cat([windows, -windows], 1)
+
+    plan = tiny_plan(2, patch=(16, 8, 8))
+    image = np.broadcast_to(np.arange(42, dtype=np.float32).reshape(-1, 1, 1), (42, 8, 8))
+    predict_probabilities(Watches(), image, plan, make_fabric("cpu", "32-true"), 1, 0)
+    assert set(seen) == {16}, f"slices of the scan in each window: {seen}"
+
+
 @pytest.mark.parametrize("target", [2.0, 1.0], ids=["on its lattice", "resampled"])
 def test_a_voxel_that_was_seen_is_never_as_uncertain_as_one_that_was_not(target: float) -> None:
     """All classes alike: a person is led there, and not to where nothing was seen."""
