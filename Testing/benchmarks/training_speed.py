@@ -175,8 +175,10 @@ def _ours(side: Side, facts: dict[str, Any], clock: Clock, options: argparse.Nam
                 pass
         except Stopped:  # asked for by the clock, behind the training
             pass
-        if len(clock.times) != iterations:
+        if len(clock.times) < iterations:
             raise SystemExit(f"ours: {len(clock.times)} iterations were seen, not {iterations}")
+        for marks in (clock.times, clock.processor):  # stages before the training asked whether to stop, too
+            del marks[:-iterations]
         _has_learned(store)
         return {"precision": store.json("plan.json")["precision"]}
 
