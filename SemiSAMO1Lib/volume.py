@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 #: Corners of two grids that lie closer than this are the same place, in voxels.
 SAME_LATTICE_TOLERANCE = 0.01
 
+#: Percent, in an uncertainty map, of a voxel that no template had something to say of; of one that was seen less.
+UNSEEN = 100
+
 
 @dataclass(frozen=True)
 class Geometry:

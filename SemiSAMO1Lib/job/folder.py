@@ -139,6 +139,13 @@ class JobFolder:
             raise ValueError(f"{self.status} is not the status of a job. Restore it from a copy or remove it.")
         return value
 
+    def reached(self) -> float:
+        """The largest fraction that the job was ever at, 0 to 1; 0 where nothing tells."""
+        try:
+            return float((self.read_status() or {}).get("reached", 0.0))
+        except (OSError, TypeError, ValueError):
+            return 0.0
+
     def log_tail(self, lines: int = 15) -> str:
         """The last lines of the log."""
         if not self.log.exists():

@@ -141,7 +141,12 @@ def _launch(
     job: JobFolder, python: Path | None, low_priority: bool, environment: Mapping[str, str] | None = None
 ) -> int:
     command = [str(python or this_python()), "-m", "SemiSAMO1Lib.worker", str(job.path)]
-    status = {"state": str(State.QUEUED), "host": processes.host(), "heartbeat": time.time()}
+    status = {
+        "state": str(State.QUEUED),
+        "reached": job.reached(),
+        "host": processes.host(),
+        "heartbeat": time.time(),
+    }
     files.write_json(job.status, status)
     if low_priority:
         command.append("--low-priority")

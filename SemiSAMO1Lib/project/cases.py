@@ -51,6 +51,11 @@ class Review(StrEnum):
     REJECTED = "rejected"
 
 
+def said_origin(origin: str, is_template: bool) -> str:
+    """A label's origin for people: further scans that are labelled by hand are recorded like the template."""
+    return "drawn" if origin == "template" and not is_template else origin
+
+
 @dataclass(frozen=True)
 class Skipped:
     """A file that did not become a case, and why."""

@@ -16,7 +16,7 @@ from .. import files
 from ..image_io import write_volume
 from ..job.folder import JobFolder, JobKind
 from ..volume import Volume
-from .cases import Case, Review, Role, without_folders
+from .cases import Case, Review, Role, said_origin, without_folders
 from .history import decided_by, left_out_by, seen_to_saved
 from .label_reader import read_labels
 from .label_table import LabelTable
@@ -211,7 +211,7 @@ def rows_of(one: Exported, labels: Volume, table: LabelTable, file: str) -> Iter
             "scan": one.case.name,
             "file": file,
             "what": one.what,
-            "origin": one.origin,
+            "origin": said_origin(one.origin, one.case.role is Role.TEMPLATE),
             "by": one.by,
             "time": one.time,
             "state": one.case.review,

@@ -11,6 +11,7 @@ import slicer
 import vtk
 from numpy.typing import NDArray
 
+from ..volume import UNSEEN
 from .nodes import own
 from .volumes import load_scan
 
@@ -26,9 +27,6 @@ _STEPS = (
 )
 
 _TAG = "SemiSAMO1Uncertainty"
-
-#: Percent of voxels that the template's field of view does not reach.
-UNSEEN = 100
 
 
 def color_table() -> Any:

@@ -13,7 +13,7 @@ from ..image_io import UnreadableImage, read_volume
 from ..job.folder import JobFolder
 from ..project import LabelTable, Project, read_labels
 from ..project.case_rows import find_image
-from ..project.cases import without_folders
+from ..project.cases import said_origin, without_folders
 from ..project.results import changes, quality
 from .compare import compare, references_of
 from .reporter import Reporter
@@ -59,7 +59,10 @@ def write_report(job: JobFolder, path: Path, references: Path | None = None, obs
             "training": job.id,
             "created": job.spec()["created"],
             "round": index["round"],
-            "labelled": [f"{row['id']} ({row['origin']})" for row in labelled],
+            "labelled": [
+                f"{row['id']} ({said_origin(row['origin'], is_template=not number)})"
+                for number, row in enumerate(labelled)
+            ],
             "learned": [one.in_words for one in changes(project, job.id)],
             "checked": quality(project, {row["case"]: row for row in rows}).checked,
             "parameters": files.read_json(job.work / "config.json"),

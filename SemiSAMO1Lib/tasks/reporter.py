@@ -26,6 +26,7 @@ class Reporter:
         self._stop_beating = threading.Event()
         self._started = time.monotonic()
         self._first_fraction: float | None = None
+        self._before = job.reached()
         self._last_training_event = 0.0
         who = lock.identity()
         self._status: dict[str, Any] = {
@@ -34,6 +35,7 @@ class Reporter:
             **{key: who[key] for key in ("pid", "process_start", "host", "user")},
             "stage": "starting",
             "fraction": 0.0,
+            "reached": self._before,
             "eta_s": None,
             "message": "",
         }
@@ -92,6 +94,9 @@ class Reporter:
             if fraction is None:
                 return
             self._status["fraction"] = round(float(fraction), 4)
+            if fraction < self._before:  # what a resumed job finds finished says nothing of its speed
+                return
+            self._status["reached"] = self._status["fraction"]
             if self._first_fraction is None:
                 self._first_fraction = float(fraction)
                 self._started = time.monotonic()

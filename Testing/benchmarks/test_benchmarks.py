@@ -12,6 +12,7 @@ import numpy as np
 import one_label
 import pytest
 import torch
+import training_speed
 from common import SPLITS, commit, measured_once
 from gpu import Busy, stages
 from monai_loop import MonaiLoop
@@ -23,6 +24,7 @@ from whole_scan import embedded
 
 from SemiSAMO1Lib import files
 from SemiSAMO1Lib.engine.config import make_config
+from SemiSAMO1Lib.engine.data.hdf5_layout import write_case, write_list
 from SemiSAMO1Lib.engine.data.intensities import IntensityPlan
 from SemiSAMO1Lib.engine.data.patches import Patches
 from SemiSAMO1Lib.engine.devices import make_fabric
@@ -132,6 +134,24 @@ def test_the_speed_of_training_has_pseudo_labels_to_learn_from() -> None:
     with prepared(bench, TINY, **small) as (cohort, config):
         found = PatchSource(cohort.labelled_cases(0), cohort.pseudo_cases(1, 0), cohort.plan, config, 1)(0, 0)
     assert found.pseudo.target.shape[1] == cohort.plan.classes
+
+
+def test_training_is_timed_to_its_end_on_both_sides(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["a", "b", "c"]
+    for number, name in enumerate(names):
+        one = make_phantom(number, settings=TINY)
+        scaled = (one.image.array - one.image.array.mean()) / one.image.array.std()
+        write_case(tmp_path / "data" / f"{name}.h5", Volume(scaled.astype(np.float32), one.image.geometry), one.label)
+    write_list(tmp_path, "train", names)
+    numbers = {"--iterations": 2, "--warm-up": 1, "--repetitions": 1, "--threads": 1, "--learner": "mt"}
+    given = [*(str(word) for pair in numbers.items() for word in pair), "--patch", "16", "16", "32"]
+    sides = ["--side", "plain", "--side", "ours-float32", "--data", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["training_speed.py", *given, *sides])
+    training_speed.main()
+    rows = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert [row.split(" | ")[:3] for row in rows] == [["| mt", "plain", "32-true"], ["| mt", "ours-float32", "32-true"]]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from job_helpers import empty_job, events_of, wait_until
 
 from SemiSAMO1Lib import files
-from SemiSAMO1Lib.job import JobFolder, State, observe
+from SemiSAMO1Lib.job import JobFolder, State, launcher, observe
 from SemiSAMO1Lib.tasks import reporter as reporter_module
 from SemiSAMO1Lib.tasks.reporter import Reporter
 
@@ -134,6 +134,42 @@ def test_a_resumed_job_does_not_count_what_others_did(job: JobFolder, monkeypatc
         reporter.event("progress", stage="training 1", done=1, of=2, fraction=0.8)
         reporter._write()
         assert observe(job).eta_s is None, "nothing is known of the speed yet"
+
+
+def test_what_a_resumed_job_finds_finished_says_nothing_of_its_speed(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(reporter_module, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+
+    def left_after(reporter: Reporter, *steps: tuple[float, float]) -> float | None:
+        for now[0], fraction in steps:
+            reporter.event("progress", stage="training 1", done=1, of=2, fraction=fraction)
+        reporter._write()
+        return observe(job).eta_s
+
+    with Reporter(job) as reporter:
+        left_after(reporter, (1000.0, 0.0), (1100.0, 0.5))
+    with Reporter(job) as reporter:  # killed again on its way to where it was
+        left_after(reporter, (2000.0, 0.0), (2001.0, 0.2))
+    with Reporter(job) as reporter:
+        assert left_after(reporter, (3000.0, 0.0), (3001.0, 0.2), (3002.0, 0.4)) is None, "it is not yet where it was"
+        assert left_after(reporter, (3003.0, 0.5), (3053.0, 0.75)) == pytest.approx(50, abs=0.2), "50 s for 0.25"
+
+
+def test_a_job_that_is_started_again_knows_where_it_was(job: JobFolder) -> None:
+    with Reporter(job) as reporter:
+        reporter.event("progress", stage="training 1", done=1, of=2, fraction=0.5)
+        reporter.end(State.INTERRUPTED)
+    launcher.start(job)
+    assert job.reached() == 0.5
+    wait_until(lambda: not observe(job).state.active, "nothing is left of the worker")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"state": "running", "heartbeat": 1, "reached": null}'])
+def test_a_status_that_says_nothing_is_no_progress(job: JobFolder, text: str) -> None:
+    job.status.write_text(text)
+    assert job.reached() == 0
 
 
 def test_progress_is_seen_in_the_status(job: JobFolder) -> None:

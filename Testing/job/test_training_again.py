@@ -85,7 +85,11 @@ def test_the_report_says_it_too(first: Project, second: JobFolder) -> None:
     text = (second.path / "report.html").read_text(encoding="utf-8")
     learned = [one.in_words for one in changes(first)]
     assert all(one.replace("+", "&#43;") in text or one in text for one in learned), learned
-    assert "phantom_001 (corrected)" in text and "not yet checked on these scans" in text
+    assert (
+        "phantom_000 (template)" in text
+        and "phantom_001 (corrected)" in text
+        and "not yet checked on these scans" in text
+    )
 
 
 def test_signs_of_quality_reach_the_results(first: Project, second: JobFolder) -> None:

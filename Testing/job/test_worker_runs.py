@@ -340,6 +340,21 @@ def test_a_report_job_writes_the_report(finished: JobFolder, tmp_path: Path) -> 
     assert run_to_end(job).state is State.FINISHED and (tmp_path / "report.html").exists()
 
 
+def test_a_report_names_no_folder_of_this_computer(finished: JobFolder, tmp_path: Path) -> None:
+    """Reports are passed on. It says which image it lacks, without where."""
+    shutil.copytree(finished.project, tmp_path / "project")
+    training = JobFolder(tmp_path / "project" / "jobs" / finished.id)
+    listing = files.read_json(training.inputs / "cases.json")
+    listing["cases"][0]["fingerprint"] = "another"
+    files.write_json(training.inputs / "cases.json", listing)
+    parameters = {"training": training.id, "output": str(tmp_path / "report.html")}
+    run_to_end(JobFolder.create(training.path.parent, JobKind.REPORT, parameters, []))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    folders = [tmp_path, finished.project.parent, *(Path(place).parent for place in listing["cases"][0]["places"])]
+    assert "the image was changed since it was added" in text
+    assert [str(folder) for folder in folders if str(folder) in text] == []
+
+
 def test_cases_that_a_person_refused_since_have_no_vote_on_further_scans(finished: JobFolder, tmp_path: Path) -> None:
     shutil.copytree(finished.project, tmp_path / "project")
     project = Project(tmp_path / "project")

@@ -178,6 +178,15 @@ class TestFiles:
         assert rows["e", "1"]["uncertainty_percent"] == "25.0" and 0 < float(rows["e", "1"]["likely_dice"]) < 1
         assert rows["a", "1"]["likely_dice"] == "", "a label is no estimate"
 
+    def test_a_further_scan_that_was_labelled_by_hand_is_not_the_template(
+        self, project: Project, tmp_path: Path
+    ) -> None:
+        further = project.state.case("f")
+        write_volume(tmp_path / "f.nrrd", on(further.geometry))
+        project.add_label("f", tmp_path / "f.nrrd", role=project.role_for_label("f"))
+        rows = run(project, tmp_path / "out")
+        assert {row["case"]: row["origin"] for row in rows if row["case"] in "af"} == {"a": "template", "f": "drawn"}
+
     def test_a_likely_dice_has_its_error(self, project: Project, tmp_path: Path) -> None:
         rows = {(row["case"], row["value"]): row for row in run(project, tmp_path / "out")}
         assert float(rows["e", "1"]["likely_dice_error"]) > 0

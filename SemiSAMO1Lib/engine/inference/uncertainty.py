@@ -10,11 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...volume import Geometry, Volume, copy_on_lattice, lattice_indices
+from ...volume import UNSEEN, Geometry, Volume, copy_on_lattice, lattice_indices
 from ..data.grids import index_grid, sample, transform_points
-
-#: Percent of a voxel that no template had something to say of; the most of one that was seen is less by one.
-UNSEEN = 100
 
 #: Voxels of the case's grid that are resampled at once, times the number of classes.
 _AT_ONCE = 24_000_000
