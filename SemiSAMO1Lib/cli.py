@@ -23,7 +23,20 @@ def main() -> None:
         sys.exit(2)
     _require_shared_work()
     _with_allocator_settings()
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if _connected():  # in order this process would wait for the others, which have left
+            from .tasks.together import leave
+
+            leave(end.code if isinstance(end.code, int) else 0)
+        raise
+
+
+def _connected() -> bool:
+    """Whether this process is one of several that torch has connected. Does not import torch."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and bool(distributed.is_available() and distributed.is_initialized())
 
 
 def _require_shared_work() -> None:

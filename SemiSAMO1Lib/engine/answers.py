@@ -84,11 +84,14 @@ def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, 
         judged = _Judged(number, check_of(cohort), values, frozenset(believed(cohort, values)))
         if config.neighbour_gain > 0:
             _find_how_far_behind(cohort, config, judged, fabric, progress)
-    for position, case_id in ranks.share(cohort.ids, observer):
+
+    def save(case_id: str) -> None:
         if not cohort.has_answer(number, case_id):
             links = _voting(cohort, case_id, judged) if linked else []
             votes = _votes(cohort, number, case_id, links, config, fabric, observer) if links else None
             cohort.save_answer(number, case_id, _answer(cohort, number, case_id, votes, config, judged))
+
+    for position, _ in ranks.each(save, cohort.ids, observer, cohort.at_once()):
         progress.step(f"answer {number}", position + 1, len(cohort.ids))
 
 
@@ -198,12 +201,15 @@ def _find_how_far_behind(
     number, store, ranks, observer = judged.number, cohort.store, Ranks(fabric), progress.observer
     useful = cohort.trainable_ids or cohort.ids
     chosen = useful[:: -(-len(useful) // TRIED)]
-    for position, case_id in ranks.share(chosen, observer):
+
+    def save(case_id: str) -> None:
         names = ("behind-by-case", str(number), f"{case_id}.json")
         if not store.has(*names):
             links = _voting(cohort, case_id, judged)
             said = _votes(cohort, number, case_id, links, config, fabric, observer)[0] if links else None
             store.save_json(None if said is None else _behind(cohort, case_id, said, judged), *names)
+
+    for position, _ in ranks.each(save, chosen, observer, cohort.at_once()):
         progress.step(f"votes {number}", position + 1, len(chosen))
 
     def middle() -> float:

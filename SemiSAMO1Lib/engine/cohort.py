@@ -15,9 +15,13 @@ from .data.grids import canonical, resample_image, resample_labels, with_spacing
 from .data.intensities import scale_intensities
 from .data.patches import TrainingCase, find_centres
 from .data.store import SavedArray, Store
+from .memory import cases_at_once
 from .planning import Plan
 from .propagation.deformable import Deformation
 from .propagation.links import Link
+
+#: Bytes that looking at a case takes for each voxel of its training grid and each class.
+_BYTES = 40
 
 
 class Cohort:
@@ -44,6 +48,11 @@ class Cohort:
     def grid(self, geometry: Geometry) -> Geometry:
         """The training grid of a scan: its own axes, nearest to the patient's, at the plan's spacing."""
         return with_spacing(canonical(geometry), self.plan.spacing)
+
+    def at_once(self) -> int:
+        """How many cases are looked at side by side, once they are propagated or predicted (`Ranks.each`)."""
+        voxels = max((self.grid(case.geometry).voxels for case in self.cases), default=1)
+        return cases_at_once(_BYTES * self.plan.classes * voxels)
 
     # ------------------------------------------------------------------ images
 

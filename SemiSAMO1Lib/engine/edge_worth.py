@@ -52,7 +52,7 @@ def edge_weight_of(store: Store, number: int, config: TrainingConfig) -> float:
     network away from what was drawn. Before the last round, and where nobody looked, that of the configuration:
     pseudo-labels are the better for it (docs/experiments.md)."""
     names = ("edges", f"{number}.json")
-    if not store.has(*names):
+    if number < config.rounds or not store.has(*names):  # looked for no earlier: see `Ranks.as_first`
         return config.edge_weight
     found = store.json(*names)
     return config.edge_weight if found["with"] >= found["without"] - TOLERANCE else 0.0

@@ -6,7 +6,9 @@ torchrun or srun starts them (docs/scaling.md); Lightning Fabric connects them. 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from .observer import Observer, Stopped
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class FirstFailed(RuntimeError):
@@ -97,11 +100,37 @@ class Ranks:
         Raises:
             Stopped: in all of them, when one was asked to stop.
         """
-        stopped = False
-        for position in range(self.number, len(items), self.count):
-            if stopped := observer.should_stop():
-                break
-            yield position, items[position]
+        return self.each(lambda item: item, items, observer)
+
+    def each(
+        self, do: Callable[[T], R], items: Sequence[T], observer: Observer, at_once: int = 1
+    ) -> Iterator[tuple[int, R]]:
+        """Do something with each item of this process' part, and give what it returned with the item's position among
+        all, in their order; at its end all wait for each other.
+
+        Args:
+            do: given one item; more than one `at_once`, each in a thread of its own.
+            items: of all processes.
+            observer: is asked before each item whether to stop; what has begun is finished.
+            at_once: items that are done side by side.
+
+        Raises:
+            Stopped: in all of them, when one was asked to stop.
+        """
+        stopped, under_way = False, deque[tuple[int, Future[R]]]()
+        with ThreadPoolExecutor(at_once, "case") as threads:
+            for position in range(self.number, len(items), self.count):
+                if stopped := observer.should_stop():
+                    break
+                if at_once == 1:
+                    yield position, do(items[position])
+                    continue
+                under_way.append((position, threads.submit(do, items[position])))
+                if len(under_way) == at_once:
+                    first, found = under_way.popleft()
+                    yield first, found.result()
+            for first, found in under_way:
+                yield first, found.result()
         if self.largest(int(stopped)):
             raise Stopped
 

@@ -16,7 +16,6 @@ from .cohort import Cohort
 from .config import TrainingConfig
 from .data.intensities import scale_intensities
 from .data.patches import TrainingCase
-from .data.store import Store
 from .devices import make_fabric
 from .inference.sliding import predict_probabilities
 from .learners import Learner, learner_named
@@ -48,8 +47,9 @@ def train_specialist(
     does not suffice, with a smaller batch or patch. Also returns the fabric to go on with: a smaller patch may have
     another precision."""
     ranks, store, observer = Ranks(fabric), cohort.store, progress.training(number)
-    labelled, pseudo = _training_cases(cohort, number, config, ranks, progress.observer)
-    start_from = _weights_to_begin_with(store, number, config)
+    goes_on = ranks.as_first(ranks.first and store.has("weights", EARLIER))
+    labelled, pseudo = _training_cases(cohort, number, config, ranks, progress.observer, goes_on)
+    start_from = _weights_to_begin_with(number, config, goes_on)
 
     def match_volumes(learner: Learner) -> None:
         names = ("shifts", f"{number}.json")
@@ -87,7 +87,7 @@ def train_specialist(
 
 
 def _training_cases(
-    cohort: Cohort, number: int, config: TrainingConfig, ranks: Ranks, observer: Observer
+    cohort: Cohort, number: int, config: TrainingConfig, ranks: Ranks, observer: Observer, goes_on: bool
 ) -> tuple[list[TrainingCase], list[TrainingCase]]:
     """What a round learns from: labelled cases, and pseudo-labelled ones, none where it learns from labels alone."""
     distances = learner_named(config.learner).with_distance
@@ -95,7 +95,7 @@ def _training_cases(
         for _, case_id in ranks.share(cohort.ids, observer):
             cohort.image(case_id)
         ranks.once(lambda: cohort.labelled_cases(config.seed, distances))
-    alone = learns_from_labels_alone(number, config, goes_on=cohort.store.has("weights", EARLIER))
+    alone = learns_from_labels_alone(number, config, goes_on)
     pseudo = [] if alone else cohort.pseudo_cases(number, config.seed)
     return cohort.labelled_cases(config.seed, distances), pseudo
 
@@ -128,8 +128,8 @@ def learns_from_labels_alone(number: int, config: TrainingConfig, goes_on: bool)
     return config.labels_first and by_pseudo_labels and number == 1 < config.rounds and not goes_on
 
 
-def _weights_to_begin_with(store: Store, number: int, config: TrainingConfig) -> str | None:
-    """The round before, if it is to go on; else an earlier run's weights, where they were put there."""
+def _weights_to_begin_with(number: int, config: TrainingConfig, goes_on: bool) -> str | None:
+    """The round before, if it is to go on; else an earlier run's weights, where they were put there (`goes_on`)."""
     if config.warm_start and number > 1:
         return f"round-{number - 1}.pt"
-    return EARLIER if store.has("weights", EARLIER) else None
+    return EARLIER if goes_on else None

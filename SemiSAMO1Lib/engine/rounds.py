@@ -44,8 +44,8 @@ from .inference.uncertainty import case_scores, to_case_grid
 from .learners import Learner, learner_named
 from .library import keep_library
 from .linking import link
-from .memory import usable_memory
-from .observer import Observer, PartOfMore
+from .memory import cases_at_once, usable_memory
+from .observer import Observer, PartOfMore, Silent
 from .planning import Plan, make_plan, plan_to_json
 from .progress import Progress
 from .propagation.descriptors import working_spacing
@@ -57,6 +57,9 @@ from .round_training import CohortJudge, train_specialist
 from .sampling import require_shares
 from .specialists import make_specialist, require_specialist
 from .surroundings import CUT_OFF, SHARE, find_surroundings
+
+#: Bytes that a case's result takes on its way, for each voxel of its own grid.
+_BYTES = 60
 
 
 def run(
@@ -189,9 +192,13 @@ def first_pseudo_labels(cohort: Cohort, config: TrainingConfig, ranks: Ranks, pr
     """Round 0's answers become the pseudo-labels of round 1, if there is one."""
     if not config.rounds:
         return
-    for _, case_id in ranks.share(cohort.ids, progress.observer):
+
+    def write(case_id: str) -> None:
         if not cohort.store.has("weights-of-voxels", "1", f"{case_id}.npy"):
             write_pseudo_label(cohort, 0, case_id, cohort.answer(0, case_id), config)
+
+    for _ in ranks.each(write, cohort.ids, progress.observer, cohort.at_once()):
+        pass
 
 
 def predict(
@@ -263,18 +270,24 @@ def score_labelled_cases(
 
 def results(cohort: Cohort, number: int, progress: Progress) -> Iterator[CaseResult]:
     """A round's results on every case's own grid."""
-    doubts = []
-    for position, case in enumerate(cohort.cases):
+
+    def result(case: EngineCase) -> CaseResult:
         signals = cohort.store.json("signals", str(number), f"{case.id}.json")
-        confidence = np.asarray(cohort.confidence(case.id), np.float32)
+        seen = np.asarray(cohort.confidence(case.id), np.float32) > 0
         probabilities = cohort.answer(number, case.id)
-        seen = confidence > 0
         prediction, uncertainty = to_case_grid(probabilities, cohort.grid(case.geometry), seen, case.geometry)
         scores = case_scores(prediction, uncertainty, cohort.plan.classes)
         for value, row in scores["classes"].items():
             row["signals"] = signals[int(value) - 1]
-        doubts += [scores["label_uncertainty"]] if scores["label_uncertainty"] is not None else []
-        yield CaseResult(number, case.id, prediction, uncertainty, scores)
+        return CaseResult(number, case.id, prediction, uncertainty, scores)
+
+    doubts = []
+    voxels = max((case.geometry.voxels for case in cohort.cases), default=1)
+    at_once = min(cohort.at_once(), cases_at_once(_BYTES * voxels))
+    for position, found in Ranks().each(result, cohort.cases, Silent(), at_once):  # a round is not left half-told
+        doubt = found.scores["label_uncertainty"]
+        doubts += [doubt] if doubt is not None else []
+        yield found
         progress.step(f"results {number}", position + 1, len(cohort.cases))
     mean = round(float(np.mean(doubts)), 4) if doubts else None
     progress.observer.event("round", round=number, cases=len(cohort.cases), label_uncertainty=mean)

@@ -68,11 +68,11 @@ def train_round(
     learner.setup(fabric)
     checkpoint, weights = ("checkpoints", f"round-{number}.pt"), ("weights", f"round-{number}.pt")
     ranks = Ranks(fabric)
-    if ranks.as_first(store.has(*weights)):
+    if ranks.as_first(ranks.first and store.has(*weights)):
         load_weights(learner, store, weights[-1])
         return learner
     first = 0
-    if ranks.as_first(store.has(*checkpoint)):
+    if ranks.as_first(ranks.first and store.has(*checkpoint)):
         with _of_this_architecture(store, *checkpoint):
             first = _restore(learner, store.tensors(*checkpoint))
         observer.event("note", text=f"round {number}: going on from iteration {first}")

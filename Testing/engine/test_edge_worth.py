@@ -82,6 +82,13 @@ def test_pseudo_labels_of_rounds_before_the_last_keep_them(tmp_path: Any) -> Non
     assert not store.has("edges", "1.json") and edge_weight_of(store, 1, config) == 1.0
 
 
+def test_before_the_last_round_nobody_looks_for_what_another_computer_writes_then(tmp_path: Any) -> None:
+    """A folder that several computers mount remembers for a while that something was not there."""
+    store, config = Store(tmp_path), CONFIG.model_copy(update={"rounds": 2})
+    store.save_json({"without": 0.9, "with": 0.5}, "edges", "1.json")
+    assert (edge_weight_of(store, 1, config), edge_weight_of(store, 1, CONFIG)) == (1.0, 0.0)
+
+
 def test_before_a_network_they_count(tmp_path: Any) -> None:
     assert edge_weight_of(Store(tmp_path), 0, CONFIG) == 1.0
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,3 +89,30 @@ def test_all_else_goes_on(
 ) -> None:
     run(monkeypatch, words, environment)
     assert started_anew == []
+
+
+#: Connects this process as NCCL's would be (with itself), then gives a command; an orderly end says so.
+CONNECTED = """
+import atexit, sys, torch
+if {connected}:
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, init_method="file://{file}")
+atexit.register(print, "an orderly end")
+sys.argv = ["semisamo1", *{words}]
+from SemiSAMO1Lib.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("words", [["--version"], ["status", "nowhere"]], ids=["done", "refused"])
+def test_one_of_several_connected_processes_ends_at_once(tmp_path: Path, words: list[str]) -> None:
+    """By NCCL an orderly end may wait for those that have left already."""
+
+    def ended(connected: bool) -> tuple[int, str, bool]:
+        code = CONNECTED.format(connected=connected, file=(tmp_path / "meeting").as_posix(), words=words)
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        in_order = "an orderly end" in found.stdout
+        return found.returncode, (found.stdout + found.stderr).replace("an orderly end\n", ""), in_order
+
+    alone, one_of_several = ended(False), ended(True)
+    assert alone[:2] == one_of_several[:2], "code and words are the same"
+    assert (alone[2], one_of_several[2]) == (True, False)

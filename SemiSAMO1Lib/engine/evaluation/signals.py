@@ -111,19 +111,27 @@ def cohort_signals(
     """
     template, store, count = _template(cohort), cohort.store, len(cohort.ids)
     votes, volumes = _Votes.none(cohort.plan.classes, template.grid), {}
-    registered = cohort.has_deformations()
-    for position, case_id in ranks.share(cohort.ids, observer):
+    registered, at_once = cohort.has_deformations(), cohort.at_once()
+
+    def shown(case_id: str) -> tuple[list[float], NDArray[np.uint16] | None]:
         label = np.asarray(cohort.answer(number, case_id)).argmax(0)
-        volumes[case_id] = _volumes(label, cohort.plan.classes, cohort.plan.spacing).tolist()
-        if registered:
-            votes.add(case_id, _carried(cohort, case_id, label, template))
+        volume = _volumes(label, cohort.plan.classes, cohort.plan.spacing).tolist()
+        return volume, _carried(cohort, case_id, label, template) if registered else None
+
+    for position, (volume, carried) in ranks.each(shown, cohort.ids, observer, at_once):
+        volumes[cohort.ids[position]] = volume
+        if carried is not None:
+            votes.add(cohort.ids[position], carried)
         step(position + 1, 2 * count)
     votes, volumes = _of_all(store, number, votes, volumes, ranks)
     residuals = {case_id: cohort.deformation(case_id).residual for case_id in cohort.ids} if registered else {}
     typical = _Typical(np.median(np.array(list(volumes.values())), axis=0), _beside_the_usual(residuals))
-    for position, case_id in ranks.share(cohort.ids, observer):
+
+    def save(case_id: str) -> None:
         found = _case_signals(cohort, number, case_id, config, template, typical, votes if registered else None)
         store.save_json(found, "signals", str(number), f"{case_id}.json")
+
+    for position, _ in ranks.each(save, cohort.ids, observer, at_once):
         step(count + position + 1, 2 * count)
     return {case_id: store.json("signals", str(number), f"{case_id}.json") for case_id in cohort.ids}
 

@@ -89,10 +89,14 @@ def checks_of(
         ranks: the processes.
     """
     check, registered, store = check_of(cohort), cohort.has_deformations(), cohort.store
-    for _, case_id in ranks.share(cohort.ids, observer):
+
+    def save(case_id: str) -> None:
         if not store.has(what, str(number), f"{case_id}.json"):
             grid = cohort.grid(cohort.case(case_id).geometry)
             field = cohort.deformation(case_id) if registered else None
             value = check.of(said(case_id), cohort.probabilities(0, case_id), grid, field)
             store.save_json(value, what, str(number), f"{case_id}.json")
+
+    for _ in ranks.each(save, cohort.ids, observer, cohort.at_once()):
+        pass
     return {case_id: float(store.json(what, str(number), f"{case_id}.json")) for case_id in cohort.ids}

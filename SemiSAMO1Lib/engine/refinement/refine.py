@@ -134,11 +134,14 @@ def refine_cohort(
     uncertain = frozenset(case for case, value in uncertainty.items() if value >= limit)
     neighbours = _neighbours(cohort, certain, config.neighbours) if name == "volume" else {}
     situation = Situation(cohort, number, config, uncertain, neighbours)
-    for position, case in ranks.share(cohort.ids, observer):
+
+    def write(case: str) -> None:
         if taken[case]:
             write_pseudo_label(cohort, number, case, REFINERS[name](situation, case), config)
         else:
             _keep_old(cohort, number, case)
+
+    for position, _ in ranks.each(write, cohort.ids, observer, cohort.at_once()):
         step(position + 1, len(cohort.ids))
     in_force = {case: max(checks[case], before[case] or 0.0) if taken[case] else before[case] for case in cohort.ids}
     return Refinement(uncertainty, certain, checks, taken, in_force)
@@ -164,9 +167,13 @@ def _uncertainty(
 ) -> dict[str, float]:
     """Mean uncertainty of every volume."""
     store, folder = cohort.store, ("uncertainty", str(number))
-    for _, case_id in ranks.share(cohort.ids, observer):
+
+    def save(case_id: str) -> None:
         if not store.has(*folder, f"{case_id}.json"):
             store.save_json(_volume_uncertainty(cohort, number, case_id, config), *folder, f"{case_id}.json")
+
+    for _ in ranks.each(save, cohort.ids, observer, cohort.at_once()):
+        pass
     return {case_id: float(store.json(*folder, f"{case_id}.json")) for case_id in cohort.ids}
 
 
