@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from SemiSAMO1Lib.engine.cases import LabelledCase
 from SemiSAMO1Lib.engine.data.grids import patient_aligned, space_points
-from SemiSAMO1Lib.engine.propagation import near
+from SemiSAMO1Lib.engine.propagation import deformable, near
 from SemiSAMO1Lib.engine.propagation import registration as module
 from SemiSAMO1Lib.engine.propagation.deformable import Settings, jacobian_determinant, register
 from SemiSAMO1Lib.engine.propagation.descriptors import describe, pool, working_spacing
@@ -561,3 +561,19 @@ def _shifted(millimetres):
     matrix = np.eye(4)
     matrix[0, 3] = millimetres
     return matrix
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 6), (1, 7, 3), (9, 9, 9)], ids=str)
+@pytest.mark.parametrize("radius", [1, 2])
+def test_offsets_compared_slice_by_slice_are_those_compared_one_by_one(shape, radius):
+    """The way of GPUs and that of CPUs."""
+    generator, side = torch.Generator().manual_seed(0), 2 * radius + 1
+    grown = torch.rand(13, *(n + 2 * radius for n in shape), generator=generator)
+    rows = (grown.shape[2] * grown.shape[3], grown.shape[3], 1)
+    length = sum((n - 1) * row for n, row in zip(shape, rows, strict=True)) + 1
+    here = torch.rand(13, length, generator=generator)
+    one_by_one, by_slices = (
+        compare(here, grown.flatten(1), rows, side) for compare in (deformable._one_by_one, deformable._slice_by_slice)
+    )
+    assert one_by_one.shape == by_slices.shape == (side**3, 2, length)
+    assert torch.allclose(one_by_one, by_slices, atol=1e-5)

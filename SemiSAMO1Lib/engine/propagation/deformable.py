@@ -241,9 +241,24 @@ def _cost_volume(fixed: Features, values: Tensor, weight: Tensor, radius: int) -
     placed = here.as_strided((here.shape[0], z, y, x), (length, *rows))
     placed.copy_(fixed.channels)
     there = torch.cat([values, weight[None]]).flatten(1)
+    compare = _one_by_one if here.device.type == "cpu" else _slice_by_slice
+    flat = compare(here, there, rows, side)
+    cost = flat.as_strided((side**3 * 2, z, y, x), (length, *rows)).float()
+    for _ in range(2):
+        cost = box_mean_3(cost)
+    cost = cost.reshape(side**3, 2, -1)
+    seen = cost[:, 1]
+    average = cost[:, 0].sum() / seen.sum().clamp(min=1e-6)
+    return (cost[:, 0] + (1 - seen) * average).T.contiguous()
+
+
+def _one_by_one(here: Tensor, there: Tensor, rows: tuple[int, int, int], side: int) -> Tensor:
+    """Weighted squared distances and weights (side³, 2, n) of descriptors with their weight last, (c + 1, n) and
+    (c + 1, m), for every offset; `rows` are the steps along z, y, x in flat memory."""
+    length = here.shape[1]
     squares = (here[:-1].square().sum(0), there[:-1].square().sum(0))
     product = torch.empty_like(here)
-    flat = values.new_empty(side**3, 2, length)
+    flat = here.new_empty(side**3, 2, length)
     for number in range(side**3):
         offset = sum(
             n * r for n, r in zip((number // side**2, number // side % side, number % side), rows, strict=True)
@@ -252,13 +267,23 @@ def _cost_volume(fixed: Features, values: Tensor, weight: Tensor, radius: int) -
         both = flat[number, 1].copy_(product[-1])
         distance = torch.sum(product[:-1], 0, out=flat[number, 0])
         distance.mul_(-2).add_(squares[0]).add_(squares[1][offset : offset + length]).mul_(both)
-    cost = flat.as_strided((side**3 * 2, z, y, x), (length, *rows)).float()
-    for _ in range(2):
-        cost = box_mean_3(cost)
-    cost = cost.reshape(side**3, 2, -1)
-    seen = cost[:, 1]
-    average = cost[:, 0].sum() / seen.sum().clamp(min=1e-6)
-    return (cost[:, 0] + (1 - seen) * average).T.contiguous()
+    return flat
+
+
+def _slice_by_slice(here: Tensor, there: Tensor, rows: tuple[int, int, int], side: int) -> Tensor:
+    """The same for GPUs, which starting an operation takes longer than doing a small one: all offsets along x and y at
+    once."""
+    length, total = here.shape[1], there.shape[1]
+    squares = (here[:-1].square().sum(0), there[:-1].square().sum(0))
+    flat = here.new_empty(side, side**2, 2, length)
+    for number in range(side):
+        begin = number * rows[0]
+        moved = there.as_strided((len(there), side, side, length), (total, *rows[1:], 1), begin).flatten(1, 2)
+        moved_squares = squares[1].as_strided((side, side, length), (*rows[1:], 1), begin).flatten(0, 1)
+        both = torch.mul(here[-1], moved[-1], out=flat[number, :, 1])
+        distance = squares[0] + moved_squares - 2 * (here[:-1, None] * moved[:-1]).sum(0)
+        torch.mul(distance, both, out=flat[number, :, 0])
+    return flat.flatten(0, 1)
 
 
 def _coupled_convex(cost: Tensor, shape: tuple[int, int, int], radius: int) -> Tensor:

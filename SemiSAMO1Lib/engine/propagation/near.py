@@ -292,12 +292,9 @@ class _Fit:
         multiply with from the left."""
         places = transform_points(self._points, matrix)
         weight = _shown(self._coarse, places).double()
-        share = float(weight.mean())
-        if share < LEAST_SEEN:
-            return math.inf, np.eye(4)
         residual = (self._wanted - _at(self._case.values.float(), self._case.geometry, places)).double()
         total = weight.sum()
-        cost = share * float((residual.square().mean(0) * weight).sum() / total) + (1 - share) * self._by_chance
+        difference = (residual.square().mean(0) * weight).sum() / total
         slope = self._slope(places).double()
         centre = places.mean(1, keepdim=True)
         x, y, z = ((places - centre) / self._spread).double()
@@ -306,8 +303,13 @@ class _Fit:
         growth = slope[0] * x + slope[1] * y + slope[2] * z
         moves = torch.stack([*slope, *turn, growth])
         weighted = (moves * weight).flatten(1)
-        normal = (weighted @ moves.flatten(1).T / total).cpu().numpy()
-        descent = (weighted @ residual.flatten() / total).cpu().numpy()
+        found = [weighted @ moves.flatten(1).T / total, weighted @ residual.flatten() / total, centre.double()]
+        sums = torch.cat([weight.mean()[None], difference[None], *(one.flatten() for one in found)]).cpu().numpy()
+        share, mean = float(sums[0]), float(sums[1])  # one copy: each would wait for the GPU
+        if share < LEAST_SEEN:
+            return math.inf, np.eye(4)
+        cost = share * mean + (1 - share) * self._by_chance
+        normal, descent, middle = sums[2:51].reshape(7, 7), sums[51:58], sums[58:]
         ridge = max(1e-3 * float(np.trace(normal)) / 7, 1e-12)
         # rounded: the sums' last digits depend on the number of threads
         wish = np.round(np.linalg.solve(normal + ridge * np.eye(7), descent), 6)
@@ -315,7 +317,7 @@ class _Fit:
         shift *= min(1.0, 4 * self._voxel * self._width / max(float(np.linalg.norm(shift)), 1e-9))
         turn_by *= min(1.0, LARGEST_TURN / max(float(np.linalg.norm(turn_by)), 1e-9))
         grown = np.exp(np.clip(wish[6] / self._spread, -LARGEST_GROWTH, LARGEST_GROWTH))
-        step, about = np.eye(4), np.round(centre[:, 0].double().cpu().numpy(), 3)
+        step, about = np.eye(4), np.round(middle, 3)
         step[:3, :3] = Rotation.from_rotvec(turn_by).as_matrix() * grown
         step[:3, 3] = about + shift - step[:3, :3] @ about
         return cost, step
