@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 #: Says that this process was started anew.
 _ANEW = "SEMISAMO1_STARTED_ANEW"
@@ -25,12 +26,17 @@ def main() -> None:
     _with_allocator_settings()
     try:
         app()
-    except SystemExit as end:
-        if _connected():  # in order this process would wait for the others, which have left
-            from .tasks.together import leave
+    except BaseException as end:
+        if not _connected():
+            raise
+        from .tasks.together import leave
 
-            leave(end.code if isinstance(end.code, int) else 0)
-        raise
+        said = end.code if isinstance(end, SystemExit) else 1
+        if not isinstance(end, SystemExit):
+            traceback.print_exc()
+        elif isinstance(said, str):
+            print(said, file=sys.stderr)
+        leave(said if isinstance(said, int) else int(said is not None))  # else it would wait for those that have left
 
 
 def _connected() -> bool:

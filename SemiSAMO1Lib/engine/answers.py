@@ -84,6 +84,8 @@ def answer(cohort: Cohort, number: int, config: TrainingConfig, fabric: Fabric, 
         judged = _Judged(number, check_of(cohort), values, frozenset(believed(cohort, values)))
         if config.neighbour_gain > 0:
             _find_how_far_behind(cohort, config, judged, fabric, progress)
+    for _, case_id in ranks.share(cohort.ids, observer):
+        cohort.image(case_id)  # made one by one: whole scans are larger than what is looked at side by side
 
     def save(case_id: str) -> None:
         if not cohort.has_answer(number, case_id):

@@ -96,7 +96,7 @@ class Reporter:
             self._status["fraction"] = round(float(fraction), 4)
             if fraction < self._before:  # what a resumed job finds finished says nothing of its speed
                 return
-            self._status["reached"] = self._status["fraction"]
+            self._status["reached"] = max(self._status["reached"], self._status["fraction"])
             if self._first_fraction is None:
                 self._first_fraction = float(fraction)
                 self._started = time.monotonic()

@@ -565,15 +565,16 @@ def _shifted(millimetres):
 
 @pytest.mark.parametrize("shape", [(5, 4, 6), (1, 7, 3), (9, 9, 9)], ids=str)
 @pytest.mark.parametrize("radius", [1, 2])
-def test_offsets_compared_slice_by_slice_are_those_compared_one_by_one(shape, radius):
-    """The way of GPUs and that of CPUs."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_offsets_compared_slice_by_slice_are_those_compared_one_by_one(shape, radius, dtype):
+    """The way of GPUs, in the half precision of theirs too, and that of CPUs."""
     generator, side = torch.Generator().manual_seed(0), 2 * radius + 1
-    grown = torch.rand(13, *(n + 2 * radius for n in shape), generator=generator)
+    grown = torch.rand(13, *(n + 2 * radius for n in shape), generator=generator).to(dtype)
     rows = (grown.shape[2] * grown.shape[3], grown.shape[3], 1)
     length = sum((n - 1) * row for n, row in zip(shape, rows, strict=True)) + 1
-    here = torch.rand(13, length, generator=generator)
+    here = torch.rand(13, length, generator=generator).to(dtype)
     one_by_one, by_slices = (
         compare(here, grown.flatten(1), rows, side) for compare in (deformable._one_by_one, deformable._slice_by_slice)
     )
     assert one_by_one.shape == by_slices.shape == (side**3, 2, length)
-    assert torch.allclose(one_by_one, by_slices, atol=1e-5)
+    assert torch.allclose(one_by_one, by_slices, atol=1e-5 if dtype == torch.float32 else 4e-3)

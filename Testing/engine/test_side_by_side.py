@@ -2,11 +2,13 @@
 
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from engine_helpers import Recorder, tiny_config
+from engine_helpers import Recorder, tiny_config, tiny_plan
 
 from SemiSAMO1Lib.engine import memory
 from SemiSAMO1Lib.engine.cases import EngineCase, LabelledCase
@@ -15,7 +17,8 @@ from SemiSAMO1Lib.engine.data.store import Store
 from SemiSAMO1Lib.engine.observer import Silent, Stopped
 from SemiSAMO1Lib.engine.ranks import Ranks
 from SemiSAMO1Lib.engine.rounds import run
-from SemiSAMO1Lib.phantoms import LABELS, PhantomSettings, make_phantom
+from SemiSAMO1Lib.phantoms import LABELS, Phantom, PhantomSettings, make_phantom
+from SemiSAMO1Lib.volume import Geometry, Volume
 
 SMALL = PhantomSettings(spacing_mm=(3.5, 3.5, 3.5))
 CONFIG = tiny_config(rounds=2, iterations=6, registration={"use_affine": False}, neighbours=2)
@@ -35,19 +38,13 @@ class TestEach:
         meeting = threading.Barrier(3, timeout=30)  # none goes on before there are three
         assert len(list(Ranks().each(lambda _: meeting.wait(), range(6), Silent(), 3))) == 6
 
-    def test_and_no_more(self) -> None:
-        lock, now, most = threading.Lock(), [0], [0]
-
-        def counted(_: int) -> None:
-            with lock:
-                now[0] += 1
-                most[0] = max(most[0], now[0])
-            time.sleep(0.005)
-            with lock:
-                now[0] -= 1
-
-        list(Ranks().each(counted, range(20), Silent(), 3))
-        assert most[0] <= 3
+    def test_and_no_more_are_begun_before_the_first_is_taken(self) -> None:
+        """What was found and not taken yet is in memory."""
+        begun: list[int] = []
+        found = Ranks().each(begun.append, range(20), Silent(), 3)
+        next(found)
+        time.sleep(0.05)  # for more to begin, if more could
+        assert begun == [0, 1, 2]
 
     def test_what_went_wrong_is_raised(self) -> None:
         def failing(number: int) -> int:
@@ -81,6 +78,15 @@ class TestHowMany:
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
         assert memory.cases_at_once(megabytes << 20) == expected
 
+    @pytest.mark.parametrize(("side", "classes", "expected"), [(40, 2, 8), (70, 2, 3), (100, 2, 1), (40, 300, 2)])
+    def test_by_the_largest_training_grid_and_its_classes(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, side: int, classes: int, expected: int
+    ) -> None:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+        cases = [EngineCase(str(n), Geometry((n, n, n)), lambda: None) for n in (10, side)]  # type: ignore[arg-type]
+        cohort = Cohort(cases, [], tiny_plan(classes, (8, 8, 8)), Store(tmp_path))
+        assert cohort.at_once() == expected
+
     def test_one_that_needs_more_than_there_is_room_for_is_done_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
         assert memory.cases_at_once(8 << 30) == 1
@@ -110,3 +116,25 @@ def test_a_run_finds_the_same_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_
     ]
     pairs = zip(one_by_one, side_by_side, strict=True)
     assert all(np.array_equal(a.prediction.array, b.prediction.array) for a, b in pairs)
+
+
+def test_whole_scans_are_loaded_one_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They may be many times as large as what is looked at side by side."""
+    phantoms = [make_phantom(number, 1, SMALL) for number in range(6)]
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def loaded(one: Phantom) -> Volume:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.02)
+        with lock:
+            now[0] -= 1
+        return one.image
+
+    monkeypatch.setattr(Cohort, "at_once", lambda _: 5)
+    template = LabelledCase("template", phantoms[0].image, phantoms[0].label)
+    cases = [EngineCase(one.name, one.image.geometry, partial(loaded, one)) for one in phantoms[1:]]
+    config = CONFIG.model_copy(update={"neighbour_share": 0.0, "rounds": 0})  # with links images are made for these
+    list(run(cases, [template], 1 + len(LABELS), config, Store(tmp_path), Recorder()))
+    assert most[0] == 1

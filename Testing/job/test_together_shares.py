@@ -156,9 +156,11 @@ class OneOf:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_every_case_is_done_exactly_once(count: int) -> None:
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_every_case_is_done_exactly_once(count: int, at_once: int) -> None:
     cases = [f"case_{number}" for number in range(5)]
-    shares = [list(Ranks(OneOf(number, count)).share(cases, Silent())) for number in range(count)]  # type: ignore[arg-type]
+    ranks = [Ranks(OneOf(number, count)) for number in range(count)]  # type: ignore[arg-type]
+    shares = [list(one.each(str, cases, Silent(), at_once)) for one in ranks]
     assert sorted(one for share in shares for one in share) == list(enumerate(cases))
 
 

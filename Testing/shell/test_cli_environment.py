@@ -107,11 +107,12 @@ main()
 def test_one_of_several_connected_processes_ends_at_once(tmp_path: Path, words: list[str]) -> None:
     """By NCCL an orderly end may wait for those that have left already."""
 
-    def ended(connected: bool) -> tuple[int, str, bool]:
+    def ended(connected: bool) -> tuple[int, list[str], bool]:
         code = CONNECTED.format(connected=connected, file=(tmp_path / "meeting").as_posix(), words=words)
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        in_order = "an orderly end" in found.stdout
-        return found.returncode, (found.stdout + found.stderr).replace("an orderly end\n", ""), in_order
+        lines = (found.stdout + found.stderr).splitlines()  # some releases of torch say that Gloo has connected
+        said = [line for line in lines if line != "an orderly end" and not line.startswith("[Gloo]")]
+        return found.returncode, said, "an orderly end" in lines
 
     alone, one_of_several = ended(False), ended(True)
     assert alone[:2] == one_of_several[:2], "code and words are the same"

@@ -281,7 +281,8 @@ def _slice_by_slice(here: Tensor, there: Tensor, rows: tuple[int, int, int], sid
         moved = there.as_strided((len(there), side, side, length), (total, *rows[1:], 1), begin).flatten(1, 2)
         moved_squares = squares[1].as_strided((side, side, length), (*rows[1:], 1), begin).flatten(0, 1)
         both = torch.mul(here[-1], moved[-1], out=flat[number, :, 1])
-        distance = squares[0] + moved_squares - 2 * (here[:-1, None] * moved[:-1]).sum(0)
+        # in this order: half precision has few digits left for a sum of both squares
+        distance = (here[:-1, None] * moved[:-1]).sum(0).mul_(-2).add_(squares[0]).add_(moved_squares)
         torch.mul(distance, both, out=flat[number, :, 0])
     return flat.flatten(0, 1)
 
