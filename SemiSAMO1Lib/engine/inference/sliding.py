@@ -102,7 +102,7 @@ def predict_probabilities(
     for start in range(0, image.shape[0], depth):
         high = min(image.shape[0], start + depth + halo)
         low = max(0, min(start - halo, high - plan.patch[0]))  # at the end too windows see the scan, not its border
-        block = torch.from_numpy(np.ascontiguousarray(image[low:high], np.float32))[None, None].to(fabric.device)
+        block = torch.from_numpy(np.array(image[low:high], np.float32, order="C"))[None, None].to(fabric.device)
         stop = min(start + depth, image.shape[0])
         inner = slice(start - low, stop - low)
         first, others = _passes(model, block, plan, fabric, passes, seed, padding, overlap)
