@@ -242,7 +242,8 @@ class Change:
             return f"{self.case} Dice {self.now:.3f} with what was rejected"
         if self.before is None:
             return f"{self.case} Dice {self.now:.3f}"
-        return f"{self.case} Dice {self.before:.3f} to {self.now:.3f} ({self.now - self.before:+.3f})"
+        change = round(self.now, 3) - round(self.before, 3)  # of the numbers that are shown
+        return f"{self.case} Dice {self.before:.3f} to {self.now:.3f} ({change:+.3f})"
 
 
 def changes(project: Project, training: str | None = None) -> list[Change]:

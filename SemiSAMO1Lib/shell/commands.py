@@ -487,8 +487,8 @@ def demo(
         f"Dice on {value['cases']} phantoms that nobody labelled: {value['mean_dice']:.3f} "
         f"(before training {value['registration_dice']:.3f})",
         f"Report: {value['report']}",
-        f"Predictions to review: {next_step('queue', value['project'])}",
-        f"Your own scans: {next_step('init', 'PROJECT', '--images', 'FOLDER')}",
+        f"{next_step('queue', value['project'])}   (the predictions to review)",
+        f"{next_step('init', 'PROJECT', '--images', 'FOLDER')}   (your own scans)",
     ]
     say(value, as_json, "\n".join(lines))
 

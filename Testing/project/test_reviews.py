@@ -33,7 +33,7 @@ from SemiSAMO1Lib.project.label_reader import DoubtfulLabel, read_labels
 from SemiSAMO1Lib.project.label_table import Label, LabelTable
 from SemiSAMO1Lib.project.label_writer import write_segmentation
 from SemiSAMO1Lib.project.queue import queue
-from SemiSAMO1Lib.project.results import changes, past_trainings, predictions, quality
+from SemiSAMO1Lib.project.results import Change, changes, past_trainings, predictions, quality
 from SemiSAMO1Lib.project.reviews import TRANSITIONS
 from SemiSAMO1Lib.project.training import request_training
 from SemiSAMO1Lib.tasks.inputs import read_labelled
@@ -1150,3 +1150,7 @@ class TestDrafts:
         review.reject(project, "b")
         self.paint(project)
         assert project.refresh().case("b").review == "rejected"
+
+
+def test_a_change_is_that_of_the_numbers_beside_it() -> None:
+    assert Change("a", 0.9676, 0.9604).in_words == "a Dice 0.968 to 0.960 (-0.008)"
