@@ -31,12 +31,10 @@ def main() -> None:
             raise
         from .tasks.together import leave
 
-        said = end.code if isinstance(end, SystemExit) else 1
-        if not isinstance(end, SystemExit):
+        code = end.code if isinstance(end, SystemExit) else None
+        if code is None:
             traceback.print_exc()
-        elif isinstance(said, str):
-            print(said, file=sys.stderr)
-        leave(said if isinstance(said, int) else int(said is not None))  # else it would wait for those that have left
+        leave(code if isinstance(code, int) else 1)  # in order it would wait for those that have left
 
 
 def _connected() -> bool:

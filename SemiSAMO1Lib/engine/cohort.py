@@ -20,8 +20,8 @@ from .planning import Plan
 from .propagation.deformable import Deformation
 from .propagation.links import Link
 
-#: Bytes that looking at a case takes for each voxel of its training grid, and for each voxel and class (measured: up to
-#: 360 by votes of eight linked cases with two classes, 20 more with twelve).
+#: Bytes that looking at a case takes for each voxel of its training grid, and for each voxel and class. Measured once:
+#: up to 360 by votes of eight linked cases with two classes, 20 more with twelve.
 _BYTES, _BYTES_A_CLASS = 400, 8
 
 

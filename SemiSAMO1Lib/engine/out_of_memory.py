@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-#: What errors say then: torch's of the CPU; those of CUDA and MONAI; those of cuBLAS and cuFFT; that of cuDNN, whose
-#: convolutions all lacked memory to work in.
-_SAID = (
-    "can't allocate memory",
-    "out of memory",
-    "Seems to be OOM",
-    "ALLOC_FAILED",
-    "unable to find an engine to execute this computation",
-)
+#: What errors say then: torch's of the CPU; those of CUDA and MONAI; those of cuBLAS and cuFFT.
+_SAID = ("can't allocate memory", "out of memory", "Seems to be OOM", "ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -293,14 +293,12 @@ def _told_how_to_take_over(project: Path) -> Iterator[None]:
 
 def _do_together(prepare: Callable[[], JobFolder], device: str, as_json: bool) -> None:
     """A training in this process and those that torchrun or srun started with it; the first says what came of it."""
-    from ..tasks.together import leave, work_together
+    from ..tasks.together import work_together
 
     job, code = work_together(prepare, device)
-    try:
-        _watch(job, False, as_json)
-    finally:
-        if code:
-            leave(code)
+    _watch(job, False, as_json)
+    if code:
+        raise typer.Exit(code)
 
 
 def _watch(job: JobFolder, detach: bool, as_json: bool) -> None:

@@ -79,7 +79,7 @@ def train(job: JobFolder, reporter: Reporter) -> None:
         _begin_with(job, inputs, config, ranks.count, reporter)
     ranks.wait()
     if not ranks.first:
-        inputs = _settle_skipped(job, inputs, reporter, write=False)
+        inputs = _settle_skipped(job, inputs, reporter)
     _segment(job, inputs, config, reporter, ranks)
     if ranks.first:
         _finish(job, inputs, reporter)
@@ -280,7 +280,7 @@ def _sweep(job: JobFolder) -> None:
             path.unlink(missing_ok=True)
 
 
-def _settle_skipped(job: JobFolder, inputs: Inputs, reporter: Reporter, write: bool = True) -> Inputs:
+def _settle_skipped(job: JobFolder, inputs: Inputs, reporter: Reporter) -> Inputs:
     """Cases that could not be read when the training began stay out for all of it, also when it is resumed."""
     listed: list[dict[str, str]] = list(inputs.skipped)
     usable: list[EngineCase] = []
@@ -302,8 +302,7 @@ def _settle_skipped(job: JobFolder, inputs: Inputs, reporter: Reporter, write: b
                 usable.append(case)
             else:
                 listed.append({"name": case.id, "reason": reason})
-        if write:
-            files.write_json(path, listed)
+        files.write_json(path, listed)
     for row in listed:
         reporter.event("skipped", **row)
     if not usable:

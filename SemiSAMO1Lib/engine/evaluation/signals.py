@@ -119,9 +119,10 @@ def cohort_signals(
         return volume, _carried(cohort, case_id, label, template) if registered else None
 
     for position, (volume, carried) in ranks.each(shown, cohort.ids, observer, at_once):
-        volumes[cohort.ids[position]] = volume
+        case_id = cohort.ids[position]
+        volumes[case_id] = volume
         if carried is not None:
-            votes.add(cohort.ids[position], carried)
+            votes.add(case_id, carried)
         step(position + 1, 2 * count)
     votes, volumes = _of_all(store, number, votes, volumes, ranks)
     residuals = {case_id: cohort.deformation(case_id).residual for case_id in cohort.ids} if registered else {}
